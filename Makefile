@@ -1,0 +1,59 @@
+# Everything here runs in the checkout's own environment, .venv, which is made on first use and brought
+# up to date when setup.cfg or constraints.txt changes. It needs Python 3.11 or newer with venv, and make.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+OUT ?= out
+# The checks that `make test` is made of see no hub, no display and no thread pool larger than the machine.
+OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 MPLBACKEND=Agg TOKENIZERS_PARALLELISM=false
+
+.PHONY: help run test test-slow lint types wheel check clean
+help: ## list what there is
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/made:
+	@echo "==> making the environment $(VENV) with $(PYTHON)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dit-heads needs Python 3.11 or newer")'
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/run-ready: $(VENV)/made setup.cfg pyproject.toml constraints.txt
+	@echo "==> installing dit-heads into $(VENV) (the first time this takes minutes: it brings torch)"
+	@$(PIP) install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/dev-ready: $(VENV)/run-ready
+	@echo "==> installing what tests, lint and types need"
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+run: $(VENV)/run-ready ## the main job: one sheet of guided and unguided pictures
+	@echo "==> dit-heads run: the same prompts and seeds, unguided and guided, side by side"
+	@$(BIN)/dit-heads run --out $(OUT)/showcase.png
+
+test: $(VENV)/dev-ready ## the fast tests, README's code blocks among them
+	@echo "==> fast tests"
+	@$(OFFLINE) $(BIN)/python -m pytest -m 'not slow'
+
+test-slow: $(VENV)/dev-ready ## the tests that take longer
+	@echo "==> slow tests"
+	@$(OFFLINE) $(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/dev-ready ## ruff: style and format of imports
+	@echo "==> ruff"
+	@$(BIN)/ruff check .
+
+types: $(VENV)/dev-ready ## basedpyright
+	@echo "==> basedpyright"
+	@rm -rf .types && mkdir -p .types/dit_heads
+	@for part in pipelines loras demo; do ln -s ../../$$part .types/dit_heads/$$part; done
+	@$(BIN)/basedpyright
+
+wheel: $(VENV)/dev-ready ## build the wheel, install it into a fresh environment, run the main job from there
+	@bash tests/install_wheel.sh $(PYTHON)
+
+check: lint types test wheel ## all that a change must pass (.ci/run)
+
+clean: ## remove the environment and what was built
+	rm -rf $(VENV) .types build dist *.egg-info out
