@@ -1,0 +1,73 @@
+"""Rendered scenes on disk: shards of the train split and small validation and test sets, made once and reused.
+
+Everything here can be made again from the seeds, so it lives in a cache folder: `$DIT_HEADS_CACHE`, or `~/.cache/dit-heads`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dit_heads.embedded.render import Rendering, render
+from dit_heads.embedded.scenes import COLOURS, SHAPES, SIZES, TEXTURES, Scene, Split, sample_scene, split_seed
+
+SHARD = 4000
+CELL = 16  # pixels a side of one image token (8x autoencoder, 2 x 2 patches)
+ATTRIBUTES = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES, "size": SIZES}
+COVERAGE_CHANNELS = sum(map(len, ATTRIBUTES.values()))
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("DIT_HEADS_CACHE", "~/.cache/dit-heads")).expanduser()
+
+
+def scene_of(split: Split, index: int) -> Scene:
+    return sample_scene(split_seed(split, index))
+
+
+def coverage(scene: Scene, ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """What each image token shows: the share (0-255) of its pixels on a solid of each shape, colour, texture and
+    size, [S / 16, S / 16, 19]."""
+    n = len(ids) // CELL
+    out = np.zeros((n, n, COVERAGE_CHANNELS), np.float32)
+    for k, solid in enumerate(scene.solids, 1):
+        share = (ids == k).reshape(n, CELL, n, CELL).mean((1, 3))
+        first = 0
+        for name, values in ATTRIBUTES.items():
+            out[..., first + values.index(getattr(solid, name))] += share
+            first += len(values)
+    return np.round(out * 255).astype(np.uint8)
+
+
+def _render_one(job: tuple[Split, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    scene = scene_of(*job)
+    done: Rendering = render(scene)
+    return done.image, coverage(scene, done.ids)
+
+
+def render_shard(split: Split, shard: int, workers: int = 2, count: int = SHARD) -> Path:
+    """Render scenes `shard * count ... + count` of a split to `<split>-<shard>.npz`, unless that file exists."""
+    path = cache_folder() / "scenes-v1" / f"{split}-{shard:03d}-{count}.npz"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        jobs = [(split, i) for i in range(shard * count, (shard + 1) * count)]
+        with ProcessPoolExecutor(workers) as pool:
+            images, covers = zip(*pool.map(_render_one, jobs, chunksize=50), strict=True)
+        partial = path.with_suffix(".partial.npz")
+        np.savez(partial, images=np.stack(images), coverage=np.stack(covers))
+        partial.replace(path)
+    return path
+
+
+def load_shards(
+    split: Split, shards: int, workers: int = 2, count: int = SHARD
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Images [n, 128, 128, 3] and token coverage [n, 8, 8, 19] of each shard in turn, rendered where missing."""
+    for shard in range(shards):
+        with np.load(render_shard(split, shard, workers, count)) as data:
+            yield data["images"], data["coverage"]
