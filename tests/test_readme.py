@@ -1,0 +1,42 @@
+"""README's code blocks run. A comment above each says so, or says why not."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCK = re.compile(r"^(?:<!-- (?P<mark>.*?) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCKS = [match.groupdict() for match in BLOCK.finditer(README)]
+RUNNABLE = [block for block in BLOCKS if block["mark"] == "runs"]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Offline, with this Python's commands found first."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hub")}
+
+
+def test_every_block_says_whether_it_runs():
+    unmarked = [block["code"] for block in BLOCKS if not re.match(r"runs$|does not run: .", block["mark"] or "")]
+    assert unmarked == []
+    assert {block["language"] for block in RUNNABLE} == {"python", "bash"}
+
+
+@pytest.mark.parametrize("block", RUNNABLE, ids=lambda block: block["language"])
+def test_a_runnable_block_runs(block, tmp_path):
+    shell = {"python": [sys.executable, "-c"], "bash": ["bash", "-euo", "pipefail", "-c"]}[block["language"]]
+    done = subprocess.run(
+        [*shell, block["code"]], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/ARCHITECTURE.md"])
+def test_links_to_files_lead_somewhere(page):
+    targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", (ROOT / page).read_text())
+    assert [target for target in targets if not (ROOT / page).parent.joinpath(target).exists()] == []
