@@ -20,12 +20,12 @@ $(VENV)/made:
 
 $(VENV)/run-ready: $(VENV)/made setup.cfg pyproject.toml constraints.txt
 	@echo "==> installing dit-heads into $(VENV) (the first time this takes minutes: it brings torch)"
-	@$(PIP) install --quiet --constraint constraints.txt --editable .
+	@$(PIP) install --quiet --quiet --constraint constraints.txt --editable .
 	@touch $@
 
 $(VENV)/dev-ready: $(VENV)/run-ready
 	@echo "==> installing what tests, lint and types need"
-	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(PIP) install --quiet --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 run: $(VENV)/run-ready ## the main job: one sheet of guided and unguided pictures

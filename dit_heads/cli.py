@@ -143,7 +143,10 @@ def _warn_of_unknown_words(settings: Settings) -> None:
     from dit_heads.embedded.text import unknown_words
 
     if words := unknown_words(f"{settings.prompt} {settings.negative_prompt}"):
-        print(f"dit-heads: warning: words that the embedded model has never read: {', '.join(words)}", file=sys.stderr)
+        print(
+            f"dit-heads: warning: words that the embedded model has never read: {', '.join(words)}",
+            file=sys.stderr,
+        )
 
 
 def _draw_into(files: list[Path], pipe: Any, settings: Settings, heads: Any) -> None:

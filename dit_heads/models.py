@@ -1,4 +1,4 @@
-"""The model that a command names: the embedded one, a folder in diffusers' format, or a model id of the hub."""
+"""The model that a command names: the embedded one, a folder in diffusers' format, or an id of the hub."""
 
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,13 @@ def empty_transformer(model: str) -> torch.nn.Module:
         with init_empty_weights():
             return transformer_class.from_config(config)
     except Exception as error:
-        raise ValueError(f"model: the transformer of '{model}' has no usable config: {_one_line(error)}") from error
+        raise ValueError(
+            f"model: the transformer of '{model}' has no usable config: {_one_line(error)}"
+        ) from error
 
 
 def torch_device(name: str) -> torch.device:
-    """`auto` is CUDA if there is any, else Apple's MPS, else the CPU. Raises ValueError if it is not there."""
+    """`auto` is CUDA if there is any, else MPS, else the CPU. Raises ValueError if it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -82,7 +84,9 @@ def _location(model: str) -> str:
     if path.exists() and not (path / "model_index.json").is_file():
         raise ValueError(f"model: '{model}' is not a folder in diffusers' format (no model_index.json in it)")
     if not path.exists() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
-        raise ValueError(f"model: expected 'embedded', a folder, or an id such as 'owner/name', got '{model}'")
+        raise ValueError(
+            f"model: expected 'embedded', a folder, or an id such as 'owner/name', got '{model}'"
+        )
     return str(path) if path.exists() else model
 
 

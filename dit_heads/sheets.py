@@ -109,7 +109,12 @@ def _draw_rows(
 
 
 def _draw_lines(
-    draw: ImageDraw.ImageDraw, lines: Sequence[str], left: int, top: int, colour: tuple[int, int, int], size: int
+    draw: ImageDraw.ImageDraw,
+    lines: Sequence[str],
+    left: int,
+    top: int,
+    colour: tuple[int, int, int],
+    size: int,
 ) -> int:
     """Draw lines of text and return where the next one would start."""
     for line in lines:

@@ -94,7 +94,7 @@ def draw_column(
 
 def showcase(pipe: Any, preset: Preset, prompts: Sequence[str] = PROMPTS, seed: int = 0) -> Image.Image:
     """The sheet of all columns, one row a prompt."""
-    labels, pictures = [], []
+    labels, pictures, last = [], [], seed + len(prompts) - 1
     for label, cfg, choice in columns(preset):
         pipe.set_progress_bar_config(desc=f"{label.name:<20}")
         labels.append(label)
@@ -104,7 +104,7 @@ def showcase(pipe: Any, preset: Preset, prompts: Sequence[str] = PROMPTS, seed: 
         labels,
         prompts,
         title="One diffusion transformer, the same seeds, five ways to guide it",
-        footer=f"{preset.model}, {preset.steps} steps, seeds {seed} to {seed + len(prompts) - 1}. AI-generated.",
+        footer=f"{preset.model}, {preset.steps} steps, seeds {seed} to {last}. AI-generated.",
     )
 
 
@@ -113,5 +113,7 @@ def run_showcase(out: Path, seed: int = 0, preset_path: Path = PRESET) -> None:
     began = time.perf_counter()
     preset = read_preset(preset_path)
     sheet = showcase(load_pipeline(preset.model), preset, seed=seed)
-    write_png(sheet, out, {"preset": asdict(preset), "prompts": PROMPTS, "seed": seed, "version": __version__})
+    write_png(
+        sheet, out, {"preset": asdict(preset), "prompts": PROMPTS, "seed": seed, "version": __version__}
+    )
     print(f"wrote {out} in {time.perf_counter() - began:.0f} s")

@@ -15,10 +15,10 @@ mkdir "$work/source"
     tar xf - -C "$work/source" --exclude __pycache__
 "$python" -m venv "$work/env"
 pip() { "$work/env/bin/python" -m pip --disable-pip-version-check "$@"; }
-pip wheel --quiet --no-deps --wheel-dir "$work/dist" "$work/source"
+pip wheel --quiet --quiet --no-deps --wheel-dir "$work/dist" "$work/source"
 
 echo "==> installing it into a fresh environment"
-pip install --quiet --constraint "$checkout/constraints.txt" "$work"/dist/*.whl
+pip install --quiet --quiet --constraint "$checkout/constraints.txt" "$work"/dist/*.whl
 cd "$work"
 echo "==> the main job, outside the checkout"
 HF_HUB_OFFLINE=1 "$work/env/bin/dit-heads" run --out "$work/showcase.png"

@@ -1,4 +1,4 @@
-"""A whole SD3 pipeline of a few thousand random weights, prompt to picture, for tests that need a model on disk."""
+"""A whole SD3 pipeline of few random weights, prompt to picture, for tests that need a model on disk."""
 
 import string
 
@@ -92,7 +92,9 @@ def _tokenizer() -> CLIPTokenizer:
 
 
 def _t5() -> T5EncoderModel:
-    config = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2, is_encoder_decoder=False)
+    config = T5Config(
+        vocab_size=64, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2, is_encoder_decoder=False
+    )
     return T5EncoderModel(config).eval()
 
 

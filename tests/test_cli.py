@@ -38,7 +38,10 @@ def error_line(capsys) -> str:
 
 
 def test_settings_are_in_the_picture_and_give_it_again(generate, tmp_path, model):
-    assert generate("a cat", *FAST, "--heads", "L1H2,L2", "--seed", "5", "--softness", "0.5", "--out", "a.png") == 0
+    assert (
+        generate("a cat", *FAST, "--heads", "L1H2,L2", "--seed", "5", "--softness", "0.5", "--out", "a.png")
+        == 0
+    )
     stored = read_settings(tmp_path / "a.png")
     assert stored["prompt"] == "a cat" and stored["model"] == model
     assert (stored["seed"], stored["steps"], stored["softness"], stored["scale"]) == (5, 2, 0.5, 3.0)
@@ -56,7 +59,9 @@ def test_flags_win_over_the_settings_of_the_file(generate, tmp_path):
 
 
 def test_each_of_several_pictures_can_be_had_alone(generate, tmp_path):
-    assert generate("a cat", *FAST, "--heads", "L0", "--num-images", "2", "--seed", "8", "--out", "a.png") == 0
+    assert (
+        generate("a cat", *FAST, "--heads", "L0", "--num-images", "2", "--seed", "8", "--out", "a.png") == 0
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a-1.png", "a-2.png"]
     assert generate("a cat", *FAST, "--heads", "L0", "--seed", "9", "--out", "b.png") == 0
     assert pixels(tmp_path / "a-2.png") == pixels(tmp_path / "b.png") != pixels(tmp_path / "a-1.png")
@@ -92,7 +97,9 @@ def test_heads_lists_what_there_is(model, capsys):
     assert f"L0H0-{HEADS - 1}" in listing and f"L{BLOCKS - 1}" in listing
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["heads", "--help"], ["run", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["generate", "--help"], ["heads", "--help"], ["run", "--help"]]
+)
 def test_help_ends_well(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         main(arguments)
@@ -104,8 +111,14 @@ CHEAP = {
     "no prompt": ([""], "prompt"),
     "an unknown kind of head": (["a cat", "--heads", "X3"], "X3"),
     "no heads": (["a cat", "--heads", ""], "heads"),
-    "softness above one": (["a cat", "--heads", "L0", "--softness", "1.5"], "softness: expected a number from 0 to 1"),
-    "softness below zero": (["a cat", "--heads", "L0", "--softness", "-0.1"], "softness: expected a number from 0 to 1"),
+    "softness above one": (
+        ["a cat", "--heads", "L0", "--softness", "1.5"],
+        "softness: expected a number from 0 to 1",
+    ),
+    "softness below zero": (
+        ["a cat", "--heads", "L0", "--softness", "-0.1"],
+        "softness: expected a number from 0 to 1",
+    ),
     "not a number": (["a cat", "--softness", "nan"], "softness"),
     "an endless scale": (["a cat", "--scale", "inf"], "scale"),
     "no steps": (["a cat", "--steps", "0"], "steps: expected a number from 1"),
@@ -123,8 +136,12 @@ CHEAP = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), CHEAP.values(), ids=CHEAP)
-def test_bad_arguments_end_before_a_model_is_loaded(generate, arguments, message, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(dit_heads.models.DiffusionPipeline, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+def test_bad_arguments_end_before_a_model_is_loaded(
+    generate, arguments, message, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(
+        dit_heads.models.DiffusionPipeline, "from_pretrained", lambda *_, **__: pytest.fail("loaded")
+    )
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.png").mkdir()
     assert generate(*arguments) == 2
@@ -132,11 +149,15 @@ def test_bad_arguments_end_before_a_model_is_loaded(generate, arguments, message
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
 
 
-@pytest.mark.parametrize(("heads", "named"), [("L9", "L9"), ("L0H4", "L0H4"), ("L0, L1H2-7", "L1H"), ("L0H0i", "L0H0i")])
+@pytest.mark.parametrize(
+    ("heads", "named"), [("L9", "L9"), ("L0H4", "L0H4"), ("L0, L1H2-7", "L1H"), ("L0H0i", "L0H0i")]
+)
 def test_heads_that_the_model_lacks_end_before_its_weights_are_read(
     generate, heads, named, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(dit_heads.models.DiffusionPipeline, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        dit_heads.models.DiffusionPipeline, "from_pretrained", lambda *_, **__: pytest.fail("loaded")
+    )
     assert generate("a cat", "--heads", heads) == 2
     assert named in error_line(capsys)
     assert list(tmp_path.iterdir()) == []
@@ -145,7 +166,9 @@ def test_heads_that_the_model_lacks_end_before_its_weights_are_read(
 def folder_of(tmp_path, index) -> str:
     """A folder that calls itself a model."""
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "model_index.json").write_text(index if isinstance(index, str) else json.dumps(index))
+    (tmp_path / "model" / "model_index.json").write_text(
+        index if isinstance(index, str) else json.dumps(index)
+    )
     return str(tmp_path / "model")
 
 
@@ -153,9 +176,21 @@ def folder_of(tmp_path, index) -> str:
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ({"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}, "no transformer"),
-        ({"_class_name": "PixArtSigmaPipeline", "transformer": ["diffusers", "PixArtTransformer2DModel"]}, "PixArt"),
-        ({"_class_name": "StableDiffusion3Pipeline", "transformer": ["diffusers", "SD3Transformer2DModel"]}, "config"),
+        (
+            {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]},
+            "no transformer",
+        ),
+        (
+            {"_class_name": "PixArtSigmaPipeline", "transformer": ["diffusers", "PixArtTransformer2DModel"]},
+            "PixArt",
+        ),
+        (
+            {
+                "_class_name": "StableDiffusion3Pipeline",
+                "transformer": ["diffusers", "SD3Transformer2DModel"],
+            },
+            "config",
+        ),
         ({"_class_name": "StableDiffusion3Pipeline", "transformer": 3}, "cannot read"),
         ("{ half", "cannot read"),
     ],
@@ -185,7 +220,9 @@ def test_damaged_weights_are_refused(model, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "a.png").exists()
 
 
-@pytest.mark.parametrize(("name", "value"), [("steps", "many"), ("seed", True), ("prompt", 7), ("heads", 1), ("width", 1.5)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("steps", "many"), ("seed", True), ("prompt", 7), ("heads", 1), ("width", 1.5)]
+)
 def test_settings_of_another_type_in_a_file_are_refused(generate, name, value, tmp_path, capsys):
     from PIL import Image
 

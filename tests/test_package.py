@@ -11,7 +11,12 @@ import pytest
 import dit_heads
 
 ROOT = Path(__file__).parent.parent
-PARTS = {"dit_heads": "dit_heads", "pipelines": "dit_heads.pipelines", "loras": "dit_heads.loras", "demo": "dit_heads.demo"}
+PARTS = {
+    "dit_heads": "dit_heads",
+    "pipelines": "dit_heads.pipelines",
+    "loras": "dit_heads.loras",
+    "demo": "dit_heads.demo",
+}
 # Each may import those before it, never those after it.
 CORE = ["heads", "layouts", "perturb", "processors", "guidance", "objectives", "hunter"]
 OUTER = ("dit_heads.pipelines", "dit_heads.loras", "dit_heads.demo")
@@ -53,7 +58,12 @@ def backward(name: str, imported: str) -> bool:
 
 
 def test_imports_run_one_way():
-    arrows = [f"{name} -> {target}" for name, path in modules() for target in imports(path) if backward(name, target)]
+    arrows = [
+        f"{name} -> {target}"
+        for name, path in modules()
+        for target in imports(path)
+        if backward(name, target)
+    ]
     assert arrows == []
 
 
@@ -87,7 +97,9 @@ def test_every_export_is_there_and_no_other():
         dit_heads.Nothing  # noqa: B018
 
 
-@pytest.mark.parametrize("line", ["import dit_heads", "from dit_heads import HeadSet", "import dit_heads.cli"])
+@pytest.mark.parametrize(
+    "line", ["import dit_heads", "from dit_heads import HeadSet", "import dit_heads.cli"]
+)
 def test_nothing_heavy_is_imported_before_it_is_used(line):
     script = f"import sys; {line}; print(*({{'torch', 'diffusers', 'transformers'}} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == ""
@@ -115,7 +127,8 @@ def test_a_wheel_holds_every_module(wheel):
     missing = [
         name
         for name, _ in modules()
-        if f"{name.replace('.', '/')}.py" not in wheel and f"{name.replace('.', '/')}/__init__.py" not in wheel
+        if f"{name.replace('.', '/')}.py" not in wheel
+        and f"{name.replace('.', '/')}/__init__.py" not in wheel
     ]
     assert missing == []
 

@@ -10,7 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCK = re.compile(r"^(?:<!-- (?P<mark>.*?) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"^(?:<!-- (?P<mark>.*?) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 BLOCKS = [match.groupdict() for match in BLOCK.finditer(README)]
 RUNNABLE = [block for block in BLOCKS if block["mark"] == "runs"]
 
@@ -22,7 +24,9 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def test_every_block_says_whether_it_runs():
-    unmarked = [block["code"] for block in BLOCKS if not re.match(r"runs$|does not run: .", block["mark"] or "")]
+    unmarked = [
+        block["code"] for block in BLOCKS if not re.match(r"runs$|does not run: .", block["mark"] or "")
+    ]
     assert unmarked == []
     assert {block["language"] for block in RUNNABLE} == {"python", "bash"}
 
@@ -31,7 +35,12 @@ def test_every_block_says_whether_it_runs():
 def test_a_runnable_block_runs(block, tmp_path):
     shell = {"python": [sys.executable, "-c"], "bash": ["bash", "-euo", "pipefail", "-c"]}[block["language"]]
     done = subprocess.run(
-        [*shell, block["code"]], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=300
+        [*shell, block["code"]],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
 

@@ -28,7 +28,9 @@ def test_a_grid_of_nothing_is_refused():
 
 def test_a_sheet_shows_every_cell_at_the_size_asked_for():
     cells = [[plain(COLOURS[0]), plain(COLOURS[1])], [plain(COLOURS[2]), plain(COLOURS[3])]]
-    sheet = contact_sheet(cells, [Column("one"), Column("two", "L1\nscale 2")], ["a", "b"], title="t", cell=40)
+    sheet = contact_sheet(
+        cells, [Column("one"), Column("two", "L1\nscale 2")], ["a", "b"], title="t", cell=40
+    )
     counts = {colour: count for count, colour in sheet.getcolors(sheet.width * sheet.height) or []}
     assert [counts[colour] for colour in COLOURS[:4]] == [1600] * 4
 
@@ -38,7 +40,9 @@ def test_a_long_heading_makes_the_sheet_taller_and_covers_no_picture():
     short = contact_sheet(cells, [Column("a")], ["r"], title="t", cell=60)
     long = contact_sheet(cells, [Column("a", "many words " * 20)], ["r"], title="t", cell=60)
     assert long.height > short.height
-    assert sum(n for n, colour in long.getcolors(long.width * long.height) or [] if colour == COLOURS[0]) == 3600
+    assert (
+        sum(n for n, colour in long.getcolors(long.width * long.height) or [] if colour == COLOURS[0]) == 3600
+    )
 
 
 def test_a_sheet_with_a_label_too_few_is_refused():
