@@ -38,9 +38,21 @@ def empty_transformer(model: str) -> torch.nn.Module:
     Raises ValueError if the model cannot be found or its transformer is of a class that is not supported.
     """
     where = _location(model)
+    transformer_class = getattr(diffusers, _transformer_class(model, where))
     try:
-        parts = DiffusionPipeline.load_config(where)
-        kind = parts["transformer"][1] if "transformer" in parts else None
+        config = transformer_class.load_config(where, subfolder="transformer")
+        with init_empty_weights():
+            return transformer_class.from_config(config)
+    except Exception as error:
+        message = f"model: the transformer of '{model}' has no usable config: {_one_line(error)}"
+        raise ValueError(message) from error
+
+
+def _transformer_class(model: str, where: str) -> str:
+    """The class of the model's transformer by its model_index.json, if it is one that heads can be guided in."""
+    try:
+        parts: Any = DiffusionPipeline.load_config(where)
+        kind = dict(parts).get("transformer", (None, None))[1]
     except Exception as error:
         raise ValueError(f"model: cannot read '{model}': {_one_line(error)}") from error
     if kind not in TRANSFORMERS:
@@ -48,15 +60,7 @@ def empty_transformer(model: str) -> torch.nn.Module:
             f"model: expected a pipeline with one of {', '.join(TRANSFORMERS)}, "
             f"'{model}' is a {parts.get('_class_name')} with {kind or 'no transformer'}"
         )
-    transformer_class = getattr(diffusers, kind)
-    try:
-        config = transformer_class.load_config(where, subfolder="transformer")
-        with init_empty_weights():
-            return transformer_class.from_config(config)
-    except Exception as error:
-        raise ValueError(
-            f"model: the transformer of '{model}' has no usable config: {_one_line(error)}"
-        ) from error
+    return kind
 
 
 def torch_device(name: str) -> torch.device:

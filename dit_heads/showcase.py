@@ -54,9 +54,9 @@ class Preset:
 def read_preset(path: Path) -> Preset:
     """A preset from JSON. Raises ValueError if parts are missing or wrong."""
     try:
-        parts = json.loads(path.read_text())
-        choices = {name: Choice(**parts.pop(name)) for name in ("heads", "block")}
-        return Preset(**parts, **choices)
+        parts: dict[str, Any] = json.loads(path.read_text())
+        choices = {name: Choice(**parts[name]) for name in ("heads", "block")}
+        return Preset(**{**parts, **choices})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"preset: '{path}' is not a preset of head guidance: {error!r}") from error
 

@@ -1,6 +1,7 @@
 """A whole SD3 pipeline of few random weights, prompt to picture, for tests that need a model on disk."""
 
 import string
+from typing import Any
 
 import torch
 from diffusers import (
@@ -54,18 +55,19 @@ def _transformer() -> SD3Transformer2DModel:
 
 
 def _vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.06,
-        scaling_factor=1.5,
-    ).eval()
+    config: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "latent_channels": 4,
+        "norm_num_groups": 4,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+        "shift_factor": 0.06,
+        "scaling_factor": 1.5,
+    }
+    return AutoencoderKL(**config).eval()
 
 
 def _text_encoder() -> CLIPTextModelWithProjection:
