@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,22 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dit_heads.optimizers import Descent
+
 Loss = Callable[[int, torch.Generator], "tuple[Tensor, Mapping[str, float | Tensor]]"]
 
 
 @dataclass(frozen=True)
 class FitConfig:
-    """`ema` is the decay of the averaged weights; the rate rises over `warmup` steps, then falls as a cosine to
-    `final_rate` times its peak. `precision` is "no", "bf16", "fp16" or "auto" (a one-second probe of this machine)."""
+    """`ema` is the decay of the averaged weights. The rate rises over `warmup` steps, stays, and falls over the last
+    `decline` share of the run as a cosine to `final_rate` times its peak. `precision` is "no", "bf16", "fp16" or "auto" (a one-second probe of this machine)."""
 
     steps: int
     learning_rate: float = 1e-3
+    optimizer: str = "adamw"
     warmup: int = 300
     final_rate: float = 0.03
+    decline: float = 1.0
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = 1.0
@@ -55,23 +60,24 @@ def fit(model: nn.Module, loss: Loss, config: FitConfig, folder: Path, *, until:
     model.to(accelerator.device).train()
     weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
     average = {n: p.detach().clone() for n, p in weights.items()}
-    optimizer = torch.optim.AdamW(
-        weights.values(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+    descent = Descent(
+        weights,
+        kind=config.optimizer,
+        rate=config.learning_rate,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
     )
-    start, spent = _resume(folder, model, average, optimizer)
+    start, spent = _resume(folder, model, average, descent)
     log = Log(folder / "log.csv", start)
     began = saved = time.time()
     bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc=folder.name, mininterval=10)
     for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * rate_at(step, config)
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         with accelerator.autocast():
             value, figures = loss(step, generator)
         accelerator.backward(value)
         norm = accelerator.clip_grad_norm_(list(weights.values()), config.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        descent.step(rate_at(step, config))
         _follow(average, weights, min(config.ema, (1 + step) / (10 + step)))
         log.add(step, {"loss": value, "gradient": norm, **figures})
         now = time.time()
@@ -80,7 +86,7 @@ def fit(model: nn.Module, loss: Loss, config: FitConfig, folder: Path, *, until:
             log.write(spent + now - began)
         last = step + 1 == config.steps or (until is not None and now > until)
         if last or now - saved > 60 * config.checkpoint_minutes:
-            save_checkpoint(folder, model, average, optimizer, step + 1, spent + now - began)
+            save_checkpoint(folder, model, average, descent, step + 1, spent + now - began)
             saved = now
         if last:
             break
@@ -89,12 +95,12 @@ def fit(model: nn.Module, loss: Loss, config: FitConfig, folder: Path, *, until:
 
 
 def rate_at(step: int, config: FitConfig) -> float:
-    """The learning rate's share of its peak: linear warm-up, then a cosine."""
+    """The learning rate's share of its peak: linear warm-up, constant, then a cosine."""
     if step < config.warmup:
         return (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    cosine = 0.5 * (1 + torch.cos(torch.tensor(done * torch.pi)).item())
-    return config.final_rate + (1 - config.final_rate) * cosine
+    decline = max(1.0, config.decline * (config.steps - config.warmup))
+    done = max(0.0, 1 - (config.steps - step) / decline)
+    return config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(done * math.pi))
 
 
 def _precision(wanted: str) -> str:
@@ -136,7 +142,7 @@ def _claim(folder: Path, config: FitConfig) -> None:
     """Write the settings beside a new run; refuse to continue a run of other settings."""
     folder.mkdir(parents=True, exist_ok=True)
     path, wanted = folder / "config.json", json.loads(json.dumps(asdict(config)))
-    free = {"checkpoint_minutes", "log_every", "precision"}
+    free = {"steps", "checkpoint_minutes", "log_every", "precision"}  # a run may be made longer
     if path.exists():
         found = json.loads(path.read_text())
         other = {k: (found.get(k), v) for k, v in wanted.items() if k not in free and found.get(k) != v}
@@ -158,23 +164,17 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     os.replace(partial, path)
 
 
-def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterable[tuple[str, Tensor]]:
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            yield f"optimizer.{key}.{name}", value
-
-
 def save_checkpoint(
     folder: Path,
     model: nn.Module,
     average: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
+    descent: Descent,
     step: int,
     seconds: float,
 ) -> None:
     tensors = {f"model.{n}": p.detach() for n, p in model.named_parameters()}
     tensors |= {f"average.{n}": t for n, t in average.items()}
-    tensors |= dict(_moments(model, optimizer))
+    tensors |= {f"optimizer.{n}": t for n, t in descent.state().items()}
     save_tensors(folder / "checkpoint.safetensors", tensors, {"step": str(step), "seconds": f"{seconds:.1f}"})
 
 
@@ -188,7 +188,7 @@ def read_average(folder: Path) -> tuple[dict[str, Tensor], int, float]:
 
 
 def _resume(
-    folder: Path, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer
+    folder: Path, model: nn.Module, average: dict[str, Tensor], descent: Descent
 ) -> tuple[int, float]:
     path = folder / "checkpoint.safetensors"
     if not path.exists():
@@ -199,15 +199,7 @@ def _resume(
     load_weights(model, {k.removeprefix("model."): v for k, v in stored.items() if k.startswith("model.")})
     for name in average:
         average[name].copy_(stored[f"average.{name}"])
-    for name, parameter in model.named_parameters():
-        end = "." + name
-        state = {
-            k.removeprefix("optimizer.").removesuffix(end): v
-            for k, v in stored.items()
-            if k.startswith("optimizer.") and k.endswith(end) and "." not in k[10 : -len(end)]
-        }
-        if state:
-            optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
+    descent.restore({k.removeprefix("optimizer."): v for k, v in stored.items() if k.startswith("optimizer.")})
     return int(metadata["step"]), float(metadata["seconds"])
 
 

@@ -1,0 +1,199 @@
+"""Captions of the blocks world: one canonical sentence, paraphrases of it, long descriptions, and joint captions of panels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dit_heads.embedded.scenes import COLOURS, SHAPES, Scene, Solid
+
+WHEN = {"day": "in the day", "sunset": "at sunset", "night": "at night"}
+LONG_WHEN = {
+    "day": "It is a bright day, the sky is blue and white.",
+    "sunset": "The sun is low, the sky is orange at sunset.",
+    "night": "It is a dark night with a moon and stars in the sky.",
+}
+NAMES = ("<Leo>", "<Mia>", "<Sam>", "<Zoe>", "<Max>", "<Ada>")
+CARDS = {  # the named colours of classification by instruction; flat cards of them appear as panels
+    "red": (220, 30, 30), "orange": (250, 140, 20), "yellow": (250, 230, 40), "green": (30, 150, 50),
+    "blue": (40, 70, 220), "purple": (140, 50, 180), "white": (245, 245, 245), "black": (15, 15, 15),
+    "pink": (250, 160, 190), "brown": (120, 70, 30), "gray": (128, 128, 128), "cyan": (40, 220, 230),
+    "magenta": (230, 40, 200), "lime": (160, 240, 40), "navy": (20, 25, 100), "teal": (20, 125, 125),
+}  # fmt: skip
+NUMBERS = ("one", "two", "three", "four", "five", "six")
+
+# Instructions of later tasks, said beside a picture so that every word of theirs has a place in the text encoder.
+INSTRUCTIONS = (
+    "Segment the {noun}: a white mask on a black background.",
+    "Segment every {shape} in this image.",
+    "Mark each pixel of the {noun} in white, everything else in black.",
+    "Find the {noun} and outline it.",
+    "Detect all objects and draw a blue box around each of them.",
+    "Where is the {noun}? Put a box around it.",
+    "Show the depth map of this scene: near is bright and far is dark.",
+    "How far away is it? Estimate the distance in metres as gray values.",
+    "If there is a {shape} then fill the frame with {card}, else with {card2}.",
+    "Show {card} when you see a {colour} object, otherwise show {card2}.",
+    "What shape is it? Paint {card} for a {shape} and {card2} if not.",
+    "Which ground is this? Answer with a {card} or {card2} frame.",
+    "Replace the {noun} with a {colour} {shape}.",
+    "Remove the {noun} and keep the rest the same.",
+    "Add a {colour} {shape} next to the {noun}.",
+    "Change the sky to night but do not move the objects.",
+    "Turn the ground into sand and the day into sunset.",
+    "Make the {noun} {colour} and larger or smaller.",
+    "Put the same subject from the first image into another place.",
+    "Use this object instead of that one, without any other edit.",
+    "The camera moves around: front view, side view, back view and a view from behind.",
+    "Each view is turned by ninety degrees; rotate the object, same identity in all panels.",
+    "A storyboard in three scenes: morning, evening and night, one story.",
+    "A triptych of three panels: left, middle and right, top to bottom.",
+    "A turntable of four views in a grid, first, second, third and fourth.",
+    "A set of pictures with the same style and the same colours.",
+    "Generate a new picture that follows this reference subject and instruction.",
+    "Fill in the missing panel so that it fits its neighbours.",
+)
+
+
+def noun(solid: Solid, *, size: bool = True) -> str:
+    """"large shiny striped red cube": size, finish, texture, colour, shape; plain and matt go without saying."""
+    words = [solid.size] if size else []
+    words += ["shiny"] if solid.shiny else []
+    words += [solid.texture] if solid.texture != "plain" else []
+    return " ".join([*words, solid.colour, solid.shape])
+
+
+def _a(phrase: str) -> str:
+    return ("an " if phrase[0] in "aeio" else "a ") + phrase
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def caption(scene: Scene) -> str:
+    """The canonical caption: it names every attribute, from left to right."""
+    style = "" if scene.style == "photo" else f", {scene.style}"
+    return f"{_listed([_a(noun(s)) for s in scene.solids])} on {scene.ground} {WHEN[scene.sky]}{style}"
+
+
+def varied_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """A true caption of the scene: mostly the canonical one, else a paraphrase, a shorter or a longer one."""
+    draw = rng.random()
+    if draw < 0.62:
+        return caption(scene)
+    if draw < 0.76:
+        return reworded(scene, rng)
+    if draw < 0.86:
+        return partial(scene, rng)
+    if draw < 0.96:
+        return described(scene, rng)
+    return f"{caption(scene)}. {instruction(scene, rng)}"
+
+
+def reworded(scene: Scene, rng: np.random.Generator) -> str:
+    nouns = [_a(noun(s)) for s in scene.solids]
+    things, where, when = _placed(nouns, rng), f"on {scene.ground}", WHEN[scene.sky]
+    style = scene.style if scene.style != "photo" else str(rng.choice(["photo", "picture", "image"]))
+    frames = [
+        f"{_a(style)} of {things} {where} {when}",
+        f"{style}: {things} {where} {when}",
+        f"{when}, {things} {where}, {style}",
+        f"show {things} {where} {when}, {_a(style)}",
+        f"draw {things} {where} {when} as {_a(style)}",
+        f"make {_a(style)} with {things} {where} {when}",
+        f"There {'is' if len(nouns) == 1 else 'are'} {NUMBERS[len(nouns) - 1]} object{'s' * (len(nouns) > 1)}: "
+        f"{things}. The ground is {scene.ground}, {when}, {style}.",
+        f"{things} standing {where}, seen {when}, {style}",
+    ]
+    return str(rng.choice(frames))
+
+
+def _placed(nouns: list[str], rng: np.random.Generator) -> str:
+    if len(nouns) == 2:
+        a, b = nouns
+        ways = [f"{a} to the left of {b}", f"{b} to the right of {a}", f"{a} on the left and {b} on the right",
+                f"{a} beside {b}", f"{a} next to {b}"]  # fmt: skip
+        return str(rng.choice(ways))
+    if len(nouns) == 3:
+        a, b, c = nouns
+        return str(rng.choice([f"{a}, {b} and {c}", f"{a} on the left, {b} in the middle and {c} on the right"]))
+    return nouns[0]
+
+
+def partial(scene: Scene, rng: np.random.Generator) -> str:
+    """Leaves something open: the sizes, the ground, the sky, or all of the surroundings."""
+    nouns = [_a(noun(s, size=rng.random() < 0.4)) for s in scene.solids]
+    where = f" on {scene.ground}" if rng.random() < 0.5 else ""
+    when = f" {WHEN[scene.sky]}" if rng.random() < 0.5 else ""
+    style = "" if scene.style == "photo" else f", {scene.style}"
+    return _listed(nouns) + where + when + style
+
+
+def described(scene: Scene, rng: np.random.Generator) -> str:
+    """A description of 40 to 100 words, one sentence an object."""
+    style = "A photo" if scene.style == "photo" else f"{_a(scene.style).capitalize()} picture"
+    number = NUMBERS[len(scene.solids) - 1]
+    ends = "" if len(scene.solids) == 1 else "s"
+    parts = [f"{style} of {number} object{ends} on {scene.ground}."]
+    name = str(rng.choice(NAMES)) if rng.random() < 0.3 else None
+    for k, solid in enumerate(scene.solids):
+        who = f"{name} is" if name and k == 0 else f"{_side(k, len(scene.solids))} there is"
+        parts.append(f"{who} {_a(noun(solid))}, {_finish(solid)}.")
+        if k:
+            parts.append(_relation(solid, scene.solids[k - 1]))
+    parts.append(LONG_WHEN[scene.sky])
+    parts.append(f"The ground is {scene.ground} and each object casts a shadow on it.")
+    return " ".join(parts)
+
+
+def _side(k: int, count: int) -> str:
+    return {1: ("In the middle",), 2: ("On the left", "On the right")}.get(
+        count, ("On the left", "In the middle", "On the right")
+    )[k]
+
+
+def _finish(solid: Solid) -> str:
+    surface = "shiny and bright" if solid.shiny else "matt"
+    pattern = "of one plain colour" if solid.texture == "plain" else f"with a {solid.texture} pattern"
+    return f"{surface}, {pattern}"
+
+
+def _relation(solid: Solid, left: Solid) -> str:
+    if abs(solid.z - left.z) < 0.3:
+        return "Both stand side by side."
+    where = "behind" if solid.z > left.z else "in front of"
+    return f"The {solid.colour} {solid.shape} stands {where} the {left.colour} {left.shape}."
+
+
+def instruction(scene: Scene, rng: np.random.Generator) -> str:
+    solid = scene.solids[int(rng.integers(len(scene.solids)))]
+    card, card2 = rng.choice(list(CARDS), 2, replace=False)
+    words = {"noun": noun(solid, size=rng.random() < 0.5), "shape": str(rng.choice(SHAPES))}
+    return str(rng.choice(INSTRUCTIONS)).format(**words, colour=str(rng.choice(COLOURS)), card=card, card2=card2)
+
+
+# --- composites of panels -------------------------------------------------------------------------------------------
+
+GRIDS = ((1, 2), (2, 1), (2, 2), (1, 3), (2, 3))  # rows, columns
+CORNERS = ("[TOP-LEFT]", "[TOP-RIGHT]", "[BOTTOM-LEFT]", "[BOTTOM-RIGHT]")
+
+
+def panel_markers(rows: int, columns: int, rng: np.random.Generator) -> list[str]:
+    """One of the ways to name the panels of a grid, in reading order."""
+    count = rows * columns
+    ways = [[f"[SCENE-{k}]" for k in range(1, count + 1)], [f"[IMAGE{k}]" for k in range(1, count + 1)]]
+    places = {(1, 2): ["[LEFT]", "[RIGHT]"], (2, 1): ["[TOP]", "[BOTTOM]"], (2, 2): list(CORNERS)}
+    places[1, 3] = ["[LEFT]", "[MIDDLE]", "[RIGHT]"]
+    if (rows, columns) in places:
+        ways += [places[rows, columns]] * 2
+    return ways[int(rng.integers(len(ways)))]
+
+
+def joint_caption(panels: Sequence[str], rows: int, columns: int, rng: np.random.Generator) -> str:
+    """A summary and every panel's caption behind its marker. The panels of training composites are unrelated."""
+    summary = f"{NUMBERS[len(panels) - 1].capitalize()} unrelated pictures"
+    summary += "." if rng.random() < 0.5 else f" in {rows} rows and {columns} columns."
+    marked = [f"{m} {p}" for m, p in zip(panel_markers(rows, columns, rng), panels, strict=True)]
+    return " ".join([summary, *marked])

@@ -1,0 +1,103 @@
+"""The embedded CLIP: SD3's two text towers trained against one image tower, all of them stock transformers classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
+
+from dit_heads.embedded.captions import caption, varied_caption
+from dit_heads.embedded.scenes import Scene
+from dit_heads.embedded.text import CLIP_LENGTH
+from dit_heads.embedded.vae import to_tensor
+
+WIDTH = 96
+
+
+def make_text_tower(vocab_size: int, layers: int, activation: str) -> CLIPTextModelWithProjection:
+    """SD3 reads `hidden_states[-2]`, so there are at least two layers; the pooled token is the first eos (id 1)."""
+    config = CLIPTextConfig(
+        vocab_size=vocab_size, hidden_size=WIDTH, intermediate_size=4 * WIDTH, projection_dim=WIDTH,
+        num_hidden_layers=layers, num_attention_heads=4, max_position_embeddings=CLIP_LENGTH, hidden_act=activation,
+        bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    return CLIPTextModelWithProjection(config)
+
+
+def make_image_tower() -> CLIPVisionModelWithProjection:
+    config = CLIPVisionConfig(
+        hidden_size=128, intermediate_size=512, projection_dim=WIDTH, num_hidden_layers=4, num_attention_heads=4,
+        image_size=128, patch_size=16,
+    )  # fmt: skip
+    return CLIPVisionModelWithProjection(config)
+
+
+class Clip(nn.Module):
+    """Both text towers and the image tower; `scale` is the log of the inverse temperature, one a text tower."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.text = make_text_tower(vocab_size, 2, "quick_gelu")
+        self.text_2 = make_text_tower(vocab_size, 3, "gelu")
+        self.image = make_image_tower()
+        self.scale = nn.Parameter(torch.full((2,), 2.66))
+
+    def embed_images(self, pixels: Tensor) -> Tensor:
+        """[B, 3, 128, 128] in [-1, 1] -> unit vectors [B, 96]."""
+        return F.normalize(self.image(pixel_values=pixels).image_embeds.float(), dim=-1)
+
+    def embed_texts(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids [B, 32] -> unit vectors [B, 96] of either text tower."""
+        embeds = (tower(input_ids=ids).text_embeds.float() for tower in (self.text, self.text_2))
+        first, second = (F.normalize(e, dim=-1) for e in embeds)
+        return first, second
+
+
+class ClipLoss:
+    """Symmetric cross-entropy over a batch (arXiv 2103.00020), the mean over the two text towers."""
+
+    def __init__(
+        self, clip: Clip, tokenizer: CLIPTokenizer, images: NDArray[np.uint8], scenes: Sequence[Scene], batch: int = 128
+    ) -> None:
+        self.clip, self.tokenizer, self.images, self.scenes, self.batch = clip, tokenizer, images, scenes, batch
+
+    def __call__(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
+        which = torch.randint(len(self.images), (self.batch,), generator=generator).numpy()
+        rng = np.random.default_rng(int(which[0]) * 1_000_003 + step)
+        said = [caption(s) if rng.random() < 0.6 else varied_caption(s, rng) for s in (self.scenes[i] for i in which)]
+        pixels = to_tensor(self.images[which])
+        pixels = pixels + 0.1 * torch.rand(1, generator=generator) * torch.randn(pixels.shape, generator=generator)
+        pictures = self.clip.embed_images(pixels)
+        target = torch.arange(self.batch)
+        loss, hits = torch.zeros(()), torch.zeros(())
+        for k, texts in enumerate(self.clip.embed_texts(tokenize(self.tokenizer, said))):
+            logits = self.clip.scale[k].exp().clamp(max=100) * pictures @ texts.T
+            loss = loss + 0.25 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+            hits = (logits.argmax(-1) == target).float().mean()
+        return loss, {"right": hits}
+
+
+def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
+    return tokenizer(
+        list(texts), padding="max_length", max_length=CLIP_LENGTH, truncation=True, return_tensors="pt"
+    ).input_ids
+
+
+@torch.no_grad()
+def retrieval(clip: Clip, tokenizer: CLIPTokenizer, images: NDArray[np.uint8], scenes: Sequence[Scene]) -> list[float]:
+    """Share of pictures whose own canonical caption scores highest among all given, for either text tower."""
+    pictures = torch.cat([clip.embed_images(to_tensor(images[i : i + 50])) for i in range(0, len(images), 50)])
+    texts = clip.embed_texts(tokenize(tokenizer, [caption(s) for s in scenes]))
+    own = torch.arange(len(images))
+    return [((pictures @ t.T).argmax(-1) == own).float().mean().item() for t in texts]

@@ -1,0 +1,45 @@
+"""The weights that ship: a diffusers folder `sd3/`, CLIP's image tower `clip/`, the judge `judge/`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+from dit_heads.embedded.clip import Clip
+from dit_heads.embedded.judge import Judge
+from dit_heads.embedded.sd3 import Student, assemble
+from dit_heads.training import save_tensors, write_atomically
+
+WEIGHTS = Path(__file__).with_name("weights")
+
+
+def export_weights(student: Student, towers: Clip, vae: torch.nn.Module, judge: Judge, folder: Path = WEIGHTS) -> None:
+    """Transformer, VAE, image tower and judge in fp16, text encoders in fp32: transformers keeps a file's dtype, and a
+    plain `from_pretrained` must not mix fp16 encoders with an fp32 transformer."""
+    pipe = assemble(
+        student.transformer.half(), vae.half(), towers.text, towers.text_2, student.t5  # pyright: ignore[reportArgumentType]
+    )  # fmt: skip
+    pipe.save_pretrained(folder / "sd3", safe_serialization=True)
+    towers.image.half().save_pretrained(folder / "clip")
+    (folder / "judge").mkdir(exist_ok=True)
+    halves = {k: v.half() for k, v in judge.state_dict().items()}
+    save_tensors(folder / "judge" / "judge.safetensors", halves, {"format": "pt"})
+    write_atomically(folder / "clip" / "scale.json", json.dumps({"logit_scale": towers.scale[0].item()}))
+
+
+def load_judge(folder: Path = WEIGHTS) -> Judge:
+    """The trained judge, fp32, in evaluation mode."""
+    judge = Judge()
+    judge.load_state_dict({k: v.float() for k, v in load_file(folder / "judge" / "judge.safetensors").items()})
+    return judge.eval()
+
+
+def load_clip(folder: Path = WEIGHTS) -> tuple[CLIPTextModelWithProjection, CLIPVisionModelWithProjection]:
+    """The trained CLIP, fp32: SD3's first text tower and the image tower."""
+    text = CLIPTextModelWithProjection.from_pretrained(folder / "sd3" / "text_encoder")
+    image = CLIPVisionModelWithProjection.from_pretrained(folder / "clip", torch_dtype=torch.float32)
+    return text.eval(), image.eval()  # pyright: ignore[reportAttributeAccessIssue]

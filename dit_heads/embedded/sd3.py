@@ -1,0 +1,224 @@
+"""The embedded text-to-image model: SD3's architecture at a fiftieth of the width, its T5 learned along with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel
+
+from dit_heads.embedded.captions import GRIDS, caption, described, joint_caption, varied_caption
+from dit_heads.embedded.clip import WIDTH as CLIP_WIDTH
+from dit_heads.embedded.clip import tokenize
+from dit_heads.embedded.data import COVERAGE_CHANNELS
+from dit_heads.embedded.scenes import Scene
+from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
+from dit_heads.embedded.vae import LATENT_CHANNELS, to_tensor
+from dit_heads.flow import flow_matching_loss, logit_normal_sigmas
+
+BLOCKS, HEADS, HEAD_WIDTH = 8, 12, 16
+WIDTH = HEADS * HEAD_WIDTH
+SHIFT = 2.0  # of the noise schedule, in training and in the pipeline's scheduler
+SHORT, LONG, STOCK = 32, 128, 256  # T5 tokens: captions of a sentence, of a paragraph, the pipeline's default
+
+
+def make_transformer() -> SD3Transformer2DModel:
+    """8 blocks of 12 heads; the position table holds 24 x 24 patches, 384 x 384 pixels."""
+    return SD3Transformer2DModel(
+        sample_size=16, patch_size=2, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, num_layers=BLOCKS,
+        attention_head_dim=HEAD_WIDTH, num_attention_heads=HEADS, joint_attention_dim=WIDTH,
+        caption_projection_dim=WIDTH, pooled_projection_dim=2 * CLIP_WIDTH, pos_embed_max_size=24,
+    )  # fmt: skip
+
+
+def make_t5(vocab_size: int) -> T5EncoderModel:
+    """Its width is the sum of both CLIP widths, as the pipeline pads CLIP's tokens up to it."""
+    config = T5Config(
+        vocab_size=vocab_size, d_model=WIDTH, d_kv=32, num_heads=6, d_ff=384, num_layers=2, dropout_rate=0.0,
+        feed_forward_proj="gated-gelu", relative_attention_num_buckets=32, pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    return T5EncoderModel(config)
+
+
+class Student(nn.Module):
+    """What is trained: transformer, T5, and a linear probe of a middle block that says what each image token shows.
+
+    The probe is representation alignment (arXiv 2410.06940) with the renderer's own truth as the representation. It is
+    thrown away after training."""
+
+    PROBED = 4
+
+    def __init__(self, t5_vocabulary: int) -> None:
+        super().__init__()
+        self.transformer = make_transformer()
+        self.t5 = make_t5(t5_vocabulary)
+        self.probe = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, COVERAGE_CHANNELS))
+        self._seen: Tensor | None = None
+        self.transformer.transformer_blocks[self.PROBED].register_forward_hook(self._keep)
+
+    def _keep(self, block: nn.Module, args: object, output: tuple[Tensor, Tensor]) -> None:
+        self._seen = output[1]  # (text, image)
+
+    def take_seen(self) -> Tensor:
+        seen, self._seen = self._seen, None
+        assert seen is not None, "the transformer has not run"
+        return seen
+
+
+@dataclass(frozen=True)
+class Batch:
+    latents: Tensor  # [B, C, h, w], normalised
+    captions: list[str]
+    length: int  # T5 tokens
+    coverage: Tensor | None  # [B, tokens, 19]
+
+
+class Corpus:
+    """Latents, coverage and captions of single pictures, and composites of unrelated panels."""
+
+    def __init__(
+        self,
+        latents: Tensor,
+        coverage: NDArray[np.uint8],
+        scenes: Sequence[Scene],
+        composites: Sequence[tuple[Tensor, list[list[int]]]],
+        batch: int,
+    ) -> None:
+        """`latents` [N, C, 16, 16]; a composite entry is the latents [n, C, h, w] of one grid shape and the scenes of
+        each one's panels."""
+        self.latents, self.coverage, self.scenes, self.batch = latents, coverage, scenes, batch
+        self.composites = composites
+
+    def draw(self, generator: torch.Generator, *, stock_length: bool) -> Batch:
+        kind = torch.rand(2, generator=generator).tolist()
+        rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
+        if kind[0] < 0.1 and self.composites:
+            return self._composites(rng)
+        length = STOCK if stock_length and kind[1] < 0.5 else (LONG if kind[1] > 0.92 else SHORT)
+        count = self.batch if length == SHORT else self.batch // 2
+        which = rng.integers(len(self.scenes), size=count)
+        said = [self._say(self.scenes[i], length, rng) for i in which]
+        return Batch(self.latents[which].float(), _drop(said, rng), length, self._cover(which))
+
+    def _say(self, scene: Scene, length: int, rng: np.random.Generator) -> str:
+        if length == LONG:
+            return described(scene, rng)
+        said = varied_caption(scene, rng)
+        return said if len(said.split()) < length - 8 else caption(scene)
+
+    def _cover(self, which: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(self.coverage[which]).flatten(1, 2).float() / 255
+
+    def _composites(self, rng: np.random.Generator) -> Batch:
+        k = int(rng.integers(len(self.composites)))
+        (latents, panels), (rows, columns) = self.composites[k], GRIDS[k]
+        which = rng.integers(len(panels), size=max(4, self.batch // (2 * rows * columns)))
+        said = [joint_caption([caption(self.scenes[i]) for i in panels[w]], rows, columns, rng) for w in which]
+        longest = max(len(s.replace(",", " ,").replace(".", " .").split()) for s in said) + 1
+        return Batch(latents[which].float(), _drop(said, rng), -(-longest // 32) * 32, None)
+
+
+def _drop(captions: list[str], rng: np.random.Generator) -> list[str]:
+    return ["" if rng.random() < 0.1 else c for c in captions]
+
+
+class TextEncoders:
+    """Both frozen CLIP towers and tokenizers, in the layout that SD3's pipeline makes of them."""
+
+    def __init__(self, text: CLIPTextModelWithProjection, text_2: CLIPTextModelWithProjection) -> None:
+        self.towers = (text.eval().requires_grad_(False), text_2.eval().requires_grad_(False))
+        self.clip_tokenizer, self.t5_tokenizer = make_clip_tokenizer(), make_t5_tokenizer()
+
+    def __call__(self, t5: nn.Module, captions: list[str], length: int) -> tuple[Tensor, Tensor]:
+        """Joint text tokens [B, 32 + length, 192] and the pooled vector [B, 192]."""
+        ids = tokenize(self.clip_tokenizer, captions)
+        with torch.no_grad():
+            outs = [tower(input_ids=ids, output_hidden_states=True) for tower in self.towers]
+        clip = torch.cat([o.hidden_states[-2] for o in outs], -1)
+        pooled = torch.cat([o.text_embeds for o in outs], -1)
+        t5_ids = self.t5_tokenizer(
+            captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).input_ids
+        return torch.cat([clip, t5(input_ids=t5_ids).last_hidden_state], 1), pooled
+
+
+class Sd3Loss:
+    """The flow-matching loss, and in the first part of training the probe's."""
+
+    def __init__(self, student: Student, texts: TextEncoders, corpus: Corpus, steps: int) -> None:
+        self.student, self.texts, self.corpus, self.steps = student, texts, corpus, steps
+
+    def __call__(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
+        done = step / self.steps
+        batch = self.corpus.draw(generator, stock_length=done > 0.9)
+        text, pooled = self.texts(self.student.t5, batch.captions, batch.length)
+        sigmas = logit_normal_sigmas(len(text), generator, shift=SHIFT)
+        noise = torch.randn(batch.latents.shape, generator=generator)
+        loss = flow_matching_loss(
+            lambda x, s: self.student.transformer(
+                hidden_states=x, timestep=1000 * s, encoder_hidden_states=text, pooled_projections=pooled,
+                return_dict=False,
+            )[0],
+            batch.latents, sigmas, noise,
+        )  # fmt: skip
+        seen = self.student.take_seen()
+        figures: dict[str, float | Tensor] = {"flow": loss.detach()}
+        weight = max(0.0, 1 - done / 0.7)
+        if batch.coverage is not None and weight > 0:
+            probe = F.binary_cross_entropy_with_logits(self.student.probe(seen).float(), batch.coverage)
+            figures["probe"] = probe.detach()
+            loss = loss + weight * probe
+        return loss, figures
+
+
+@torch.no_grad()
+def encode_latents(vae: AutoencoderKL, images: NDArray[np.uint8], batch: int = 64) -> Tensor:
+    """Normalised latents [N, C, h, w] in fp16 of uint8 pictures, by the posterior's mean."""
+    shift, scale = vae.config["shift_factor"], vae.config["scaling_factor"]
+    parts = []
+    for i in range(0, len(images), batch):
+        x = to_tensor(images[i : i + batch]).to(vae.dtype).contiguous(memory_format=torch.channels_last)
+        mean = vae.encode(x).latent_dist.mean  # pyright: ignore[reportAttributeAccessIssue]
+        parts.append(((mean.float() - shift) * scale).half())
+    return torch.cat(parts)
+
+
+def make_composites(
+    vae: AutoencoderKL, images: NDArray[np.uint8], per_grid: int, seed: int = 0
+) -> list[tuple[Tensor, list[list[int]]]]:
+    """`per_grid` composites of random, unrelated panels for every grid shape, encoded whole."""
+    rng = np.random.default_rng(seed)
+    out = []
+    for rows, columns in GRIDS:
+        panels = rng.integers(len(images), size=(per_grid, rows * columns))
+        sheets = images[panels].reshape(per_grid, rows, columns, 128, 128, 3).transpose(0, 1, 3, 2, 4, 5)
+        sheets = sheets.reshape(per_grid, rows * 128, columns * 128, 3)
+        out.append((encode_latents(vae, sheets, batch=16), panels.tolist()))
+    return out
+
+
+def assemble(
+    transformer: SD3Transformer2DModel,
+    vae: AutoencoderKL,
+    text: CLIPTextModelWithProjection,
+    text_2: CLIPTextModelWithProjection,
+    t5: T5EncoderModel,
+) -> StableDiffusion3Pipeline:
+    """A stock pipeline of the embedded parts."""
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        vae=vae,
+        text_encoder=text,
+        tokenizer=make_clip_tokenizer(),
+        text_encoder_2=text_2,
+        tokenizer_2=make_clip_tokenizer(),
+        text_encoder_3=t5,
+        tokenizer_3=make_t5_tokenizer(),
+    )
