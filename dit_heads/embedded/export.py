@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
+from dit_heads.embedded import WEIGHTS
 from dit_heads.embedded.clip import Clip
 from dit_heads.embedded.judge import Judge
 from dit_heads.embedded.sd3 import Student, assemble
 from dit_heads.training import save_tensors, write_atomically
 
-WEIGHTS = Path(__file__).with_name("weights")
 
 
 def export_weights(student: Student, towers: Clip, vae: torch.nn.Module, judge: Judge, folder: Path = WEIGHTS) -> None:

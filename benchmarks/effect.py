@@ -1,0 +1,58 @@
+"""What guidance does on held-out prompts: judge accuracy and CLIP score with 95 % bootstrap intervals.
+
+    python benchmarks/effect.py --count 200
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+
+from dit_heads import HeadGuidance, HeadSet, load_embedded
+from dit_heads.embedded.captions import caption
+from dit_heads.embedded.clip import ClipScore
+from dit_heads.embedded.evaluate import OWN_TEXT_TOKENS, paint, unseen_scenes
+from dit_heads.embedded.export import load_clip, load_judge
+from dit_heads.embedded.judge import verdict
+from dit_heads.showcase import PRESET, Choice, columns, read_preset
+
+
+def interval(values: np.ndarray, rounds: int = 2000) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean, resampling prompts."""
+    rng = np.random.default_rng(0)
+    means = values[rng.integers(len(values), size=(rounds, len(values)))].mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def main(count: int = 200, preset: Path = PRESET) -> None:
+    """`count` prompts of the test split, one seed each, the same for every column of the main job."""
+    chosen = read_preset(preset)
+    pipe, judge = load_embedded("sd3"), load_judge()
+    score = ClipScore(*load_clip(), pipe.tokenizer)
+    scenes = unseen_scenes("test", count)
+    print(f"{count} test prompts, {chosen.steps} steps; in brackets the 95 % interval")
+    print("| guidance | attributes right, % | difference to none, paired | CLIP score x 100 |\n|---|---|---|---|")
+    none: np.ndarray | None = None
+    for column, cfg, choice in columns(chosen):
+        pictures = _paint(pipe, scenes, cfg, choice, chosen.steps)
+        right = 100 * verdict(judge, pictures, scenes).per_picture().numpy()
+        with torch.no_grad():
+            clip = 100 * torch.cat([score(p, [caption(s)]) for p, s in zip(pictures.split(1), scenes, strict=True)]).numpy()
+        none = right if none is None else none
+        name = column.name + (f" ({choice.label.replace(chr(10), ', ')})" if choice else "")
+        cells = [f"{v.mean():.2f} [{interval(v)[0]:.2f}, {interval(v)[1]:.2f}]" for v in (right, right - none, clip)]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def _paint(pipe, scenes, cfg: float, choice: Choice | None, steps: int) -> torch.Tensor:
+    heads = choice and HeadGuidance(pipe, HeadSet.parse(choice.set), scale=choice.scale, softness=choice.softness)
+    call = {"guidance_scale": cfg, "num_inference_steps": steps, "max_sequence_length": OWN_TEXT_TOKENS}
+    return paint(pipe, scenes, guidance=heads, **call)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
