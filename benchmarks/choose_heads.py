@@ -2,9 +2,9 @@
 
     python benchmarks/choose_heads.py --prompts 24 --out dit_heads/presets/embedded-sd3.json
 
-Every head and every block guides alone, first at one strength; the best few heads are then joined, and their number, scale
-and softness are swept. Scored by the embedded CLIP without CFG, as the paper searches (arXiv 2506.10978, section 4); the
-judge that reports on the result is not asked.
+Every head and every block guides alone, first at one strength; the best few heads are then joined, and their
+number, scale and softness are swept. Scored by the embedded CLIP without CFG, as the paper searches (arXiv
+2506.10978, section 4); the judge that reports on the result is not asked.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class Bench:
         """Scores [sets, prompts]."""
         pairs = list(itertools.product(range(len(sets)), range(len(self.prompts))))
         scores = []
-        for some in tqdm(list(itertools.batched(pairs, self.batch)), desc=f"w {scale:g} u {softness:g}", leave=False):
+        starts = range(0, len(pairs), self.batch)
+        for at in tqdm(starts, desc=f"w {scale:g} u {softness:g}", leave=False):
+            some = pairs[at : at + self.batch]
             chosen = [sets[s] for s, _ in some]
             with HeadGuidance(self.pipe, chosen, scale=scale, softness=softness):
                 scores.append(self._run([p for _, p in some], 1.0))
@@ -69,10 +71,14 @@ class Bench:
 
 
 def main(
-    out: Path = Path("dit_heads/presets/embedded-sd3.json"), prompts: int = 24, steps: int = 16, batch: int = 48
+    out: Path = Path("dit_heads/presets/embedded-sd3.json"),
+    prompts: int = 24,
+    steps: int = 16,
+    batch: int = 48,
 ) -> None:
     bench = Bench(unseen_scenes("validation", prompts), steps, batch)
-    blocks, heads = bench.pipe.transformer.config["num_layers"], bench.pipe.transformer.config["num_attention_heads"]
+    config = bench.pipe.transformer.config
+    blocks, heads = config["num_layers"], config["num_attention_heads"]
     unguided, with_cfg = bench.plain().mean().item(), bench.plain(4.0).mean().item()
     print(f"CLIP score: no guidance {unguided:.4f}, CFG 4 {with_cfg:.4f}")
 
@@ -93,7 +99,11 @@ def main(
         "objective": "embedded CLIP, validation prompts, no CFG",
         "score": {"no guidance": unguided, "CFG 4": with_cfg, "heads": gain, "block": block_gain},
         "single heads": {str(singles[i]): round(alone[i].item() - unguided, 5) for i in order},
-        "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__, "python": platform.python_version()},
+        "versions": {
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "python": platform.python_version(),
+        },
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, json.dumps(preset | {"provenance": provenance}, indent=1) + "\n")

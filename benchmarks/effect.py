@@ -1,6 +1,6 @@
 """What guidance does on held-out prompts: judge accuracy and CLIP score with 95 % bootstrap intervals.
 
-    python benchmarks/effect.py --count 200
+Run it as `python benchmarks/effect.py --count 200`.
 """
 
 from __future__ import annotations
@@ -35,21 +35,30 @@ def main(count: int = 200, preset: Path = PRESET) -> None:
     score = ClipScore(*load_clip(), pipe.tokenizer)
     scenes = unseen_scenes("test", count)
     print(f"{count} test prompts, {chosen.steps} steps; in brackets the 95 % interval")
-    print("| guidance | attributes right, % | difference to none, paired | CLIP score x 100 |\n|---|---|---|---|")
+    print("| guidance | attributes right, % | difference to none, paired | CLIP score x 100 |")
+    print("|---|---|---|---|")
     none: np.ndarray | None = None
     for column, cfg, choice in columns(chosen):
         pictures = _paint(pipe, scenes, cfg, choice, chosen.steps)
         right = 100 * verdict(judge, pictures, scenes).per_picture().numpy()
+        pairs = zip(pictures.split(1), scenes, strict=True)
         with torch.no_grad():
-            clip = 100 * torch.cat([score(p, [caption(s)]) for p, s in zip(pictures.split(1), scenes, strict=True)]).numpy()
+            clip = 100 * torch.cat([score(p, [caption(s)]) for p, s in pairs]).numpy()
         none = right if none is None else none
         name = column.name + (f" ({choice.label.replace(chr(10), ', ')})" if choice else "")
-        cells = [f"{v.mean():.2f} [{interval(v)[0]:.2f}, {interval(v)[1]:.2f}]" for v in (right, right - none, clip)]
+        cells = [_cell(v) for v in (right, right - none, clip)]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
+def _cell(values: np.ndarray) -> str:
+    low, high = interval(values)
+    return f"{values.mean():.2f} [{low:.2f}, {high:.2f}]"
+
+
 def _paint(pipe, scenes, cfg: float, choice: Choice | None, steps: int) -> torch.Tensor:
-    heads = choice and HeadGuidance(pipe, HeadSet.parse(choice.set), scale=choice.scale, softness=choice.softness)
+    heads = choice and HeadGuidance(
+        pipe, HeadSet.parse(choice.set), scale=choice.scale, softness=choice.softness
+    )
     call = {"guidance_scale": cfg, "num_inference_steps": steps, "max_sequence_length": OWN_TEXT_TOKENS}
     return paint(pipe, scenes, guidance=heads, **call)
 

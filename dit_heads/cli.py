@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +25,7 @@ from dit_heads.sheets import plain_grid
 class Generate:
     """Draw pictures of a prompt, guided by chosen attention heads."""
 
-    settings: Annotated[Settings, tyro.conf.arg(name="")] = Settings()
+    settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.png")] = Path("out/picture.png")
     """where the picture goes; several are numbered: picture-1.png, picture-2.png, ..."""
     grid: bool = False
@@ -152,7 +152,7 @@ def _warn_of_unknown_words(settings: Settings) -> None:
 def _draw_into(files: list[Path], pipe: Any, settings: Settings, heads: Any) -> None:
     began = time.perf_counter()
     pictures = []
-    for single, image, report in draw(pipe, settings, heads):
+    for single, image, _ in draw(pipe, settings, heads):
         pictures.append(image)
         if len(files) == settings.num_images:
             write_png(image, files[len(pictures) - 1], stored_settings(single))

@@ -49,7 +49,7 @@ def empty_transformer(model: str) -> torch.nn.Module:
 
 
 def _transformer_class(model: str, where: str) -> str:
-    """The class of the model's transformer by its model_index.json, if it is one that heads can be guided in."""
+    """The class of the model's transformer by its model_index.json, if heads can be guided in it."""
     try:
         parts: Any = DiffusionPipeline.load_config(where)
         kind = dict(parts).get("transformer", (None, None))[1]

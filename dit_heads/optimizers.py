@@ -11,9 +11,11 @@ from torch import Tensor, nn
 class Descent:
     """One optimiser step over named weights, at a share of the peak rate.
 
-    `muon` orthogonalises the updates of weight matrices (torch's Muon, https://kellerjordan.github.io/posts/muon; with the
-    step size matched to AdamW's, arXiv 2502.16982); convolutions count as matrices of [out, in * kernel]. Embeddings,
-    biases and gains stay with AdamW. It needs bf16 products that are fast on the machine."""
+    `muon` orthogonalises the updates of weight matrices (torch's Muon,
+    https://kellerjordan.github.io/posts/muon; with the step size matched to AdamW's, arXiv 2502.16982);
+    convolutions count as matrices of [out, in * kernel]. Embeddings, biases and gains stay with AdamW. It
+    needs bf16 products that are fast on the machine, and weights in the default memory format. Another `kind`
+    is a ValueError."""
 
     def __init__(
         self,

@@ -1,7 +1,8 @@
 """One training loop for everything: any loss, AdamW, weight averaging, atomic checkpoints, exact resume.
 
-A step's data and noise are functions of (seed, step) alone, so a run that was killed and started again gives the same
-weights as one that was not. Nothing here knows what is trained; `flow_matching_loss` is what diffusion transformers use.
+A step's data and noise are functions of (seed, step) alone, so a run that was killed and started again gives
+the same weights as one that was not. Nothing here knows what is trained; `flow_matching_loss` is for
+diffusion transformers.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ Loss = Callable[[int, torch.Generator], "tuple[Tensor, Mapping[str, float | Tens
 
 @dataclass(frozen=True)
 class FitConfig:
-    """`ema` is the decay of the averaged weights. The rate rises over `warmup` steps, stays, and falls over the last
-    `decline` share of the run as a cosine to `final_rate` times its peak. `precision` is "no", "bf16", "fp16" or "auto" (a one-second probe of this machine)."""
+    """`ema` is the decay of the averaged weights, `clip` the largest norm of the gradient. The rate rises
+    over `warmup` steps, stays, and falls over the last `decline` share of the run as a cosine to `final_rate`
+    times its peak. `optimizer` is "adamw" or "muon"; `precision` is "no", "bf16", "fp16" or "auto" (a
+    one-second probe of this machine)."""
 
     steps: int
     learning_rate: float = 1e-3
@@ -49,12 +52,14 @@ class FitConfig:
     seed: int = 0
 
 
-def fit(model: nn.Module, loss: Loss, config: FitConfig, folder: Path, *, until: float | None = None) -> nn.Module:
-    """Train `model` by `loss(step, generator) -> (scalar, figures to log)`; `model` ends with its averaged weights.
+def fit(
+    model: nn.Module, loss: Loss, config: FitConfig, folder: Path, *, until: float | None = None
+) -> nn.Module:
+    """Train `model` by `loss(step, generator) -> (scalar, figures to log)`, up to its averaged weights.
 
-    `folder` gets `checkpoint.safetensors` (weights, average, optimiser, step; renamed into place), `log.csv` and
-    `config.json`; a run found there goes on where it stopped, and one of other settings is refused (ValueError).
-    `until` stops early at that `time.time()`, with a checkpoint."""
+    `folder` gets `checkpoint.safetensors` (weights, average, optimiser, step; renamed into place), `log.csv`
+    and `config.json`; a run found there goes on where it stopped, and one of other settings is refused
+    (ValueError). `until` stops early at that `time.time()`, with a checkpoint. Buffers are not stored."""
     _claim(folder, config)
     accelerator = Accelerator(mixed_precision=_precision(config.precision), cpu=not torch.cuda.is_available())
     model.to(accelerator.device).train()
@@ -70,7 +75,8 @@ def fit(model: nn.Module, loss: Loss, config: FitConfig, folder: Path, *, until:
     start, spent = _resume(folder, model, average, descent)
     log = Log(folder / "log.csv", start)
     began = saved = time.time()
-    bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc=folder.name, mininterval=10)
+    steps = range(start, config.steps)
+    bar = tqdm(steps, initial=start, total=config.steps, desc=folder.name, mininterval=10)
     for step in bar:
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         with accelerator.autocast():
@@ -130,12 +136,13 @@ def _follow(average: Mapping[str, Tensor], weights: Mapping[str, Tensor], decay:
 
 @torch.no_grad()
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy the tensors that are named like a parameter into it; parameters without one stay as they are."""
     for name, parameter in model.named_parameters():
         if name in weights:
             parameter.copy_(weights[name])
 
 
-# --- checkpoints ----------------------------------------------------------------------------------------------------
+# --- checkpoints ---
 
 
 def _claim(folder: Path, config: FitConfig) -> None:
@@ -152,13 +159,14 @@ def _claim(folder: Path, config: FitConfig) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
+    """Replace a text file; a reader finds the old one or the new one, never a part."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
     partial.replace(path)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """A safetensors file, complete or not there at all."""
+    """Replace a safetensors file; a reader finds the old one or the new one, never a part."""
     partial = path.with_name(path.name + ".partial")
     save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata)
     os.replace(partial, path)
@@ -180,11 +188,8 @@ def save_checkpoint(
 
 def read_average(folder: Path) -> tuple[dict[str, Tensor], int, float]:
     """Averaged weights, step and seconds of training of the checkpoint in `folder`."""
-    with safe_open(folder / "checkpoint.safetensors", "pt") as file:
-        metadata = file.metadata()
-        names = [k for k in file.keys() if k.startswith("average.")]  # noqa: SIM118 (not a dict)
-        tensors = {k.removeprefix("average."): file.get_tensor(k) for k in names}
-    return tensors, int(metadata["step"]), float(metadata["seconds"])
+    stored, step, seconds = _read(folder / "checkpoint.safetensors")
+    return _part(stored, "average."), step, seconds
 
 
 def _resume(
@@ -193,14 +198,23 @@ def _resume(
     path = folder / "checkpoint.safetensors"
     if not path.exists():
         return 0, 0.0
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-        stored = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
-    load_weights(model, {k.removeprefix("model."): v for k, v in stored.items() if k.startswith("model.")})
+    stored, step, seconds = _read(path)
+    load_weights(model, _part(stored, "model."))
     for name in average:
         average[name].copy_(stored[f"average.{name}"])
-    descent.restore({k.removeprefix("optimizer."): v for k, v in stored.items() if k.startswith("optimizer.")})
-    return int(metadata["step"]), float(metadata["seconds"])
+    descent.restore(_part(stored, "optimizer."))
+    return step, seconds
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], int, float]:
+    with safe_open(path, "pt") as file:
+        names, metadata = file.keys(), file.metadata()
+        tensors = {name: file.get_tensor(name) for name in names}
+    return tensors, int(metadata["step"]), float(metadata["seconds"])
+
+
+def _part(stored: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
 
 
 class Log:

@@ -1,4 +1,4 @@
-"""The default model and the world that it was trained on. `load_embedded` gives it as a stock diffusers pipeline."""
+"""The default model and the world that it was trained on; `load_embedded` gives a stock pipeline."""
 
 from pathlib import Path
 from typing import Any

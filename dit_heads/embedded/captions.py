@@ -1,4 +1,4 @@
-"""Captions of the blocks world: one canonical sentence, paraphrases of it, long descriptions, and joint captions of panels."""
+"""Captions of the blocks world: a canonical one, paraphrases, descriptions, joint captions of panels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CARDS = {  # the named colours of classification by instruction; flat cards of t
 }  # fmt: skip
 NUMBERS = ("one", "two", "three", "four", "five", "six")
 
-# Instructions of later tasks, said beside a picture so that every word of theirs has a place in the text encoder.
+# Instructions of later tasks, said beside a picture so that the text encoders learn every word of theirs.
 INSTRUCTIONS = (
     "Segment the {noun}: a white mask on a black background.",
     "Segment every {shape} in this image.",
@@ -57,7 +57,7 @@ INSTRUCTIONS = (
 
 
 def noun(solid: Solid, *, size: bool = True) -> str:
-    """"large shiny striped red cube": size, finish, texture, colour, shape; plain and matt go without saying."""
+    """Size, finish, texture, colour, shape: "large shiny red cube"; plain and matt go without saying."""
     words = [solid.size] if size else []
     words += ["shiny"] if solid.shiny else []
     words += [solid.texture] if solid.texture != "plain" else []
@@ -96,6 +96,7 @@ def reworded(scene: Scene, rng: np.random.Generator) -> str:
     nouns = [_a(noun(s)) for s in scene.solids]
     things, where, when = _placed(nouns, rng), f"on {scene.ground}", WHEN[scene.sky]
     style = scene.style if scene.style != "photo" else str(rng.choice(["photo", "picture", "image"]))
+    count = f"{'is' if len(nouns) == 1 else 'are'} {_objects(len(nouns))}"
     frames = [
         f"{_a(style)} of {things} {where} {when}",
         f"{style}: {things} {where} {when}",
@@ -103,22 +104,31 @@ def reworded(scene: Scene, rng: np.random.Generator) -> str:
         f"show {things} {where} {when}, {_a(style)}",
         f"draw {things} {where} {when} as {_a(style)}",
         f"make {_a(style)} with {things} {where} {when}",
-        f"There {'is' if len(nouns) == 1 else 'are'} {NUMBERS[len(nouns) - 1]} object{'s' * (len(nouns) > 1)}: "
-        f"{things}. The ground is {scene.ground}, {when}, {style}.",
+        f"There {count}: {things}. The ground is {scene.ground}, {when}, {style}.",
         f"{things} standing {where}, seen {when}, {style}",
     ]
     return str(rng.choice(frames))
 
 
+def _objects(count: int) -> str:
+    return f"{NUMBERS[count - 1]} object{'s' * (count > 1)}"
+
+
 def _placed(nouns: list[str], rng: np.random.Generator) -> str:
     if len(nouns) == 2:
         a, b = nouns
-        ways = [f"{a} to the left of {b}", f"{b} to the right of {a}", f"{a} on the left and {b} on the right",
-                f"{a} beside {b}", f"{a} next to {b}"]  # fmt: skip
+        ways = [
+            f"{a} to the left of {b}",
+            f"{b} to the right of {a}",
+            f"{a} on the left and {b} on the right",
+            f"{a} beside {b}",
+            f"{a} next to {b}",
+        ]
         return str(rng.choice(ways))
     if len(nouns) == 3:
         a, b, c = nouns
-        return str(rng.choice([f"{a}, {b} and {c}", f"{a} on the left, {b} in the middle and {c} on the right"]))
+        ways = [f"{a}, {b} and {c}", f"{a} on the left, {b} in the middle and {c} on the right"]
+        return str(rng.choice(ways))
     return nouns[0]
 
 
@@ -134,9 +144,7 @@ def partial(scene: Scene, rng: np.random.Generator) -> str:
 def described(scene: Scene, rng: np.random.Generator) -> str:
     """A description of 40 to 100 words, one sentence an object."""
     style = "A photo" if scene.style == "photo" else f"{_a(scene.style).capitalize()} picture"
-    number = NUMBERS[len(scene.solids) - 1]
-    ends = "" if len(scene.solids) == 1 else "s"
-    parts = [f"{style} of {number} object{ends} on {scene.ground}."]
+    parts = [f"{style} of {_objects(len(scene.solids))} on {scene.ground}."]
     name = str(rng.choice(NAMES)) if rng.random() < 0.3 else None
     for k, solid in enumerate(scene.solids):
         who = f"{name} is" if name and k == 0 else f"{_side(k, len(scene.solids))} there is"
@@ -171,10 +179,11 @@ def instruction(scene: Scene, rng: np.random.Generator) -> str:
     solid = scene.solids[int(rng.integers(len(scene.solids)))]
     card, card2 = rng.choice(list(CARDS), 2, replace=False)
     words = {"noun": noun(solid, size=rng.random() < 0.5), "shape": str(rng.choice(SHAPES))}
-    return str(rng.choice(INSTRUCTIONS)).format(**words, colour=str(rng.choice(COLOURS)), card=card, card2=card2)
+    frame, colour = str(rng.choice(INSTRUCTIONS)), str(rng.choice(COLOURS))
+    return frame.format(**words, colour=colour, card=card, card2=card2)
 
 
-# --- composites of panels -------------------------------------------------------------------------------------------
+# --- composites of panels ---
 
 GRIDS = ((1, 2), (2, 1), (2, 2), (1, 3), (2, 3))  # rows, columns
 CORNERS = ("[TOP-LEFT]", "[TOP-RIGHT]", "[BOTTOM-LEFT]", "[BOTTOM-RIGHT]")
@@ -192,7 +201,7 @@ def panel_markers(rows: int, columns: int, rng: np.random.Generator) -> list[str
 
 
 def joint_caption(panels: Sequence[str], rows: int, columns: int, rng: np.random.Generator) -> str:
-    """A summary and every panel's caption behind its marker. The panels of training composites are unrelated."""
+    """A summary ("Four unrelated pictures.") and each panel's caption behind its marker, in reading order."""
     summary = f"{NUMBERS[len(panels) - 1].capitalize()} unrelated pictures"
     summary += "." if rng.random() < 0.5 else f" in {rows} rows and {columns} columns."
     marked = [f"{m} {p}" for m, p in zip(panel_markers(rows, columns, rng), panels, strict=True)]

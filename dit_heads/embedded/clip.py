@@ -1,4 +1,4 @@
-"""The embedded CLIP: SD3's two text towers trained against one image tower, all of them stock transformers classes."""
+"""The embedded CLIP: SD3's two text towers trained against one image tower, of stock transformers classes."""
 
 from __future__ import annotations
 
@@ -26,25 +26,39 @@ WIDTH = 96
 
 
 def make_text_tower(vocab_size: int, layers: int, activation: str) -> CLIPTextModelWithProjection:
-    """SD3 reads `hidden_states[-2]`, so there are at least two layers; the pooled token is the first eos (id 1)."""
+    """At least two layers, as SD3 reads `hidden_states[-2]`; the pooled token is the first eos (id 1)."""
     config = CLIPTextConfig(
-        vocab_size=vocab_size, hidden_size=WIDTH, intermediate_size=4 * WIDTH, projection_dim=WIDTH,
-        num_hidden_layers=layers, num_attention_heads=4, max_position_embeddings=CLIP_LENGTH, hidden_act=activation,
-        bos_token_id=0, eos_token_id=1, pad_token_id=1,
-    )  # fmt: skip
+        vocab_size=vocab_size,
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        projection_dim=WIDTH,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=CLIP_LENGTH,
+        hidden_act=activation,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
     return CLIPTextModelWithProjection(config)
 
 
 def make_image_tower() -> CLIPVisionModelWithProjection:
+    """Pictures [B, 3, 128, 128] -> `image_embeds` [B, 96], random weights."""
     config = CLIPVisionConfig(
-        hidden_size=128, intermediate_size=512, projection_dim=WIDTH, num_hidden_layers=4, num_attention_heads=4,
-        image_size=128, patch_size=16,
-    )  # fmt: skip
+        hidden_size=128,
+        intermediate_size=512,
+        projection_dim=WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=128,
+        patch_size=16,
+    )
     return CLIPVisionModelWithProjection(config)
 
 
 class Clip(nn.Module):
-    """Both text towers and the image tower; `scale` is the log of the inverse temperature, one a text tower."""
+    """Both text towers and the image tower; `scale` [2]: log inverse temperature of either text tower."""
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
@@ -68,16 +82,24 @@ class ClipLoss:
     """Symmetric cross-entropy over a batch (arXiv 2103.00020), the mean over the two text towers."""
 
     def __init__(
-        self, clip: Clip, tokenizer: CLIPTokenizer, images: NDArray[np.uint8], scenes: Sequence[Scene], batch: int = 128
+        self,
+        clip: Clip,
+        tokenizer: CLIPTokenizer,
+        images: NDArray[np.uint8],
+        scenes: Sequence[Scene],
+        batch: int = 128,
     ) -> None:
-        self.clip, self.tokenizer, self.images, self.scenes, self.batch = clip, tokenizer, images, scenes, batch
+        self.clip, self.tokenizer, self.batch = clip, tokenizer, batch
+        self.images, self.scenes = images, scenes
 
     def __call__(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
         which = torch.randint(len(self.images), (self.batch,), generator=generator).numpy()
         rng = np.random.default_rng(int(which[0]) * 1_000_003 + step)
-        said = [caption(s) if rng.random() < 0.6 else varied_caption(s, rng) for s in (self.scenes[i] for i in which)]
+        scenes = [self.scenes[i] for i in which]
+        said = [caption(s) if rng.random() < 0.6 else varied_caption(s, rng) for s in scenes]
         pixels = to_tensor(self.images[which])
-        pixels = pixels + 0.1 * torch.rand(1, generator=generator) * torch.randn(pixels.shape, generator=generator)
+        strength = 0.1 * torch.rand(1, generator=generator)
+        pixels = pixels + strength * torch.randn(pixels.shape, generator=generator)
         pictures = self.clip.embed_images(pixels)
         target = torch.arange(self.batch)
         loss, hits = torch.zeros(()), torch.zeros(())
@@ -89,24 +111,33 @@ class ClipLoss:
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
+    """Token ids [B, 32]: bos, words, eos and more eos as padding; longer texts are cut."""
     return tokenizer(
         list(texts), padding="max_length", max_length=CLIP_LENGTH, truncation=True, return_tensors="pt"
     ).input_ids
 
 
 @torch.no_grad()
-def retrieval(clip: Clip, tokenizer: CLIPTokenizer, images: NDArray[np.uint8], scenes: Sequence[Scene]) -> list[float]:
+def retrieval(
+    clip: Clip, tokenizer: CLIPTokenizer, images: NDArray[np.uint8], scenes: Sequence[Scene]
+) -> list[float]:
     """Share of pictures whose own canonical caption scores highest among all given, for either text tower."""
-    pictures = torch.cat([clip.embed_images(to_tensor(images[i : i + 50])) for i in range(0, len(images), 50)])
+    parts = [clip.embed_images(to_tensor(images[i : i + 50])) for i in range(0, len(images), 50)]
+    pictures = torch.cat(parts)
     texts = clip.embed_texts(tokenize(tokenizer, [caption(s) for s in scenes]))
     own = torch.arange(len(images))
     return [((pictures @ t.T).argmax(-1) == own).float().mean().item() for t in texts]
 
 
 class ClipScore:
-    """Cosine of a picture and a caption by the embedded CLIP, [B] in [-1, 1]; differentiable in the pixels."""
+    """Cosine of pictures and captions by the embedded CLIP, [B] in [-1, 1]; differentiable in the pixels."""
 
-    def __init__(self, text: CLIPTextModelWithProjection, image: CLIPVisionModelWithProjection, tokenizer: CLIPTokenizer):
+    def __init__(
+        self,
+        text: CLIPTextModelWithProjection,
+        image: CLIPVisionModelWithProjection,
+        tokenizer: CLIPTokenizer,
+    ):
         self.text, self.image, self.tokenizer = text, image, tokenizer
 
     def __call__(self, pixels: Tensor, captions: Sequence[str]) -> Tensor:

@@ -1,6 +1,7 @@
-"""Rendered scenes on disk: shards of the train split and small validation and test sets, made once and reused.
+"""Rendered scenes on disk: shards of the train split and small validation and test sets, made once, reused.
 
-Everything here can be made again from the seeds, so it lives in a cache folder: `$DIT_HEADS_CACHE`, or `~/.cache/dit-heads`.
+Everything here can be made again from the seeds, so it lives in a cache folder: `$DIT_HEADS_CACHE`, or
+`~/.cache/dit-heads`.
 """
 
 from __future__ import annotations
@@ -23,16 +24,18 @@ COVERAGE_CHANNELS = sum(map(len, ATTRIBUTES.values()))
 
 
 def cache_folder() -> Path:
+    """Where renders and training runs live; it need not exist."""
     return Path(os.environ.get("DIT_HEADS_CACHE", "~/.cache/dit-heads")).expanduser()
 
 
 def scene_of(split: Split, index: int) -> Scene:
+    """Scene `index` of a split; ValueError beyond its range."""
     return sample_scene(split_seed(split, index))
 
 
 def coverage(scene: Scene, ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What each image token shows: the share (0-255) of its pixels on a solid of each shape, colour, texture and
-    size, [S / 16, S / 16, 19]."""
+    """What each image token shows: the share (0-255) of its pixels on a solid of each shape, colour, texture
+    and size, [S / 16, S / 16, 19], of instance ids [S, S]."""
     n = len(ids) // CELL
     out = np.zeros((n, n, COVERAGE_CHANNELS), np.float32)
     for k, solid in enumerate(scene.solids, 1):
@@ -51,7 +54,7 @@ def _render_one(job: tuple[Split, int]) -> tuple[NDArray[np.uint8], NDArray[np.u
 
 
 def render_shard(split: Split, shard: int, workers: int = 2, count: int = SHARD) -> Path:
-    """Render scenes `shard * count ... + count` of a split to `<split>-<shard>.npz`, unless that file exists."""
+    """Render scenes `shard * count ... + count` of a split to one .npz file, unless it exists; its path."""
     path = cache_folder() / "scenes-v1" / f"{split}-{shard:03d}-{count}.npz"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +70,7 @@ def render_shard(split: Split, shard: int, workers: int = 2, count: int = SHARD)
 def load_shards(
     split: Split, shards: int, workers: int = 2, count: int = SHARD
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Images [n, 128, 128, 3] and token coverage [n, 8, 8, 19] of each shard in turn, rendered where missing."""
+    """Images [n, 128, 128, 3] and coverage [n, 8, 8, 19] of each shard in turn, rendered where missing."""
     for shard in range(shards):
         with np.load(render_shard(split, shard, workers, count)) as data:
             yield data["images"], data["coverage"]

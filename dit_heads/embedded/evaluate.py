@@ -1,4 +1,4 @@
-"""What the embedded model paints, judged: `python -m dit_heads.embedded.evaluate --cfg 1 3 4 6 --count 256`."""
+"""What the embedded model paints, judged: `python -m dit_heads.embedded.evaluate --cfg 1 4 --count 256`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,13 @@ OWN_TEXT_TOKENS = 64
 EVALUATED = 5_000_000  # evaluation scenes start here in a split, far from those that training validates on
 
 
-def unseen_scenes(split: Split, count: int, *, solids: int | None = None, held_out: bool = False) -> list[Scene]:
-    """Scenes of a split to make prompts of; `solids` fixes how many objects each has."""
-    return [sample_scene(split_seed(split, EVALUATED + i), count=solids, held_out=held_out) for i in range(count)]
+def unseen_scenes(
+    split: Split, count: int, *, solids: int | None = None, held_out: bool = False
+) -> list[Scene]:
+    """Scenes of a split to make prompts of; `solids` fixes how many objects each has, `held_out` gives each a
+    combination of colour and shape that training never shows."""
+    seeds = [split_seed(split, EVALUATED + i) for i in range(count)]
+    return [sample_scene(seed, count=solids, held_out=held_out) for seed in seeds]
 
 
 def paint(
@@ -35,8 +39,8 @@ def paint(
     guidance: AbstractContextManager[Any] | None = None,
     **call: Any,
 ) -> Tensor:
-    """Pictures [B, 3, 128, 128] in [-1, 1] of the scenes' captions, picture i from seed `first_seed + i` whatever the
-    batch; `call` goes to the pipeline."""
+    """Pictures [B, 3, 128, 128] in [-1, 1] of the scenes' captions, picture i from seed `first_seed + i`
+    whatever the batch; `call` goes to the pipeline."""
     pipe.set_progress_bar_config(disable=True)
     parts = []
     with guidance or nullcontext():
@@ -54,22 +58,25 @@ def _batches(scenes: Sequence[Scene], size: int) -> Iterator[tuple[int, Sequence
 
 def row(name: str, judged: Verdict) -> str:
     """A line of a Markdown table: every attribute, and all of a picture's attributes at once."""
-    figures = judged.accuracy()
     mean = judged.per_picture()
-    cells = [f"{100 * v:.1f}" for v in figures.values()]
-    return f"| {name} | {' | '.join(cells)} | {100 * mean.mean():.1f} | {100 * (mean == 1).float().mean():.1f} |"
+    shares = [*judged.accuracy().values(), mean.mean().item(), (mean == 1).float().mean().item()]
+    return f"| {name} | {' | '.join(f'{100 * v:.1f}' for v in shares)} |"
 
 
 def header(judged: Verdict) -> str:
+    """The two lines above the rows."""
     names = [*judged.right, "mean", "all right"]
     return f"| | {' | '.join(names)} |\n|---|{'---|' * len(names)}"
 
 
 def main(
-    cfg: tuple[float, ...] = (1.0, 3.0, 4.0, 6.0), count: int = 128, stock: bool = True, model: str | None = None
+    cfg: tuple[float, ...] = (1.0, 3.0, 4.0, 6.0),
+    count: int = 128,
+    stock: bool = True,
+    model: str | None = None,
 ) -> None:
-    """Judge `count` pictures of one, two and three objects a setting; `stock` adds the pipeline's own defaults (28
-    steps, CFG 7, 256 text tokens); `model` is a folder, without it the embedded one."""
+    """Judge `count` pictures of one, two and three objects a setting; `stock` adds the pipeline's own
+    defaults (28 steps, CFG 7, 256 text tokens); `model` is a folder, without it the embedded one."""
     from diffusers import StableDiffusion3Pipeline
 
     pipe = StableDiffusion3Pipeline.from_pretrained(model) if model else load_embedded("sd3")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
@@ -16,13 +17,13 @@ from dit_heads.embedded.sd3 import Student, assemble
 from dit_heads.training import save_tensors, write_atomically
 
 
-
-def export_weights(student: Student, towers: Clip, vae: torch.nn.Module, judge: Judge, folder: Path = WEIGHTS) -> None:
-    """Transformer, VAE, image tower and judge in fp16, text encoders in fp32: transformers keeps a file's dtype, and a
-    plain `from_pretrained` must not mix fp16 encoders with an fp32 transformer."""
-    pipe = assemble(
-        student.transformer.half(), vae.half(), towers.text, towers.text_2, student.t5  # pyright: ignore[reportArgumentType]
-    )  # fmt: skip
+def export_weights(
+    student: Student, towers: Clip, vae: AutoencoderKL, judge: Judge, folder: Path = WEIGHTS
+) -> None:
+    """Write transformer, VAE, image tower and judge in fp16, text encoders in fp32: transformers keeps a
+    file's dtype, and a plain `from_pretrained` must not mix fp16 encoders with an fp32 transformer. The
+    models given are in fp16 afterwards."""
+    pipe = assemble(student.transformer.half(), vae.half(), towers.text, towers.text_2, student.t5)
     pipe.save_pretrained(folder / "sd3", safe_serialization=True)
     towers.image.half().save_pretrained(folder / "clip")
     (folder / "judge").mkdir(exist_ok=True)
@@ -33,8 +34,9 @@ def export_weights(student: Student, towers: Clip, vae: torch.nn.Module, judge: 
 
 def load_judge(folder: Path = WEIGHTS) -> Judge:
     """The trained judge, fp32, in evaluation mode."""
+    stored = load_file(folder / "judge" / "judge.safetensors")
     judge = Judge()
-    judge.load_state_dict({k: v.float() for k, v in load_file(folder / "judge" / "judge.safetensors").items()})
+    judge.load_state_dict({k: v.float() for k, v in stored.items()})
     return judge.eval()
 
 

@@ -19,19 +19,19 @@ from dit_heads.embedded.scenes import GROUNDS, SKIES, STYLES, Scene
 from dit_heads.embedded.vae import to_tensor
 
 SLOTS = 3
-WHOLE = {"count": (1, 2, 3), "ground": GROUNDS, "sky": SKIES, "style": STYLES}
+COUNTS = (1, 2, 3)
+WHOLE = {"count": COUNTS, "ground": GROUNDS, "sky": SKIES, "style": STYLES}
 
 
 def labels(scenes: Sequence[Scene]) -> dict[str, Tensor]:
-    """Class indices: `count`, `ground`, `sky`, `style` [B]; `shape`, `colour`, `texture`, `size` [B, 3] from left to
-    right, -1 where there is no such solid."""
-    out = {
-        name: torch.tensor([values.index(len(s.solids) if name == "count" else getattr(s, name)) for s in scenes])
-        for name, values in WHOLE.items()
-    }
+    """Class indices: `count`, `ground`, `sky`, `style` [B]; `shape`, `colour`, `texture`, `size` [B, 3] from
+    left to right, -1 where there is no such solid."""
+    out = {"count": torch.tensor([COUNTS.index(len(s.solids)) for s in scenes])}
+    for name in ("ground", "sky", "style"):
+        out[name] = torch.tensor([WHOLE[name].index(getattr(s, name)) for s in scenes])
     for name, values in ATTRIBUTES.items():
-        rows = [[values.index(getattr(o, name)) for o in s.solids] + [-1] * (SLOTS - len(s.solids)) for s in scenes]
-        out[name] = torch.tensor(rows)
+        rows = [[values.index(getattr(o, name)) for o in s.solids] for s in scenes]
+        out[name] = torch.tensor([row + [-1] * (SLOTS - len(row)) for row in rows])
     return out
 
 
@@ -47,8 +47,8 @@ class Residual(nn.Module):
 
 
 class Judge(nn.Module):
-    """Convolutions to an 8 x 8 grid, then two transformer layers in which four query tokens (the whole picture, and one
-    a solid from left to right) read the grid."""
+    """Convolutions to an 8 x 8 grid, then two transformer layers in which four query tokens (the whole
+    picture, and one a solid from left to right) read the grid."""
 
     def __init__(self, width: int = 128) -> None:
         super().__init__()
@@ -60,7 +60,9 @@ class Judge(nn.Module):
         )  # fmt: skip
         self.place = nn.Parameter(torch.randn(64, width) * 0.02)
         self.query = nn.Parameter(torch.randn(1 + SLOTS, width) * 0.5)
-        layer = nn.TransformerEncoderLayer(width, 4, 3 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(
+            width, 4, 3 * width, 0.0, "gelu", batch_first=True, norm_first=True
+        )
         self.reader = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(width)
         self.whole = nn.ModuleDict({n: nn.Linear(width, len(v)) for n, v in WHOLE.items()})
@@ -68,8 +70,8 @@ class Judge(nn.Module):
         self.dense = nn.Linear(width, COVERAGE_CHANNELS)
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """[B, 3, 128, 128] in [-1, 1] -> logits: `count`... [B, classes], `shape`... [B, 3, classes], and `coverage`
-        [B, 64, 19] of the grid (used in training only)."""
+        """[B, 3, 128, 128] in [-1, 1] -> logits: `count`... [B, classes], `shape`... [B, 3, classes], and
+        `coverage` [B, 64, 19] of the grid (used in training only)."""
         grid = self.stem(pixels).flatten(2).transpose(1, 2)  # [B, 64, D]
         tokens = torch.cat([self.query.expand(len(pixels), -1, -1), grid + self.place], 1)
         read = self.norm(self.reader(tokens)[:, : 1 + SLOTS])
@@ -79,8 +81,8 @@ class Judge(nn.Module):
 
 
 class JudgeLoss:
-    """Cross-entropy of every attribute, and the coverage of the grid; pictures are blurred and made noisy at random,
-    as those of a small generator are."""
+    """Cross-entropy of every attribute, and the coverage of the grid; pictures are blurred and made noisy at
+    random, as those of a small generator are."""
 
     def __init__(
         self,
@@ -102,7 +104,8 @@ class JudgeLoss:
         }
         cover = torch.from_numpy(self.coverage[which.numpy()]).flatten(1, 2).float() / 255
         dense = F.binary_cross_entropy_with_logits(said["coverage"].float(), cover)
-        return sum(losses.values(), 4 * dense), {k: losses[k] for k in ("shape", "colour", "texture", "count")}
+        figures = {k: losses[k] for k in ("shape", "colour", "texture", "count")}
+        return sum(losses.values(), 4 * dense), figures
 
 
 def _degrade(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -115,8 +118,9 @@ def _degrade(x: Tensor, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge saw against what was asked: `right[name]` is bool [B] for the whole picture or [B, 3] a solid, and
-    `asked` [B, 3] says which solids the caption names. A solid counts only in its place from left to right."""
+    """What the judge saw against what was asked: `right[name]` is bool [B] for the whole picture or [B, 3] a
+    solid, and `asked` [B, 3] says which solids the caption names. A solid counts only in its place from left
+    to right."""
 
     right: dict[str, Tensor]
     asked: Tensor
@@ -124,9 +128,8 @@ class Verdict:
 
     def accuracy(self) -> dict[str, float]:
         """Share right of each attribute, over the pictures or the solids asked for."""
-        return {
-            name: (ok[self.asked] if ok.ndim == 2 else ok).float().mean().item() for name, ok in self.right.items()
-        }
+        counted = {name: ok[self.asked] if ok.ndim == 2 else ok for name, ok in self.right.items()}
+        return {name: ok.float().mean().item() for name, ok in counted.items()}
 
     def per_picture(self) -> Tensor:
         """Share of a picture's asked attributes that are right, [B]."""

@@ -1,6 +1,7 @@
 """Ray casting of a scene in numpy: picture, depth in metres and instance ids, exact and without a mesh.
 
-Every function works on all rays at once: origins and directions are [N, 3], distances along a ray [N] (inf = miss).
+Every function works on all rays at once: origins and directions are [N, 3], distances along a ray [N] (inf =
+miss).
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ LIGHTS = {
 
 @dataclass(frozen=True)
 class Rendering:
-    """`image` uint8 [S, S, 3]; `depth` metres along the view axis, float32 [S, S], inf = sky; `ids` uint8 [S, S],
-    0 = no solid, k = `scene.solids[k - 1]`."""
+    """`image` uint8 [S, S, 3]; `depth` metres along the view axis, float32 [S, S], inf = sky; `ids` uint8
+    [S, S], 0 = no solid, k = `scene.solids[k - 1]`."""
 
     image: NDArray[np.uint8]
     depth: Floats
@@ -77,8 +78,8 @@ class Rendering:
 
 
 def boxes(ids: NDArray[np.uint8], count: int) -> NDArray[np.int64]:
-    """Boxes of the visible pixels of each solid, [count, 4] as x0, y0, x1, y1 with the far edges exclusive; a solid
-    that is hidden altogether has a box of zeros."""
+    """Boxes of the visible pixels of each solid, [count, 4] as x0, y0, x1, y1 with the far edges exclusive; a
+    solid that is hidden altogether has a box of zeros."""
     out = np.zeros((count, 4), np.int64)
     for k in range(count):
         rows, columns = np.nonzero(ids == k + 1)
@@ -87,7 +88,7 @@ def boxes(ids: NDArray[np.uint8], count: int) -> NDArray[np.int64]:
     return out
 
 
-# --- geometry: solids of unit size stand on y = 0 -------------------------------------------------------------------
+# --- geometry: solids of unit size stand on y = 0 ---
 
 Hit = tuple[Floats, Floats]  # distance [N], outward normal [N, 3]
 
@@ -108,7 +109,7 @@ def _sphere(p: Floats, v: Floats) -> Hit:
 
 
 def _convex(normals: NDArray[np.float64], offsets: NDArray[np.float64]) -> Callable[[Floats, Floats], Hit]:
-    """The solid of all x with normals @ x <= offsets: the ray is inside between its last entry and first exit."""
+    """All x with normals @ x <= offsets: the ray is inside between its last entry and first exit."""
     n, d = normals.astype(np.float32), offsets.astype(np.float32)
 
     def hit(p: Floats, v: Floats) -> Hit:
@@ -165,7 +166,12 @@ _BASE, _HEIGHT = 0.95, 1.7
 HITS: dict[str, Callable[[Floats, Floats], Hit]] = {
     "sphere": _sphere,
     "cube": _faces(
-        (1, 0, 0, _CUBE), (-1, 0, 0, _CUBE), (0, 0, 1, _CUBE), (0, 0, -1, _CUBE), (0, 1, 0, 2 * _CUBE), (0, -1, 0, 0)
+        (1, 0, 0, _CUBE),
+        (-1, 0, 0, _CUBE),
+        (0, 0, 1, _CUBE),
+        (0, 0, -1, _CUBE),
+        (0, 1, 0, 2 * _CUBE),
+        (0, -1, 0, 0),
     ),
     "cylinder": _cylinder,
     "cone": _cone,
@@ -180,7 +186,7 @@ HITS: dict[str, Callable[[Floats, Floats], Hit]] = {
 
 
 def cast(solid: Solid, origin: Floats, direction: Floats) -> tuple[Floats, Floats, Floats]:
-    """Distance along each ray [N] (inf = miss), world normal [N, 3] and the hit in the solid's own unit frame [N, 3]."""
+    """Distance along each ray [N], inf = miss; world normal [N, 3]; hit in the solid's unit frame [N, 3]."""
     c, s = np.cos(solid.yaw), np.sin(solid.yaw)
     turn = np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]], np.float32)
     v = direction @ turn / np.float32(solid.radius)
@@ -198,14 +204,15 @@ def _shadowed(solids: list[Solid], origin: Floats, towards: Floats) -> NDArray[n
     for s in solids:
         centre = np.float32([s.x, 0.85 * s.radius, s.z]) - origin
         along = centre @ towards
-        near = np.flatnonzero((_dot(centre, centre) - along**2 < (1.6 * s.radius) ** 2) & (along > -2 * s.radius))
+        passes = _dot(centre, centre) - along**2 < (1.6 * s.radius) ** 2
+        near = np.flatnonzero(passes & (along > -2 * s.radius))
         if len(near):
             t, _, _ = cast(s, origin[near], np.broadcast_to(towards, (len(near), 3)))
             dark[near] |= np.isfinite(t)
     return dark
 
 
-# --- the picture ----------------------------------------------------------------------------------------------------
+# --- the picture ---
 
 
 def _camera_axes() -> tuple[Floats, Floats, Floats, Floats]:
@@ -219,13 +226,13 @@ EYE, FORWARD, RIGHT, UP = _camera_axes()
 
 
 def rays(across: Floats, down: Floats) -> Floats:
-    """Unit directions through picture coordinates in [-1, 1] (x right, y down): [len(down), len(across), 3]."""
+    """Unit directions through picture coordinates in [-1, 1], x right, y down: [rows, columns, 3]."""
     x, y = np.float32(HALF_VIEW) * across, np.float32(HALF_VIEW) * down
     return _unit(FORWARD + x[None, :, None] * RIGHT - y[:, None, None] * UP)
 
 
 def render(scene: Scene, size: int = SIZE) -> Rendering:
-    """The scene as a picture of `size` x `size` pixels: 2 x 2 samples a pixel, tent-filtered, then the style."""
+    """The scene in `size` x `size` pixels: 2 x 2 samples a pixel, tent-filtered, then the style."""
     n = 2 * size
     grid = ((np.arange(-1, n + 1) + 0.5) / n * 2 - 1).astype(np.float32)
     directions = rays(grid, grid).reshape(-1, 3)
@@ -331,17 +338,23 @@ def _draw_solid(
     distance[at], ids[at] = t, k
 
 
-def _polish(painted: Floats, light: Light, d: Floats, normal: Floats, towards: Floats, lambert: Floats) -> Floats:
+def _polish(
+    painted: Floats, light: Light, d: Floats, normal: Floats, towards: Floats, lambert: Floats
+) -> Floats:
     """A highlight of the sun, and a fifth of the sky mirrored."""
     mirrored_sun = towards - 2 * (normal @ towards)[:, None] * normal
     highlight = (np.clip(_dot(mirrored_sun, d), 0, 1) ** 24 * (lambert > 0))[:, None]
     up = np.clip((d - 2 * _dot(d, normal)[:, None] * normal)[:, 1:2], 0, 1)
     sky = np.float32(light.horizon) * (1 - up) + np.float32(light.zenith) * up
-    return painted * np.float32(0.8) + sky * np.float32(0.2) + highlight * np.float32(0.45) * np.float32(light.sun)
+    return (
+        painted * np.float32(0.8)
+        + sky * np.float32(0.2)
+        + highlight * np.float32(0.45) * np.float32(light.sun)
+    )
 
 
 def _paint(solid: Solid, x: Floats) -> Floats:
-    """Colour at points of the unit frame [N, 3]: plain, or two tones in a pattern that turns with the solid."""
+    """Colour at points [N, 3] of the unit frame: plain, or two tones in a pattern fixed to the solid."""
     first, second = np.float32(PAINT[solid.colour]), np.float32(SECOND_TONE[solid.colour])
     if solid.texture == "plain":
         return np.broadcast_to(first, x.shape)

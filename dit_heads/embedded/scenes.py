@@ -1,7 +1,7 @@
 """Scenes of the blocks world: what there is to see, drawn from a seed. Splits never share a seed.
 
-A scene is one to three solids on a ground under a sky, seen by a fixed camera. Lengths are metres, angles radians;
-x points right, y up, z away from the camera.
+A scene is one to three solids on a ground under a sky, seen by a fixed camera. Lengths are metres, angles
+radians; x points right, y up, z away from the camera.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HELD_OUT = frozenset({("purple", "cone"), ("green", "cylinder"), ("white", "pyra
 
 Split = Literal["train", "validation", "test"]
 SPLITS: dict[str, range] = {
-    "train": range(0, 10_000_000),
+    "train": range(10_000_000),
     "validation": range(10_000_000, 20_000_000),
     "test": range(20_000_000, 30_000_000),
 }
@@ -85,11 +85,12 @@ class Scene:
 
 
 def left_to_right(solids: list[Solid]) -> tuple[Solid, ...]:
+    """Solids in the order in which the camera sees them, by `bearing`."""
     return tuple(sorted(solids, key=lambda s: s.bearing))
 
 
 def split_seed(split: Split, index: int) -> int:
-    """The seed of the scene `index` of a split; splits are disjoint ranges."""
+    """The seed of the scene `index` of a split; splits are disjoint ranges. ValueError beyond the range."""
     seeds = SPLITS[split]
     if not 0 <= index < len(seeds):
         raise ValueError(f"index: expected 0 <= index < {len(seeds)}, got {index}")
@@ -97,8 +98,8 @@ def split_seed(split: Split, index: int) -> int:
 
 
 def sample_scene(seed: int, *, count: int | None = None, held_out: bool = False) -> Scene:
-    """The scene of a seed. `count` fixes the number of solids; `held_out=True` gives one of them a combination of
-    colour and shape that no training scene has, `False` avoids all of those."""
+    """The scene of a seed. `count` fixes the number of solids; `held_out=True` gives one of them a
+    combination of colour and shape that no training scene has, `False` avoids all of those."""
     rng = np.random.default_rng(seed)
     n = count or int(rng.choice([1, 2, 3], p=[0.42, 0.38, 0.20]))
     looks = [_sample_look(rng) for _ in range(n)]
@@ -129,7 +130,7 @@ def _sample_look(rng: np.random.Generator) -> Solid:
 
 
 def _place(rng: np.random.Generator, looks: list[Solid]) -> list[Solid]:
-    """Put solids where each is seen well: apart on the ground, mostly inside the picture, at most half hidden."""
+    """Put solids where each is seen well: apart on the ground, mostly in the picture, at most half hidden."""
     spread = 0.5 if len(looks) == 1 else 1.2
     for attempt in range(10_000):
         crowd = 1.0 - min(attempt / 400, 1.0) * 0.5  # three large ones only fit with some overlap

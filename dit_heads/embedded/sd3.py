@@ -1,4 +1,4 @@
-"""The embedded text-to-image model: SD3's architecture at a fiftieth of the width, its T5 learned along with it."""
+"""The embedded text-to-image model: SD3's architecture at an eighth of its width, with a T5 of its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel
@@ -31,28 +36,45 @@ SHORT, MEDIUM, LONG, STOCK = 32, 64, 128, 256  # T5 tokens; the last is the pipe
 def make_transformer() -> SD3Transformer2DModel:
     """8 blocks of 12 heads; the position table holds 24 x 24 patches, 384 x 384 pixels."""
     return SD3Transformer2DModel(
-        sample_size=16, patch_size=2, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, num_layers=BLOCKS,
-        attention_head_dim=HEAD_WIDTH, num_attention_heads=HEADS, joint_attention_dim=WIDTH,
-        caption_projection_dim=WIDTH, pooled_projection_dim=2 * CLIP_WIDTH, pos_embed_max_size=24,
-    )  # fmt: skip
+        sample_size=16,
+        patch_size=2,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        num_layers=BLOCKS,
+        attention_head_dim=HEAD_WIDTH,
+        num_attention_heads=HEADS,
+        joint_attention_dim=WIDTH,
+        caption_projection_dim=WIDTH,
+        pooled_projection_dim=2 * CLIP_WIDTH,
+        pos_embed_max_size=24,
+    )
 
 
 def make_t5(vocab_size: int) -> T5EncoderModel:
     """Its width is the sum of both CLIP widths, as the pipeline pads CLIP's tokens up to it."""
     config = T5Config(
-        vocab_size=vocab_size, d_model=WIDTH, d_kv=32, num_heads=6, d_ff=384, num_layers=2, dropout_rate=0.0,
-        feed_forward_proj="gated-gelu", relative_attention_num_buckets=32, pad_token_id=0, eos_token_id=1,
-    )  # fmt: skip
+        vocab_size=vocab_size,
+        d_model=WIDTH,
+        d_kv=32,
+        num_heads=6,
+        d_ff=384,
+        num_layers=2,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        relative_attention_num_buckets=32,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
     return T5EncoderModel(config)
 
 
 class Student(nn.Module):
-    """What is trained: transformer, T5, and a linear probe of a middle block that says what each image token shows.
+    """What is trained: transformer, T5, and a linear probe of what the image tokens show.
 
-    The probe is representation alignment (arXiv 2410.06940) with the renderer's own truth as the representation. It is
-    thrown away after training."""
+    The probe is representation alignment (arXiv 2410.06940) with the renderer's own truth as the
+    representation. It is thrown away after training."""
 
-    PROBED = 4
+    PROBED = 4  # a middle block
 
     def __init__(self, t5_vocabulary: int) -> None:
         super().__init__()
@@ -66,6 +88,7 @@ class Student(nn.Module):
         self._seen = output[1]  # (text, image)
 
     def take_seen(self) -> Tensor:
+        """The image tokens [B, tokens, 192] of the probed block in the last forward pass, once."""
         seen, self._seen = self._seen, None
         assert seen is not None, "the transformer has not run"
         return seen
@@ -90,12 +113,14 @@ class Corpus:
         composites: Sequence[tuple[Tensor, list[list[int]]]],
         batch: int,
     ) -> None:
-        """`latents` [N, C, 16, 16]; a composite entry is the latents [n, C, h, w] of one grid shape and the scenes of
-        each one's panels."""
+        """`latents` [N, C, 16, 16]; `composites` has an entry for each of `GRIDS`: latents [n, C, h, w] and
+        the scenes of each one's panels."""
         self.latents, self.coverage, self.scenes, self.batch = latents, coverage, scenes, batch
         self.composites = composites
 
     def draw(self, generator: torch.Generator, *, stock_length: bool) -> Batch:
+        """A batch of single pictures, or in one draw of ten of composites, a tenth of them without a caption;
+        `stock_length` pads every other batch to the 256 tokens of the pipeline's default."""
         kind = torch.rand(2, generator=generator).tolist()
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
         if kind[0] < 0.1 and self.composites:
@@ -126,7 +151,8 @@ class Corpus:
         k = int(rng.integers(len(self.composites)))
         (latents, panels), (rows, columns) = self.composites[k], GRIDS[k]
         which = rng.integers(len(panels), size=max(4, self.batch // (2 * rows * columns)))
-        said = [joint_caption([caption(self.scenes[i]) for i in panels[w]], rows, columns, rng) for w in which]
+        panel_captions = [[caption(self.scenes[i]) for i in panels[w]] for w in which]
+        said = [joint_caption(each, rows, columns, rng) for each in panel_captions]
         longest = max(len(s.replace(",", " ,").replace(".", " .").split()) for s in said) + 1
         return Batch(latents[which].float(), _drop(said, rng), -(-longest // 32) * 32, None)
 
@@ -167,13 +193,17 @@ class Sd3Loss:
         text, pooled = self.texts(self.student.t5, batch.captions, batch.length)
         sigmas = logit_normal_sigmas(len(text), generator, shift=SHIFT)
         noise = torch.randn(batch.latents.shape, generator=generator)
-        loss = flow_matching_loss(
-            lambda x, s: self.student.transformer(
-                hidden_states=x, timestep=1000 * s, encoder_hidden_states=text, pooled_projections=pooled,
+
+        def velocity(x: Tensor, s: Tensor) -> Tensor:
+            return self.student.transformer(
+                hidden_states=x,
+                timestep=1000 * s,
+                encoder_hidden_states=text,
+                pooled_projections=pooled,
                 return_dict=False,
-            )[0],
-            batch.latents, sigmas, noise,
-        )  # fmt: skip
+            )[0]
+
+        loss = flow_matching_loss(velocity, batch.latents, sigmas, noise)
         seen = self.student.take_seen()
         figures: dict[str, float | Tensor] = {"flow": loss.detach()}
         weight = max(0.0, 1 - done / 0.7)

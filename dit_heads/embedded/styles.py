@@ -1,4 +1,4 @@
-"""Styles of the blocks world: filters of a whole picture [S, S, 3] in [0, 1]. All of them keep colours recognisable."""
+"""Styles of the blocks world: filters of a picture [S, S, 3] in [0, 1] that keep its colours recognisable."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ _LUMINANCE = np.float32([0.30, 0.59, 0.11])
 
 
 def photo(image: Picture, ids: NDArray[np.uint8]) -> Picture:
+    """The render as it is."""
     return image
 
 
@@ -40,7 +41,8 @@ def poster(image: Picture, ids: NDArray[np.uint8]) -> Picture:
 def vintage(image: Picture, ids: NDArray[np.uint8]) -> Picture:
     """A faded warm print, darker towards the corners."""
     grey = (image @ _LUMINANCE)[..., None]
-    faded = (0.72 * image + 0.28 * grey * np.float32([1.08, 0.92, 0.68])) * 0.82 + np.float32([0.15, 0.11, 0.07])
+    sepia, lift = np.float32([1.08, 0.92, 0.68]), np.float32([0.15, 0.11, 0.07])
+    faded = (0.72 * image + 0.28 * grey * sepia) * 0.82 + lift
     axis = np.linspace(-1, 1, len(image), dtype=np.float32)
     vignette = 1 - 0.38 * np.clip(axis[:, None] ** 2 + axis[None, :] ** 2 - 0.35, 0, 1)
     return faded * vignette[..., None]

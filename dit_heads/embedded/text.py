@@ -1,11 +1,13 @@
-"""Tokenizers of the embedded models: one word, one token, for CLIP and T5 alike; the vocabulary is that of the captions."""
+"""Tokenizers of the embedded models: one word, one token; the words are those of the captions."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import string
 from importlib import resources
+from typing import Any
 
 import numpy as np
 from transformers import CLIPTokenizer, T5Tokenizer
@@ -17,7 +19,7 @@ _CLIP_SPLIT = re.compile(r"[a-z]+|[0-9]|[^\sa-z0-9]+")
 
 @functools.cache
 def vocabulary() -> tuple[str, ...]:
-    """Every word that a training caption can hold, as written (case matters to T5), without trailing punctuation."""
+    """Every word of the training captions, as written (case matters to T5), without trailing punctuation."""
     text = resources.files("dit_heads.embedded").joinpath("vocabulary.txt").read_text("utf-8")
     return tuple(text.split())
 
@@ -57,7 +59,7 @@ def make_t5_tokenizer() -> T5Tokenizer:
 
 
 def make_clip_tokenizer() -> CLIPTokenizer:
-    """Byte pairs that build each (lower-case) word of the vocabulary; letters stay as a fallback for other words."""
+    """Byte pairs that build each (lower-case) word of the vocabulary; other words fall back to letters."""
     vocab: dict[str, int] = {"<|startoftext|>": 0, "<|endoftext|>": 1}
     for character in string.ascii_lowercase + string.digits + string.punctuation:
         for piece in (character, character + "</w>"):
@@ -65,7 +67,8 @@ def make_clip_tokenizer() -> CLIPTokenizer:
     merges: list[str] = []
     for word in sorted({w for v in vocabulary() for w in _CLIP_SPLIT.findall(v.lower())}):
         _learn(word, vocab, merges)
-    return CLIPTokenizer(vocab=vocab, merges=[tuple(m.split(" ")) for m in merges], model_max_length=CLIP_LENGTH)  # pyright: ignore[reportArgumentType]
+    pairs: Any = [tuple(m.split(" ")) for m in merges]
+    return CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=CLIP_LENGTH)
 
 
 def _learn(word: str, vocab: dict[str, int], merges: list[str]) -> None:
@@ -73,8 +76,8 @@ def _learn(word: str, vocab: dict[str, int], merges: list[str]) -> None:
     pieces = [*word[:-1], word[-1] + "</w>"]
     ranks = {m: k for k, m in enumerate(merges)}
     while len(pieces) > 1:
-        pairs = [(ranks.get(f"{a} {b}", len(ranks)), k) for k, (a, b) in enumerate(zip(pieces, pieces[1:], strict=False))]
-        rank, k = min(pairs)
+        pairs = enumerate(itertools.pairwise(pieces))
+        rank, k = min((ranks.get(f"{a} {b}", len(ranks)), k) for k, (a, b) in pairs)
         a, b = pieces[k], pieces[k + 1]
         if rank == len(ranks):
             a, b, k = pieces[0], pieces[1], 0

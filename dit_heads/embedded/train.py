@@ -1,7 +1,7 @@
-"""Train the embedded models: `python -m dit_heads.embedded.train vae|decoder|clip|judge|sd3|export`, in that order.
+"""Train the embedded models: `python -m dit_heads.embedded.train vae|decoder|clip|judge|sd3|export`.
 
-Every run lives in the cache folder, can be stopped at any time and goes on where it was. `export` writes the weights that
-the package ships from the checkpoints that there are.
+Every run lives in the cache folder, can be stopped at any time and goes on where it was. `export` writes the
+weights that the package ships from the checkpoints that there are.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _validation(count: int) -> NDArray[np.uint8]:
 
 
 def trained(model: M, name: str) -> M:
-    """`model` with the averaged weights of a run."""
+    """`model` with the averaged weights of a run; FileNotFoundError where there is no such run."""
     weights, step, _ = read_average(_folder(name))
     load_weights(model, weights)
     print(f"{name}: weights of step {step}")
@@ -67,7 +67,7 @@ def vae(steps: int = 4000, shards: int = 6) -> None:
 
 
 def decoder(steps: int = 6000, shards: int = 7) -> None:
-    """The autoencoder's decoder alone, on the latents as they are: pictures get sharper, latents stay valid."""
+    """The autoencoder's decoder alone, on the latents as they are: sharper pictures, latents stay valid."""
     model = trained(make_vae(), "vae-v2").to(memory_format=torch.channels_last)
     model.encoder.requires_grad_(False)
     config = FitConfig(steps, 1e-3, warmup=100, ema=0.999, weight_decay=1e-4, seed=11)

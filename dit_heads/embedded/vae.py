@@ -1,7 +1,7 @@
 """The autoencoder: a small stock `AutoencoderKL`, 8x smaller a side, trained as an optimal sigma-VAE.
 
-Loss a picture: log MSE + beta * 2 / N * KL (arXiv 2006.13202, eq. 5 with the analytic variance; N numbers a picture). Its
-first term is the PSNR itself, so dark scenes and bright ones count alike.
+Loss a picture: log MSE + beta * 2 / N * KL (arXiv 2006.13202, eq. 5 with the analytic variance; N numbers a
+picture). Its first term is the PSNR itself, so dark scenes and bright ones count alike.
 """
 
 from __future__ import annotations
@@ -47,9 +47,16 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
 
 class VaeLoss:
-    """Random crops of scenes; one in eight is made into what vision tasks paint: masks, frames, other colours."""
+    """Random crops of scenes, one in eight made into what vision tasks paint: masks, frames, new colours."""
 
-    def __init__(self, vae: AutoencoderKL, images: NDArray[np.uint8], batch: int = 16, crop: int = 64, beta: float = 0.1):
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        images: NDArray[np.uint8],
+        batch: int = 16,
+        crop: int = 64,
+        beta: float = 0.1,
+    ):
         self.vae, self.images, self.batch, self.crop, self.beta = vae, images, batch, crop, beta
 
     def __call__(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
@@ -64,6 +71,7 @@ class VaeLoss:
         return loss, {"psnr": (10 * (4 / mse).log10()).mean(), "kl": kl.mean() / mean[0].numel()}
 
     def crops(self, generator: torch.Generator) -> Tensor:
+        """A batch [batch, 3, crop, crop] in [-1, 1]."""
         c, height, width = self.crop, *self.images.shape[1:3]
         which = torch.randint(len(self.images), (self.batch,), generator=generator).tolist()
         top = torch.randint(height - c + 1, (self.batch,), generator=generator).tolist()
@@ -85,7 +93,8 @@ def _as_task_output(x: Tensor, generator: torch.Generator) -> Tensor:
     if kind == 1:
         paint = torch.rand(3, 1, 1, generator=generator) * 2 - 1
         a, b, c, d = torch.randint(4, x.shape[-1] - 4, (4,), generator=generator).sort().values.tolist()
-        background = x.clone() if torch.rand(1, generator=generator) < 0.5 else paint.flip(0).expand_as(x).clone()
+        framed = bool(torch.rand(1, generator=generator) < 0.5)
+        background = (x if framed else paint.flip(0).expand_as(x)).clone()
         inside = background[:, a + 4 : c - 4, b + 4 : d - 4].clone()
         background[:, a:c, b:d] = paint
         background[:, a + 4 : c - 4, b + 4 : d - 4] = inside
@@ -96,7 +105,9 @@ def _as_task_output(x: Tensor, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def latent_statistics(vae: AutoencoderKL, images: NDArray[np.uint8]) -> tuple[float, float]:
     """Shift and scaling factor that give the latents of `images` zero mean and unit variance."""
-    z = torch.cat([vae.encode(to_tensor(images[i : i + 16])).latent_dist.mean for i in range(0, len(images), 16)])  # pyright: ignore[reportAttributeAccessIssue]
+    z = torch.cat(
+        [vae.encode(to_tensor(images[i : i + 16])).latent_dist.mean for i in range(0, len(images), 16)]
+    )  # pyright: ignore[reportAttributeAccessIssue]
     return z.mean().item(), 1 / z.std().item()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -14,7 +15,13 @@ from dit_heads.embedded.captions import caption, described, varied_caption
 from dit_heads.embedded.data import COVERAGE_CHANNELS, coverage, scene_of
 from dit_heads.embedded.render import boxes, render
 from dit_heads.embedded.scenes import HELD_OUT, Scene, Solid, sample_scene, split_seed
-from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer, split_words, unknown_words, vocabulary
+from dit_heads.embedded.text import (
+    make_clip_tokenizer,
+    make_t5_tokenizer,
+    split_words,
+    unknown_words,
+    vocabulary,
+)
 
 SIZE = 128
 EYE = np.array([0.0, 1.55, -4.0])
@@ -68,7 +75,8 @@ def test_ground_depth_below_the_horizon():
 
 def test_cube_box_is_that_of_its_projected_corners():
     half = 0.82 * 0.6
-    corners = [np.array([0.2 + a * half, b * 2 * half, 0.1 + c * half]) for a in (-1, 1) for b in (0, 1) for c in (-1, 1)]
+    signs = itertools.product((-1, 1), (0, 1), (-1, 1))
+    corners = [np.array([0.2 + a * half, b * 2 * half, 0.1 + c * half]) for a, b, c in signs]
     xs, ys, _ = zip(*map(project, corners), strict=True)
     done = render(Scene((Solid("cube", "green", x=0.2, z=0.1),)))
     assert boxes(done.ids, 1)[0] == pytest.approx([min(xs), min(ys), max(xs), max(ys)], abs=1.0)
@@ -92,8 +100,8 @@ def test_nearer_solid_hides_the_farther_one():
 
 
 def test_shadow_darkens_the_ground_on_the_far_side_of_the_sun():
-    solid = Solid("cube", "red", size="small")
-    with_it, without = render(Scene((solid,))), render(Scene((Solid("cube", "red", size="small", x=-1.2, z=0.9),)))
+    near, away = Solid("cube", "red", size="small"), Solid("cube", "red", size="small", x=-1.2, z=0.9)
+    with_it, without = render(Scene((near,))), render(Scene((away,)))
     x, y, _ = project(np.array([-0.45, 0.0, 0.3]))  # the day's sun stands to the right, behind the camera
     at = (int(y), int(x))
     assert with_it.ids[at] == without.ids[at] == 0
@@ -182,5 +190,5 @@ def test_unknown_words_are_named_once_in_order():
 def test_descriptions_are_long_but_within_the_t5_of_the_pipeline():
     rng, t5 = np.random.default_rng(0), make_t5_tokenizer()
     lengths = [len(described(sample_scene(i, count=3), rng).split()) for i in range(100)]
-    assert 60 <= min(lengths) and max(lengths) <= 110
+    assert min(lengths) >= 60 and max(lengths) <= 110
     assert max(len(t5(described(sample_scene(i, count=3), rng)).input_ids) for i in range(100)) < 256
