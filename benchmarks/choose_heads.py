@@ -14,6 +14,7 @@ import json
 import platform
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -59,15 +60,15 @@ class Bench:
 
     def _run(self, which: Sequence[int], cfg: float) -> Tensor:
         prompts = [self.prompts[i] for i in which]
-        pictures = self.pipe(
+        drawn: Any = self.pipe(
             prompts,
             guidance_scale=cfg,
             num_inference_steps=self.steps,
             generator=[torch.Generator().manual_seed(i) for i in which],
             max_sequence_length=OWN_TEXT_TOKENS,
             output_type="pt",
-        ).images
-        return self.score(pictures.float() * 2 - 1, prompts)
+        )
+        return self.score(drawn.images.float() * 2 - 1, prompts)
 
 
 def main(

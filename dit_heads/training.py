@@ -82,7 +82,7 @@ def fit(
         with accelerator.autocast():
             value, figures = loss(step, generator)
         accelerator.backward(value)
-        norm = accelerator.clip_grad_norm_(list(weights.values()), config.clip)
+        norm: Any = accelerator.clip_grad_norm_(list(weights.values()), config.clip)
         descent.step(rate_at(step, config))
         _follow(average, weights, min(config.ema, (1 + step) / (10 + step)))
         log.add(step, {"loss": value, "gradient": norm, **figures})

@@ -104,7 +104,7 @@ class JudgeLoss:
         }
         cover = torch.from_numpy(self.coverage[which.numpy()]).flatten(1, 2).float() / 255
         dense = F.binary_cross_entropy_with_logits(said["coverage"].float(), cover)
-        figures = {k: losses[k] for k in ("shape", "colour", "texture", "count")}
+        figures: dict[str, float | Tensor] = {k: losses[k] for k in ("shape", "colour", "texture", "count")}
         return sum(losses.values(), 4 * dense), figures
 
 

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from dit_heads.embedded.scenes import CAMERA_DISTANCE, CAMERA_HEIGHT, HALF_VIEW, Scene, Solid
 from dit_heads.embedded.styles import STYLE_FILTERS
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating]  # float32 throughout
 SIZE = 128
 
 PAINT = {
@@ -93,6 +93,10 @@ def boxes(ids: NDArray[np.uint8], count: int) -> NDArray[np.int64]:
 Hit = tuple[Floats, Floats]  # distance [N], outward normal [N, 3]
 
 
+def _f32(values: ArrayLike) -> Floats:
+    return np.asarray(values, np.float32)
+
+
 def _unit(v: Floats) -> Floats:
     return v / np.linalg.norm(v, axis=-1, keepdims=True)
 
@@ -102,7 +106,7 @@ def _dot(a: Floats, b: Floats) -> Floats:
 
 
 def _sphere(p: Floats, v: Floats) -> Hit:
-    q = p - np.float32([0, 1, 0])
+    q = p - _f32([0, 1, 0])
     a, b, c = _dot(v, v), _dot(q, v), _dot(q, q) - 1
     t = (-b - np.sqrt(b * b - a * c)) / a  # nan where missed
     return t, q + t[:, None] * v
@@ -135,7 +139,7 @@ def _cylinder(p: Floats, v: Floats, radius: float = 0.8, height: float = 1.7) ->
     y = p + top[:, None] * v
     top = np.where((v[:, 1] < 0) & (y[:, 0] ** 2 + y[:, 2] ** 2 < radius**2), top, np.nan)
     on_top = np.isfinite(top)
-    normal = np.where(on_top[:, None], np.float32([0, 1, 0]), x * np.float32([1, 0, 1]) / radius)
+    normal = np.where(on_top[:, None], _f32([0, 1, 0]), x * _f32([1, 0, 1]) / radius)
     return np.where(on_top, top, side), normal
 
 
@@ -190,7 +194,7 @@ def cast(solid: Solid, origin: Floats, direction: Floats) -> tuple[Floats, Float
     c, s = np.cos(solid.yaw), np.sin(solid.yaw)
     turn = np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]], np.float32)
     v = direction @ turn / np.float32(solid.radius)
-    p = (origin - np.float32([solid.x, 0, solid.z])) @ turn / np.float32(solid.radius)
+    p = (origin - _f32([solid.x, 0, solid.z])) @ turn / np.float32(solid.radius)
     p = np.broadcast_to(p, v.shape)
     with np.errstate(all="ignore"):  # rays that miss give nan or inf on purpose
         t, normal = HITS[solid.shape](p, v)
@@ -202,7 +206,7 @@ def cast(solid: Solid, origin: Floats, direction: Floats) -> tuple[Floats, Float
 def _shadowed(solids: list[Solid], origin: Floats, towards: Floats) -> NDArray[np.bool_]:
     dark = np.zeros(len(origin), bool)
     for s in solids:
-        centre = np.float32([s.x, 0.85 * s.radius, s.z]) - origin
+        centre = _f32([s.x, 0.85 * s.radius, s.z]) - origin
         along = centre @ towards
         passes = _dot(centre, centre) - along**2 < (1.6 * s.radius) ** 2
         near = np.flatnonzero(passes & (along > -2 * s.radius))
@@ -216,9 +220,9 @@ def _shadowed(solids: list[Solid], origin: Floats, towards: Floats) -> NDArray[n
 
 
 def _camera_axes() -> tuple[Floats, Floats, Floats, Floats]:
-    eye = np.float32([0, CAMERA_HEIGHT, -CAMERA_DISTANCE])
-    forward = _unit(np.float32([0, 0.5, 0.1]) - eye)
-    right = _unit(np.cross(np.float32([0, 1, 0]), forward))
+    eye = _f32([0, CAMERA_HEIGHT, -CAMERA_DISTANCE])
+    forward = _unit(_f32([0, 0.5, 0.1]) - eye)
+    right = _unit(np.cross(_f32([0, 1, 0]), forward))
     return eye, forward, right, np.cross(forward, right)
 
 
@@ -266,11 +270,11 @@ def _shade(scene: Scene, directions: Floats) -> tuple[Floats, Floats, NDArray[np
 
 def _sky(scene: Scene, light: Light, d: Floats) -> Floats:
     rise = np.clip(d[:, 1:2] * 2.6, 0, 1)
-    colour = np.float32(light.horizon) * (1 - rise) + np.float32(light.zenith) * rise
+    colour = _f32(light.horizon) * (1 - rise) + _f32(light.zenith) * rise
     if scene.sky == "sunset":
-        colour += _glow(d, (-0.22, 0.03, 0.97), 180) * np.float32([0.6, 0.42, 0.15])
+        colour += _glow(d, (-0.22, 0.03, 0.97), 180) * _f32([0.6, 0.42, 0.15])
     if scene.sky == "night":
-        colour += _glow(d, (0.20, 0.06, 0.97), 900) * np.float32([1.2, 1.2, 1.0])
+        colour += _glow(d, (0.20, 0.06, 0.97), 900) * _f32([1.2, 1.2, 1.0])
         above = np.flatnonzero(d[:, 1] > -0.02)
         rng = np.random.default_rng(int(scene.phase[3] * 1e6))
         for x, y in zip(rng.uniform(-0.36, 0.36, 9), rng.uniform(0.02, 0.12, 9), strict=True):
@@ -279,13 +283,13 @@ def _sky(scene: Scene, light: Light, d: Floats) -> Floats:
 
 
 def _glow(d: Floats, centre: tuple[float, float, float], sharpness: float) -> Floats:
-    away = d - _unit(np.float32(centre))
+    away = d - _unit(_f32(centre))
     return np.exp(-_dot(away, away) * np.float32(sharpness))[:, None]
 
 
 def _lit(paint: Floats, light: Light, lambert: Floats) -> Floats:
-    fill = light.ambient * (np.float32(light.horizon) * 0.35 + 0.65)
-    return paint * (fill + (1 - light.ambient) * np.float32(light.sun) * lambert[:, None])
+    fill = light.ambient * (_f32(light.horizon) * 0.35 + 0.65)
+    return paint * (fill + (1 - light.ambient) * _f32(light.sun) * lambert[:, None])
 
 
 def _draw_ground(scene: Scene, light: Light, d: Floats, colour: Floats, distance: Floats) -> None:
@@ -293,11 +297,11 @@ def _draw_ground(scene: Scene, light: Light, d: Floats, colour: Floats, distance
         t = np.where(d[:, 1] < 0, -EYE[1] / d[:, 1], np.float32(np.inf))
     on = np.flatnonzero(t < HORIZON_METRES)
     x = EYE + t[on, None] * d[on]
-    towards = _unit(np.float32(light.towards))
+    towards = _unit(_f32(light.towards))
     lambert = np.where(_shadowed(list(scene.solids), x, towards), 0, max(towards[1], 0.5)).astype(np.float32)
-    paint = np.float32(GROUND_PAINT[scene.ground]) * _ground_pattern(scene, x, t[on])[:, None]
+    paint = _f32(GROUND_PAINT[scene.ground]) * _ground_pattern(scene, x, t[on])[:, None]
     haze = (1 - np.exp(-t[on] / HAZE_METRES))[:, None]
-    colour[on] = _lit(paint, light, lambert) * (1 - haze) + np.float32(light.horizon) * haze
+    colour[on] = _lit(paint, light, lambert) * (1 - haze) + _f32(light.horizon) * haze
     distance[on] = t[on]
 
 
@@ -321,14 +325,14 @@ def _draw_solid(
     distance: Floats,
     ids: NDArray[np.uint8],
 ) -> None:
-    centre = np.float32([solid.x, 0.85 * solid.radius, solid.z]) - EYE
+    centre = _f32([solid.x, 0.85 * solid.radius, solid.z]) - EYE
     reach = np.linalg.norm(centre)
     near = np.flatnonzero(d @ centre > reach * np.cos(np.arctan2(1.5 * solid.radius, reach)))
     t, normal, hit = cast(solid, EYE, d[near])
     front = t < distance[near]
     at, t, normal, hit = near[front], t[front], normal[front], hit[front]
     position = EYE + t[:, None] * d[at]
-    towards = _unit(np.float32(light.towards))
+    towards = _unit(_f32(light.towards))
     lambert = np.clip(normal @ towards, 0, 1)
     others = [s for s in scene.solids if s is not solid]
     lambert = np.where(_shadowed(others, position + np.float32(1e-3) * normal, towards), 0, lambert)
@@ -345,17 +349,13 @@ def _polish(
     mirrored_sun = towards - 2 * (normal @ towards)[:, None] * normal
     highlight = (np.clip(_dot(mirrored_sun, d), 0, 1) ** 24 * (lambert > 0))[:, None]
     up = np.clip((d - 2 * _dot(d, normal)[:, None] * normal)[:, 1:2], 0, 1)
-    sky = np.float32(light.horizon) * (1 - up) + np.float32(light.zenith) * up
-    return (
-        painted * np.float32(0.8)
-        + sky * np.float32(0.2)
-        + highlight * np.float32(0.45) * np.float32(light.sun)
-    )
+    sky = _f32(light.horizon) * (1 - up) + _f32(light.zenith) * up
+    return painted * np.float32(0.8) + sky * np.float32(0.2) + highlight * np.float32(0.45) * _f32(light.sun)
 
 
 def _paint(solid: Solid, x: Floats) -> Floats:
     """Colour at points [N, 3] of the unit frame: plain, or two tones in a pattern fixed to the solid."""
-    first, second = np.float32(PAINT[solid.colour]), np.float32(SECOND_TONE[solid.colour])
+    first, second = _f32(PAINT[solid.colour]), _f32(SECOND_TONE[solid.colour])
     if solid.texture == "plain":
         return np.broadcast_to(first, x.shape)
     if solid.texture == "striped":

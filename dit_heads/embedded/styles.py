@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-Picture = NDArray[np.float32]
-_LUMINANCE = np.float32([0.30, 0.59, 0.11])
+Picture = NDArray[np.floating]
+_LUMINANCE = np.array([0.30, 0.59, 0.11], np.float32)
 
 
 def photo(image: Picture, ids: NDArray[np.uint8]) -> Picture:
@@ -41,7 +41,7 @@ def poster(image: Picture, ids: NDArray[np.uint8]) -> Picture:
 def vintage(image: Picture, ids: NDArray[np.uint8]) -> Picture:
     """A faded warm print, darker towards the corners."""
     grey = (image @ _LUMINANCE)[..., None]
-    sepia, lift = np.float32([1.08, 0.92, 0.68]), np.float32([0.15, 0.11, 0.07])
+    sepia, lift = np.array([1.08, 0.92, 0.68], np.float32), np.array([0.15, 0.11, 0.07], np.float32)
     faded = (0.72 * image + 0.28 * grey * sepia) * 0.82 + lift
     axis = np.linspace(-1, 1, len(image), dtype=np.float32)
     vignette = 1 - 0.38 * np.clip(axis[:, None] ** 2 + axis[None, :] ** 2 - 0.35, 0, 1)

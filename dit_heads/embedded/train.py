@@ -57,6 +57,10 @@ def trained(model: M, name: str) -> M:
     return model.eval()
 
 
+def _channels_last(model: M) -> M:
+    return model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
 def vae(steps: int = 4000, shards: int = 6) -> None:
     """The autoencoder: 64 x 64 crops, one-cycle."""
     torch.manual_seed(0)
@@ -68,7 +72,7 @@ def vae(steps: int = 4000, shards: int = 6) -> None:
 
 def decoder(steps: int = 6000, shards: int = 7) -> None:
     """The autoencoder's decoder alone, on the latents as they are: sharper pictures, latents stay valid."""
-    model = trained(make_vae(), "vae-v2").to(memory_format=torch.channels_last)
+    model = _channels_last(trained(make_vae(), "vae-v2"))
     model.encoder.requires_grad_(False)
     config = FitConfig(steps, 1e-3, warmup=100, ema=0.999, weight_decay=1e-4, seed=11)
     fit(model, VaeLoss(model, _train_images(shards)), config, _folder("decoder-v1"))
@@ -92,7 +96,7 @@ def judge(steps: int = 6000, shards: int = 7) -> None:
     data = list(load_shards("train", shards))
     images, coverage = (np.concatenate(part) for part in zip(*data, strict=True))
     torch.manual_seed(0)
-    model = Judge().to(memory_format=torch.channels_last)
+    model = _channels_last(Judge())
     config = FitConfig(steps, 1e-3, ema=0.998, weight_decay=0.02, seed=3)
     fit(model, JudgeLoss(model, images, coverage, labels(_scenes(len(images)))), config, _folder("judge-v1"))
     seen = verdict(model, to_tensor(_validation(1000)), _scenes(1000, "validation")).accuracy()
@@ -137,7 +141,7 @@ def _corpus(shards: int, batch: int) -> sd3.Corpus:
 
 
 def _encode(shards: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, list[tuple[Tensor, list[list[int]]]]]:
-    model = normalised_vae().to(torch.bfloat16, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    model = _channels_last(normalised_vae().bfloat16())
     latents = torch.cat([sd3.encode_latents(model, images) for images in shards])
     return latents, sd3.make_composites(model, shards[0], per_grid=400)
 

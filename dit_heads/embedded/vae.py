@@ -23,7 +23,7 @@ def make_vae() -> AutoencoderKL:
         in_channels=3,
         out_channels=3,
         latent_channels=LATENT_CHANNELS,
-        block_out_channels=(32, 64, 96, 96),
+        block_out_channels=(32, 64, 96, 96),  # pyright: ignore[reportArgumentType]
         down_block_types=("DownEncoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
         up_block_types=("UpDecoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
         layers_per_block=1,
@@ -105,9 +105,8 @@ def _as_task_output(x: Tensor, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def latent_statistics(vae: AutoencoderKL, images: NDArray[np.uint8]) -> tuple[float, float]:
     """Shift and scaling factor that give the latents of `images` zero mean and unit variance."""
-    z = torch.cat(
-        [vae.encode(to_tensor(images[i : i + 16])).latent_dist.mean for i in range(0, len(images), 16)]
-    )  # pyright: ignore[reportAttributeAccessIssue]
+    batches = (to_tensor(images[i : i + 16]) for i in range(0, len(images), 16))
+    z = torch.cat([vae.encode(x).latent_dist.mean for x in batches])  # pyright: ignore[reportAttributeAccessIssue]
     return z.mean().item(), 1 / z.std().item()
 
 

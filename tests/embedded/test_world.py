@@ -27,6 +27,7 @@ SIZE = 128
 EYE = np.array([0.0, 1.55, -4.0])
 FORWARD = np.array([0.0, -1.05, 4.1]) / math.hypot(1.05, 4.1)
 UP = np.array([0.0, FORWARD[2], -FORWARD[1]])
+RIGHT = np.array([1.0, 0.0, 0.0])
 HALF = math.tan(math.radians(21))
 
 
@@ -34,13 +35,14 @@ def project(point: np.ndarray) -> tuple[float, float, float]:
     """Pixel coordinates (x, y) and depth of a point, as a pinhole camera sees it."""
     away = point - EYE
     depth = float(away @ FORWARD)
-    return (away[0] / depth / HALF + 1) * SIZE / 2, (1 - away @ UP / depth / HALF) * SIZE / 2, depth
+    across, down = float(away @ RIGHT) / depth / HALF, -float(away @ UP) / depth / HALF
+    return (1 + across) * SIZE / 2, (1 + down) * SIZE / 2, depth
 
 
 def angle_to(x: float, y: float, point: np.ndarray) -> float:
     """Angle between the ray through a pixel's centre and the direction to a point."""
     a, b = (2 * (x + 0.5) / SIZE - 1) * HALF, (1 - 2 * (y + 0.5) / SIZE) * HALF
-    ray = FORWARD + a * np.array([1.0, 0, 0]) + b * UP
+    ray = FORWARD + a * RIGHT + b * UP
     to = point - EYE
     return math.acos(min(1.0, float(ray @ to) / np.linalg.norm(ray) / float(np.linalg.norm(to))))
 
