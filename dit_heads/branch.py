@@ -1,0 +1,171 @@
+"""The perturbed prediction: the conditional rows of a batch once more, with some heads perturbed.
+
+Until the first perturbed block the perturbed branch *is* the conditional one, so a shared trunk forks there: the batch grows
+by a copy of the conditional rows, and only the blocks after the fork see more rows. Two passes give the same numbers.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dit_heads.layouts import Layout
+from dit_heads.perturb import Perturbation
+from dit_heads.processors import HEAD_WEIGHTS, JointHeadProcessor, check_replaceable
+
+_BRANCH = "dit_heads_branch"
+# U of each perturbed block: attention name -> [R, H].
+Weights = Mapping[int, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One perturbed prediction. With `fork` None every row of the batch is perturbed; otherwise the batch of `batch` rows
+    grows by a copy of `rows` at block `fork`, and the copies are perturbed."""
+
+    weights: Weights
+    fork: int | None
+    rows: slice
+    batch: int
+
+    def grown(self, t: Tensor) -> Tensor:
+        """`t` with the copied rows at its end; as it is if it has them."""
+        return torch.cat([t, t[self.rows]]) if len(t) == self.batch else t
+
+
+class BranchRunner:
+    """Hooks on a transformer that let one call of it return the perturbed prediction too; `remove` takes them off.
+
+    `blocks` lists the perturbed attentions of each block. `count(rows)` is called for every block that is evaluated.
+    """
+
+    def __init__(
+        self,
+        transformer: Any,
+        layout: Layout,
+        blocks: Sequence[int],
+        perturbation: Perturbation,
+        count: Callable[[int, bool], None],
+    ) -> None:
+        self.transformer, self.layout, self.fork = transformer, layout, min(blocks)
+        self._signature = inspect.signature(type(transformer).forward)
+        self._count, self._current = count, None
+        self._undo = ExitStack()
+        self._processors: list[tuple[nn.Module, JointHeadProcessor, str]] = []
+        try:
+            for block in blocks:
+                for name in layout.attentions(block):
+                    self._replace_processor(f"{layout.blocks[block]}.{name}", name, perturbation)
+            for index, path in enumerate(layout.blocks):
+                self._hook(path, partial(self._enter_block, index))
+            self._hook(layout.final, self._enter_final)
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Put everything back."""
+        self._undo.close()
+        self._processors.clear()
+
+    def check_untouched(self) -> None:
+        """Raise ValueError if somebody replaced a processor of ours since."""
+        for attn, ours, path in self._processors:
+            if attn.processor is not ours:
+                raise ValueError(
+                    f"{path}: its attention processor was replaced by {type(attn.processor).__name__} while head guidance "
+                    "is attached, so the guidance would do nothing; detach, change the model, attach again"
+                )
+
+    # --- calls ------------------------------------------------------------------------------------------------------
+
+    def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call of the transformer by name."""
+        bound = self._signature.bind(self.transformer, *args, **kwargs).arguments
+        bound.pop(next(iter(self._signature.parameters)))
+        return dict(bound)
+
+    def forked(self, arguments: dict[str, Any], weights: Weights, rows: slice) -> dict[str, Any]:
+        """Arguments of a call that returns the perturbed rows after those of the batch."""
+        branch = Branch(weights, self.fork, rows, len(arguments["hidden_states"]))
+        self._current = branch
+        residuals = arguments.get("block_controlnet_hidden_states")
+        if residuals is not None:
+            arguments = {**arguments, "block_controlnet_hidden_states": self._grown_residuals(residuals, branch)}
+        return _with_branch(arguments, branch)
+
+    def second_pass(self, arguments: dict[str, Any], weights: Weights, rows: slice) -> Any:
+        """What the transformer returns for the conditional rows alone, perturbed."""
+        batch = len(arguments["hidden_states"])
+        taken = {
+            name: _rows_of(value, rows, batch) if name in self.layout.batched else value
+            for name, value in arguments.items()
+        }
+        self._current = None
+        # Not the module itself: its hooks are the ones that run this. `forward` holds what accelerate adds for offload.
+        return self.transformer.forward(**_with_branch(taken, Branch(weights, None, rows, batch)))
+
+    # --- hooks ------------------------------------------------------------------------------------------------------
+
+    def _hook(self, path: str, hook: Callable[..., Any]) -> None:
+        module = self.transformer.get_submodule(path)
+        self._undo.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+    def _replace_processor(self, path: str, name: str, perturbation: Perturbation) -> None:
+        attn: Any = self.transformer.get_submodule(path)
+        replaced = attn.processor
+        check_replaceable(replaced, attn, path)
+        attn.processor = ours = JointHeadProcessor(replaced, name, perturbation)
+        self._processors.append((attn, ours, path))
+        self._undo.callback(_put_back, attn, ours, replaced)
+
+    def _enter_block(self, index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        arguments = dict(zip(self.layout.block_arguments, args, strict=False)) | kwargs
+        joint = arguments.get("joint_attention_kwargs") or {}
+        branch: Branch | None = joint.get(_BRANCH)
+        if branch is None:
+            self._count(len(arguments["hidden_states"]), False)
+            return None
+        joint = {key: value for key, value in joint.items() if key != _BRANCH}
+        if index in branch.weights:
+            joint[HEAD_WEIGHTS] = branch.weights[index]
+        if branch.fork is not None and index >= branch.fork:
+            for name in ("hidden_states", "encoder_hidden_states", "temb"):
+                arguments[name] = branch.grown(arguments[name])
+        self._count(len(arguments["hidden_states"]), branch.fork is None)
+        return (), {**arguments, "joint_attention_kwargs": joint}
+
+    def _enter_final(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        branch, self._current = self._current, None
+        if branch is None:
+            return None
+        return tuple(branch.grown(t) for t in args), {name: branch.grown(t) for name, t in kwargs.items()}
+
+    def _grown_residuals(self, residuals: Sequence[Tensor], branch: Branch) -> list[Tensor]:
+        """One ControlNet residual a block, as the transformer would pick them, grown from the fork on."""
+        blocks = len(self.layout.blocks)
+        picked = [residuals[int(b / (blocks / len(residuals)))] for b in range(blocks)]
+        return [branch.grown(t) if b >= self.fork else t for b, t in enumerate(picked)]
+
+
+def _with_branch(arguments: dict[str, Any], branch: Branch) -> dict[str, Any]:
+    joint = arguments.get("joint_attention_kwargs") or {}
+    return {**arguments, "joint_attention_kwargs": {**joint, _BRANCH: branch}}
+
+
+def _rows_of(value: Any, rows: slice, batch: int) -> Any:
+    if isinstance(value, list | tuple):
+        return [_rows_of(item, rows, batch) for item in value]
+    return value[rows] if isinstance(value, Tensor) and value.ndim and len(value) == batch else value
+
+
+def _put_back(attn: Any, ours: object, replaced: object) -> None:
+    if attn.processor is ours:  # whoever replaced it since meant to
+        attn.processor = replaced

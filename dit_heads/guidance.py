@@ -1,0 +1,405 @@
+"""Head guidance: lead a pipeline's prediction away from the one with chosen attention heads perturbed.
+
+`prediction + scale * (conditional - perturbed)`, arXiv 2506.10978. The difference is added to what the transformer returns,
+to both halves of classifier-free guidance (CFG) alike, so the pipeline's own arithmetic gives CFG + head guidance exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.pipelines.pag.pag_utils import PAGMixin
+from torch import Tensor, nn
+
+from dit_heads.branch import BranchRunner, Weights
+from dit_heads.heads import HeadId, HeadSet
+from dit_heads.layouts import attention_name, layout_of
+from dit_heads.perturb import PERTURBATIONS
+
+Softness = float | Mapping[HeadId | str, float]
+Conditional = slice | Callable[[int], slice]
+TRUNKS = ("auto", "shared", "two_pass")
+# diffusers' hooks that move or cast weights; any other (block caches) may hand the perturbed branch another's result.
+_HARMLESS_HOOKS = {"group_offloading", "layerwise_casting", "lazy_prefetch_group_offloading", "layer_execution_tracker"}
+
+
+@dataclass
+class Report:
+    """What a run did. A block evaluated on one row of the batch counts as one evaluation."""
+
+    steps: int
+    """steps of the run; of a bare transformer, its calls"""
+    trunk: str
+    """"shared", "two_pass" or "none" """
+    reason: str
+    """why so"""
+    guided: list[int] = field(default_factory=list)
+    """the steps that were guided"""
+    evaluations: int = 0
+    """block evaluations of all calls, those of the perturbed branch included"""
+    extra: int = 0
+    """block evaluations that guidance added"""
+
+    def __str__(self) -> str:
+        cost = f"{self.extra} of {self.evaluations} block evaluations were the perturbed branch's"
+        return f"{len(self.guided)} of {self.steps} steps guided, trunk {self.trunk} ({self.reason}); {cost}"
+
+
+@dataclass
+class _Run:
+    """One run of the pipeline: which step it is at, and the difference that this step's other calls get too."""
+
+    steps: int
+    step: int = -1
+    input: Tensor | None = None
+    timestep: Tensor | None = None
+    difference: Tensor | None = None
+
+
+class HeadGuidance:
+    """Guide a pipeline by attention heads, while attached.
+
+    >>> with HeadGuidance(pipe, "L1H10, L7", scale=3.0, softness=0.5):   # doctest: +SKIP
+    ...     image = pipe("a cat").images[0]
+
+    pipe: a diffusers pipeline with an SD3 transformer, or that transformer itself with `conditional`.
+    heads: a HeadSet or its text; a list of them gives each conditional row of the batch, each picture, its own.
+    scale: w of arXiv 2506.10978; 0 is off.
+    softness: u in [0, 1], how far heads are perturbed (eq. 7), for all or as a mapping of heads to numbers; 0 is off.
+    start, stop: step i of the N of a run is guided if start <= i / N < stop.
+    trunk: "shared" forks at the first perturbed block, "two_pass" runs the transformer again, "auto" shares where it can.
+    conditional: for a bare transformer, which rows of a batch are conditional: a slice, or a function of its size. They are
+        the R rows of one tile of the batch, and every tile of R rows gets their difference.
+
+    Raises ValueError for anything that could not be honoured. `report` tells what the last run did.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        heads: HeadSet | str | Sequence[HeadSet | str],
+        *,
+        scale: float = 3.0,
+        softness: Softness = 1.0,
+        start: float = 0.0,
+        stop: float = 1.0,
+        trunk: str = "auto",
+        conditional: Conditional | None = None,
+    ) -> None:
+        bare = isinstance(pipe, nn.Module)
+        if not bare and not isinstance(pipe, DiffusionPipeline):
+            raise ValueError(f"pipe: expected a diffusers pipeline or its transformer, got {type(pipe).__name__}")
+        _check_conditional(bare, conditional, start, stop)
+        _check_numbers(scale, start, stop, trunk)
+        self.pipe = None if bare else pipe
+        self.transformer = pipe if bare else _transformer_of(pipe)
+        _check_not_compiled(self.transformer)
+        self.layout = layout_of(self.transformer)
+        self.sets = [self.layout.resolve(_head_set(s)) for s in (heads if _is_list(heads) else [heads])]
+        self.per_sample = _is_list(heads)
+        self.softness = [_softness_of(heads, softness, self.layout.resolve) for heads in self.sets]
+        self.scale, self.start, self.stop, self.trunk, self.conditional = scale, start, stop, trunk, conditional
+        self.report: Report | None = None
+        self._run: _Run | None = None
+        self._runner: BranchRunner | None = None
+        self._undo = ExitStack()
+
+    # --- attaching --------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> HeadGuidance:
+        return self.attach()
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def attach(self) -> HeadGuidance:
+        """Add the hooks. Raises ValueError if the model is guided already, compiled, or holds a block cache."""
+        _check_attachable(self.transformer)
+        if self._is_off():
+            self.report = Report(0, "none", "scale or softness is 0")
+            return self
+        blocks = sorted({head.block for heads in self.sets for head in heads})
+        with ExitStack() as undo:
+            self._runner = BranchRunner(
+                self.transformer, self.layout, blocks, PERTURBATIONS["identity"], self._count
+            )
+            undo.callback(self._runner.remove)
+            undo.callback(self.transformer.register_forward_pre_hook(self._before, with_kwargs=True).remove)
+            undo.callback(self.transformer.register_forward_hook(self._after, with_kwargs=True).remove)
+            if self.pipe is None:
+                self._run = self._begin(0)
+            else:
+                undo.callback(_put_back, self.pipe, vars(self.pipe).get("progress_bar"))
+                self._mark_runs(self.pipe)
+            self._undo = undo.pop_all()
+        return self
+
+    def detach(self) -> None:
+        """Put the model and the pipeline back exactly as they were. Does nothing if not attached."""
+        self._undo.close()
+        self._run = self._runner = None
+
+    def _is_off(self) -> bool:
+        """Whether nothing would be added. Then no hook is set, and the pictures are the unguided ones bit for bit."""
+        return self.scale == 0 or not any(u for softness in self.softness for u in softness.values())
+
+    def _mark_runs(self, pipe: Any) -> None:
+        """Know which calls of the transformer belong to a run of this pipeline *object*.
+
+        A hook cannot see its caller, and pipelines share transformers. Every pipeline denoises inside
+        `with self.progress_bar(...)`, so that method is shadowed on the instance; it closes after exceptions too.
+        """
+        own = pipe.progress_bar
+
+        @contextmanager
+        def progress_bar(*args: Any, **kwargs: Any) -> Any:
+            self._run = self._begin(pipe.num_timesteps)
+            try:
+                with own(*args, **kwargs) as bar:
+                    yield bar
+            finally:
+                self._run = None
+
+        vars(pipe)["progress_bar"] = progress_bar
+
+    def _begin(self, steps: int) -> _Run:
+        if self.pipe is not None and self.pipe.transformer is not self.transformer:
+            raise ValueError("pipe: its transformer was replaced while head guidance is attached; attach again")
+        if steps and not any(self._guides(i, steps) for i in range(steps)):
+            raise ValueError(f"start, stop: no step of {steps} lies from {self.start} to before {self.stop}")
+        mode, reason = self._mode()
+        self.report = Report(steps, mode, reason)
+        return _Run(steps)
+
+    def _mode(self) -> tuple[str, str]:
+        if self.trunk == "two_pass":
+            return "two_pass", "as asked"
+        assert self._runner is not None
+        return "shared", f"forks at block {self._runner.fork} of {len(self.layout.blocks)}"
+
+    def _guides(self, step: int, steps: int) -> bool:
+        return self.start <= step / steps < self.stop
+
+    # --- a call of the transformer ----------------------------------------------------------------------------------
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        run, runner = self._run, self._runner
+        assert runner is not None
+        if run is None:
+            raise ValueError(
+                "pipe: its transformer was called by something other than a run of the pipeline object that head guidance is "
+                "attached to (another pipeline that shares it?); detach first, or attach to that one"
+            )
+        _check_not_compiled(module)
+        runner.check_untouched()
+        arguments = runner.arguments(args, kwargs)
+        if self._begins_step(run, arguments):
+            self._enter_step(run, arguments)
+            if self._forks(run):
+                rows = self._rows(len(arguments["hidden_states"]))
+                arguments = runner.forked(arguments, self._weights(arguments, rows), rows)
+        return (), arguments
+
+    def _after(self, _: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        run, runner = self._run, self._runner
+        assert run is not None and runner is not None and self.report is not None
+        first = run.difference is None and self._is_guided(run)
+        sample = output[0]
+        if first and self.report.trunk == "shared":
+            assert run.input is not None
+            batch = len(run.input)
+            sample, perturbed = sample[:batch], sample[batch:]
+            run.difference = self._difference(sample[self._rows(batch)], perturbed)
+        elif first:
+            rows = self._rows(len(sample))
+            perturbed = runner.second_pass(kwargs, self._weights(kwargs, rows), rows)[0]
+            run.difference = self._difference(sample[rows], perturbed)
+        return output if run.difference is None else _with_sample(output, _added(sample, run.difference))
+
+    def _begins_step(self, run: _Run, arguments: Mapping[str, Any]) -> bool:
+        """Whether this is the first call of a step. SD3's skip-layer call is another of the same step, and so is a call with
+        the very same latents (equal ones will not do: a Heun scheduler repeats timesteps)."""
+        if self.pipe is None:
+            return True
+        same = arguments["hidden_states"] is run.input and arguments.get("timestep") is run.timestep
+        return not same and arguments.get("skip_layers") is None
+
+    def _enter_step(self, run: _Run, arguments: Mapping[str, Any]) -> None:
+        assert self.report is not None
+        run.step += 1
+        run.input, run.timestep = arguments["hidden_states"], arguments.get("timestep")
+        run.difference = None
+        if self.pipe is None:
+            self.report.steps += 1
+        if self._is_guided(run):
+            self.report.guided.append(run.step)
+
+    def _is_guided(self, run: _Run) -> bool:
+        return self.pipe is None or self._guides(run.step, run.steps)
+
+    def _forks(self, run: _Run) -> bool:
+        assert self.report is not None
+        return self._is_guided(run) and self.report.trunk == "shared"
+
+    def _rows(self, batch: int) -> slice:
+        """The conditional rows of a batch."""
+        if self.conditional is not None:
+            rows = self.conditional(batch) if callable(self.conditional) else self.conditional
+            count = len(range(*rows.indices(batch)))
+            if not count or batch % count or (rows.step or 1) < 1:
+                raise ValueError(
+                    f"conditional: expected rows that tile a batch of {batch}, got {rows}, which are {count} rows"
+                )
+            return rows
+        if not self.pipe.do_classifier_free_guidance:  # pyright: ignore[reportOptionalMemberAccess]
+            return slice(0, batch)
+        if batch % 2:
+            raise ValueError(f"pipe: with CFG the batch is two halves, got {batch} rows")
+        return slice(batch // 2, batch)
+
+    def _weights(self, arguments: Mapping[str, Any], rows: slice) -> Weights:
+        """U of every perturbed attention, [R, H]."""
+        like = arguments["hidden_states"]
+        count = len(range(*rows.indices(len(like))))
+        if self.per_sample and len(self.sets) != count:
+            raise ValueError(f"heads: expected one head set for each of {count} pictures, got {len(self.sets)}")
+        weights: dict[int, dict[str, Tensor]] = {}
+        for row, softness in enumerate(self.softness):
+            for head, u in softness.items():
+                of_block = weights.setdefault(head.block, {})
+                name = attention_name(head)
+                if name not in of_block:
+                    of_block[name] = like.new_zeros(count, self.layout.count(head))
+                of_block[name][row if self.per_sample else slice(None), head.head] = u
+        return weights
+
+    def _difference(self, conditional: Tensor, perturbed: Tensor) -> Tensor:
+        exact = torch.promote_types(conditional.dtype, torch.float32)
+        return (self.scale * (conditional.to(exact) - perturbed.to(exact))).to(conditional.dtype)
+
+    def _count(self, rows: int, second_pass: bool) -> None:
+        report, run = self.report, self._run
+        if report is None or run is None:
+            return
+        report.evaluations += rows
+        if second_pass:
+            report.extra += rows
+        elif run.input is not None and rows > len(run.input):
+            report.extra += rows - len(run.input)
+
+
+def _put_back(pipe: DiffusionPipeline, progress_bar: object) -> None:
+    """What the instance had: usually nothing, the method is the class's."""
+    del vars(pipe)["progress_bar"]
+    if progress_bar is not None:
+        vars(pipe)["progress_bar"] = progress_bar
+
+
+def _added(sample: Tensor, difference: Tensor) -> Tensor:
+    """`sample` [k R, ...] with the difference [R, ...] on each of its k tiles."""
+    if len(sample) % len(difference):
+        raise ValueError(f"pipe: expected calls of a multiple of {len(difference)} rows in a step, got {len(sample)}")
+    return (sample.unflatten(0, (-1, len(difference))) + difference).flatten(0, 1)
+
+
+def _with_sample(output: Any, sample: Tensor) -> Any:
+    if isinstance(output, tuple):
+        return (sample, *output[1:])
+    return type(output)(**{**output, "sample": sample})
+
+
+# --- what is asked for ----------------------------------------------------------------------------------------------
+
+
+def _is_list(heads: object) -> bool:
+    return not isinstance(heads, HeadSet | str)
+
+
+def _head_set(heads: object) -> HeadSet:
+    if isinstance(heads, HeadSet | str):
+        return HeadSet.parse(heads) if isinstance(heads, str) else heads
+    raise ValueError(f"heads: expected a HeadSet, its text or a list of these, got {type(heads).__name__}")
+
+
+def _softness_of(
+    heads: Sequence[HeadId], softness: Softness, resolve: Callable[[HeadSet], tuple[HeadId, ...]]
+) -> dict[HeadId, float]:
+    """u of every head. A mapping must name exactly the heads of the set; whole blocks may stand for theirs."""
+    if not isinstance(softness, Mapping):
+        return dict.fromkeys(heads, _checked_softness(softness))
+    found = {
+        head: _checked_softness(u)
+        for name, u in softness.items()
+        for head in resolve(HeadSet.parse(str(name)))
+    }
+    if found.keys() != set(heads):
+        odd = ", ".join(map(str, sorted(found.keys() ^ set(heads))))
+        raise ValueError(f"softness: expected a number for each head of the set and no other, these differ: {odd}")
+    return found
+
+
+def _checked_softness(u: object) -> float:
+    if not _is_number(u) or not 0 <= u <= 1:  # pyright: ignore[reportOperatorIssue]
+        raise ValueError(f"softness: expected a number from 0 to 1, got {u!r}")
+    return float(u)  # pyright: ignore[reportArgumentType]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_numbers(scale: object, start: object, stop: object, trunk: object) -> None:
+    if not _is_number(scale):
+        raise ValueError(f"scale: expected a finite number, got {scale!r}")
+    if not (_is_number(start) and _is_number(stop) and 0 <= start < stop <= 1):  # pyright: ignore[reportOperatorIssue]
+        raise ValueError(f"start, stop: expected 0 <= start < stop <= 1, got {start!r} and {stop!r}")
+    if trunk not in TRUNKS:
+        raise ValueError(f"trunk: expected {', '.join(TRUNKS)}, got {trunk!r}")
+
+
+def _check_conditional(bare: bool, conditional: object, start: float, stop: float) -> None:
+    if not bare and conditional is not None:
+        raise ValueError("conditional: only for a bare transformer; a pipeline knows its conditional rows")
+    if bare and not (isinstance(conditional, slice) or callable(conditional)):
+        raise ValueError(
+            f"conditional: a bare transformer needs a slice, or a function from batch size to slice, got {conditional!r}"
+        )
+    if bare and (start, stop) != (0, 1):
+        raise ValueError(f"start, stop: a bare transformer has no steps, expected 0 and 1, got {start} and {stop}")
+
+
+def _transformer_of(pipe: DiffusionPipeline) -> nn.Module:
+    if isinstance(pipe, PAGMixin):
+        raise ValueError(f"pipe: {type(pipe).__name__} adds rows of its own; use the class without PAG")
+    transformer = getattr(pipe, "transformer", None)
+    if not isinstance(transformer, nn.Module):
+        raise ValueError(f"pipe: expected a pipeline with a transformer, got {type(pipe).__name__} without one")
+    return transformer
+
+
+# --- what the model must be like ------------------------------------------------------------------------------------
+
+
+def _check_attachable(transformer: nn.Module) -> None:
+    for hook in transformer._forward_pre_hooks.values():
+        if isinstance(getattr(hook, "__self__", None), HeadGuidance):
+            raise ValueError("pipe: its transformer is under head guidance already; join the heads in one set")
+    for name, module in transformer.named_modules():
+        _check_not_compiled(module)
+        hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
+        if odd := set(hooks) - _HARMLESS_HOOKS:
+            raise ValueError(
+                f"pipe: '{name or 'transformer'}' has diffusers' hook {', '.join(sorted(odd))} (a block cache?), which head "
+                "guidance could be given stale results by; disable it first"
+            )
+
+
+def _check_not_compiled(module: nn.Module) -> None:
+    if module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule":
+        raise ValueError("pipe: its transformer is compiled, which skips hooks; attach to the uncompiled one")

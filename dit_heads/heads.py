@@ -1,0 +1,187 @@
+"""Names for attention heads, as arXiv 2506.10978 writes them, and sets of them.
+
+`L3H2` is head 2 of block 3, `L3` the whole block, `L3-5` whole blocks, `L12H0-5` a range of heads, `L3-5H2`
+one head of each of three blocks. A trailing `i` (`L3H2i`, `L3i`) means the image-only attention that some
+blocks of SD3.5-medium have."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+_PART = re.compile(r"L([0-9]{1,3})(?:-([0-9]{1,3}))?(?:H([0-9]{1,3})(?:-([0-9]{1,3}))?)?(i?)")
+_FORMS = "'L3H2' (a head), 'L3' (a block), 'L12H0-5' (a range) or 'L3H2i' (image-only attention)"
+
+
+@dataclass(frozen=True, order=True)
+class HeadId:
+    """One head: head `head` of block `block`, in the joint attention or in the image-only one."""
+
+    block: int
+    head: int
+    image_only: bool = False
+
+    def __str__(self) -> str:
+        return f"L{self.block}H{self.head}{'i' * self.image_only}"
+
+
+@dataclass(frozen=True, order=True)
+class BlockId:
+    """Every head of one attention of a block, however many the model has."""
+
+    block: int
+    image_only: bool = False
+
+    def __str__(self) -> str:
+        return f"L{self.block}{'i' * self.image_only}"
+
+
+class HeadSet:
+    """An immutable set of heads and whole blocks; which heads a whole block has, `resolve` says.
+
+    >>> str(HeadSet.parse("L12H0-2, L7") | HeadSet.parse("L1H10"))
+    'L1H10, L7, L12H0-2'
+    """
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, parts: Iterable[HeadId | BlockId]) -> None:
+        self._parts = frozenset(parts)
+        if not self._parts:
+            raise ValueError(f"heads: expected at least one of {_FORMS}, got none")
+        for part in self._parts:
+            if not isinstance(part, HeadId | BlockId):
+                raise ValueError(
+                    f"heads: expected HeadId or BlockId, got {part!r}; text goes to HeadSet.parse"
+                )
+
+    @classmethod
+    def parse(cls, text: str) -> HeadSet:
+        """The set that `text` lists, separated by commas or spaces. Raises ValueError naming the part that is wrong."""
+        return cls(
+            part for word in re.split(r"[,\s]+", text.strip(", \t\n")) if word for part in _parts_of(word)
+        )
+
+    def __iter__(self) -> Iterator[HeadId | BlockId]:
+        return iter(sorted(self._parts, key=_order))
+
+    def __len__(self) -> int:
+        """Heads and whole blocks listed; after `resolve`, heads."""
+        return len(self._parts)
+
+    def __contains__(self, part: object) -> bool:
+        whole = BlockId(part.block, part.image_only) if isinstance(part, HeadId) else part
+        return part in self._parts or whole in self._parts
+
+    def __or__(self, other: HeadSet) -> HeadSet:
+        return HeadSet(self._parts | other._parts)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, HeadSet) and self._parts == other._parts
+
+    def __hash__(self) -> int:
+        return hash(self._parts)
+
+    def __str__(self) -> str:
+        return ", ".join(_words(self))
+
+    def __repr__(self) -> str:
+        return f"HeadSet.parse({str(self)!r})"
+
+    def resolve(self, joint: Sequence[int], image_only: Sequence[int] = ()) -> tuple[HeadId, ...]:
+        """Every single head, sorted, in a model with `joint[b]` heads in the joint attention of block b and
+        `image_only[b]` in its image-only attention. Raises ValueError naming what the model lacks, and what
+        it has."""
+        found: set[HeadId] = set()
+        for part in self:
+            heads = image_only if part.image_only else joint
+            _check_block(part, joint, image_only)
+            if isinstance(part, BlockId):
+                found |= {HeadId(part.block, h, part.image_only) for h in range(heads[part.block])}
+            elif part.head < heads[part.block]:
+                found.add(part)
+            else:
+                last = f"L{part.block}H{heads[part.block] - 1}{'i' * part.image_only}"
+                raise ValueError(f"heads: block {part.block} has heads up to {last}, got {part}")
+        return tuple(sorted(found))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"heads": _words(self)}
+
+    @classmethod
+    def from_json(cls, data: object) -> HeadSet:
+        """The set that `to_json` wrote; other keys may stand beside "heads" and are ignored."""
+        words = data.get("heads") if isinstance(data, dict) else None
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ValueError(
+                f'heads: expected JSON such as {{"heads": ["L1H10", "L7"]}}, got {str(data)[:80]}'
+            )
+        return cls.parse(", ".join(words))
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON to `path`, complete or not at all."""
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> HeadSet:
+        """Read what `save` wrote. Raises ValueError on anything else, OSError if there is no such file."""
+        try:
+            return cls.from_json(json.loads(Path(path).read_text()))
+        except ValueError as error:
+            raise ValueError(f"heads: cannot read '{path}': {error}") from error
+
+
+def _parts_of(word: str) -> Iterator[HeadId | BlockId]:
+    match = _PART.fullmatch(word)
+    if match is None:
+        raise ValueError(f"heads: expected {_FORMS}, got '{word}'")
+    first_block, last_block, first_head, last_head, image = match.groups()
+    for block in _range(first_block, last_block, word):
+        if first_head is None:
+            yield BlockId(block, bool(image))
+        else:
+            yield from (HeadId(block, head, bool(image)) for head in _range(first_head, last_head, word))
+
+
+def _range(first: str, last: str | None, word: str) -> range:
+    low, high = int(first), int(last or first)
+    if high < low:
+        raise ValueError(f"heads: expected a range that goes up, got '{word}'")
+    return range(low, high + 1)
+
+
+def _order(part: HeadId | BlockId) -> tuple[int, bool, int]:
+    return part.block, part.image_only, part.head if isinstance(part, HeadId) else -1
+
+
+def _words(parts: Iterable[HeadId | BlockId]) -> list[str]:
+    """The parts as text; neighbouring heads of one attention are a range."""
+    words = []
+    for (block, image), group in groupby(parts, key=lambda part: (part.block, part.image_only)):
+        listed = list(group)
+        words += [str(part) for part in listed if isinstance(part, BlockId)]
+        heads = [part.head for part in listed if isinstance(part, HeadId)]
+        # Consecutive numbers minus their place in the list are equal.
+        for _, run in groupby(enumerate(heads), key=lambda pair: pair[1] - pair[0]):
+            numbers = [number for _, number in run]
+            span = f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}"
+            words.append(f"L{block}H{span}{'i' * image}")
+    return words
+
+
+def _check_block(part: HeadId | BlockId, joint: Sequence[int], image_only: Sequence[int]) -> None:
+    if part.block >= len(joint):
+        raise ValueError(f"heads: the model has blocks L0 to L{len(joint) - 1}, got {part}")
+    if part.image_only and not any(image_only):
+        raise ValueError(f"heads: no block of the model has an image-only attention (i), got {part}")
+    if part.image_only and not image_only[part.block]:
+        have = [block for block, heads in enumerate(image_only) if heads]
+        raise ValueError(f"heads: blocks with an image-only attention (i) are {have}, got {part}")
