@@ -32,7 +32,8 @@ class Descent:
         hidden = {n for n, p in weights.items() if kind == "muon" and p.ndim >= 2 and not _is_embedding(n)}
         self.matrices = {n: weights[n].detach().view(len(weights[n]), -1) for n in weights if n in hidden}
         plain = [p for n, p in weights.items() if n not in hidden]
-        self.adamw = torch.optim.AdamW(plain, lr=rate, betas=betas, weight_decay=weight_decay, fused=True)
+        groups = [{"params": plain}]  # a group may be empty, a list of parameters may not
+        self.adamw = torch.optim.AdamW(groups, lr=rate, betas=betas, weight_decay=weight_decay, fused=True)
         self.muon = None
         if self.matrices:
             self.muon = torch.optim.Muon(

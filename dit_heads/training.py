@@ -8,6 +8,7 @@ diffusion transformers.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -218,31 +219,46 @@ def _part(stored: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 class Log:
-    """A CSV of mean figures; lines of steps that a resumed run will repeat are dropped first."""
+    """A CSV of mean figures, a column each; lines of steps that a resumed run repeats are dropped first."""
 
     def __init__(self, path: Path, start: int) -> None:
         self.path = path
+        self._rows = [row for row in _read_rows(path) if int(row["step"]) < start]
         self._sums: dict[str, float] = {}
-        self._count = self._step = 0
+        self._counts: dict[str, int] = {}
+        self._step = 0
         if path.exists():
-            lines = path.read_text().splitlines()
-            kept = lines[:1] + [line for line in lines[1:] if int(line.split(",")[0]) < start]
-            write_atomically(path, "\n".join(kept) + "\n")
+            self._save()
 
     def add(self, step: int, figures: Mapping[str, float | Tensor]) -> None:
-        self._step, self._count = step, self._count + 1
+        """Take in the figures of a step; a step may lack some."""
+        self._step = step
         for name, value in figures.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+            number = value.item() if isinstance(value, Tensor) else value
+            self._sums[name] = self._sums.get(name, 0.0) + number
+            self._counts[name] = self._counts.get(name, 0) + 1
 
     def means(self) -> dict[str, float]:
-        return {k: round(v / self._count, 4) for k, v in self._sums.items()}
+        """Of each figure, over the steps since the last line that had it."""
+        return {k: round(v / self._counts[k], 4) for k, v in self._sums.items()}
 
     def write(self, seconds: float) -> None:
-        row: dict[str, Any] = {"step": self._step, "seconds": round(seconds, 1), **self.means()}
-        new = not self.path.exists()
-        with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
-        self._sums, self._count = {}, 0
+        """Add a line of the means so far; `seconds` of training until now."""
+        self._rows.append({"step": self._step, "seconds": round(seconds, 1), **self.means()})
+        self._save()
+        self._sums, self._counts = {}, {}
+
+    def _save(self) -> None:
+        text = io.StringIO()
+        names = dict.fromkeys(name for row in self._rows for name in row)
+        writer = csv.DictWriter(text, list(names), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_atomically(self.path, text.getvalue())
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{k: v for k, v in row.items() if k and v} for row in csv.DictReader(file)]

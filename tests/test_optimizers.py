@@ -1,0 +1,120 @@
+"""The optimisers against torch's AdamW and against singular values worked out in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dit_heads.optimizers import Descent
+
+RATE, DECAY, BETAS = 0.01, 0.1, (0.9, 0.99)
+SHARES = (0.3, 1.0, 0.7, 0.05)
+
+
+def parameters(**shapes: tuple[int, ...]) -> dict[str, nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return {n: nn.Parameter(torch.randn(s, generator=generator).double()) for n, s in shapes.items()}
+
+
+def gradients(weights: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(100 + step)
+    return {n: torch.randn(w.shape, generator=generator).to(w) for n, w in weights.items()}
+
+
+def make(weights: Mapping[str, nn.Parameter], kind: str) -> Descent:
+    return Descent(weights, kind=kind, rate=RATE, betas=BETAS, weight_decay=DECAY)
+
+
+def walk(descent: Descent, steps: range) -> None:
+    for step in steps:
+        for name, gradient in gradients(descent.weights, step).items():
+            descent.weights[name].grad = gradient
+        descent.step(SHARES[step])
+
+
+def muon_update(gradient: Tensor) -> Tensor:
+    """What Muon adds to a weight of zeros, in units of its step size, as a float64 matrix."""
+    weight = nn.Parameter(torch.zeros_like(gradient))
+    descent = make({"layer.weight": weight, "bias": nn.Parameter(torch.zeros(1))}, "muon")
+    weight.grad = gradient
+    descent.step(1.0)
+    matrix = weight.detach().double().flatten(1)
+    return matrix / (RATE * 0.2 * max(matrix.shape) ** 0.5)  # arXiv 2502.16982, section 2.2
+
+
+def test_adamw_is_torchs():
+    mine, theirs = parameters(weight=(3, 4), bias=(3,)), parameters(weight=(3, 4), bias=(3,))
+    descent = make(mine, "adamw")
+    reference = torch.optim.AdamW(
+        theirs.values(), betas=BETAS, weight_decay=DECAY, foreach=False, fused=False
+    )
+    for step, share in enumerate(SHARES):
+        walk(descent, range(step, step + 1))
+        for name, gradient in gradients(theirs, step).items():
+            theirs[name].grad = gradient
+        reference.param_groups[0]["lr"] = RATE * share
+        reference.step()
+        for name in mine:
+            torch.testing.assert_close(mine[name], theirs[name], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_step_forgets_its_gradients(kind: str):
+    descent = make(parameters(weight=(3, 4), bias=(3,)), kind)
+    walk(descent, range(1))
+    assert all(w.grad is None for w in descent.weights.values())
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (12, 12), (10, 3, 3, 3)])
+def test_muon_orthogonalises(shape: tuple[int, ...]):
+    left, values, right = torch.linalg.svd(gradients({"w": torch.zeros(shape)}, 0)["w"].flatten(1), False)
+    spread = torch.linspace(1.0, 8.0, len(values))
+    gradient = (left * spread @ right).reshape(shape)
+    update = -muon_update(gradient)
+    reached = torch.linalg.svdvals(update)
+    assert reached.min() > 0.6 and reached.max() < 1.3
+    nearest = (left @ right).double()  # the orthogonal factor of the gradient
+    assert torch.cosine_similarity(update.flatten(), nearest.flatten(), dim=0) > 0.97
+
+
+def test_muon_takes_a_convolution_as_a_matrix_of_its_outputs():
+    gradient = gradients({"w": torch.zeros(6, 4, 3, 3)}, 0)["w"]
+    assert torch.equal(muon_update(gradient), muon_update(gradient.reshape(6, 36)))
+
+
+def test_muon_leaves_embeddings_biases_and_gains_to_adamw():
+    shapes = {"embed.weight": (5, 4), "shared.weight": (5, 4), "place": (6, 4), "norm.weight": (4,)}
+    mixed, plain = parameters(**shapes, matrix=(4, 4)), parameters(**shapes, matrix=(4, 4))
+    walk(make(mixed, "muon"), range(3))
+    walk(make(plain, "adamw"), range(3))
+    assert {n for n in mixed if not torch.equal(mixed[n], plain[n])} == {"matrix"}
+
+
+def test_muon_of_matrices_alone():
+    weights = parameters(a=(3, 4), b=(4, 2))
+    before = {n: w.detach().clone() for n, w in weights.items()}
+    walk(make(weights, "muon"), range(1))
+    assert not any(torch.equal(weights[n], before[n]) for n in weights)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_state_round_trip(kind: str):
+    shapes = {"weight": (3, 4), "conv": (4, 2, 3, 3), "bias": (3,)}
+    straight = make(parameters(**shapes), kind)
+    walk(straight, range(2))
+    copied = {n: nn.Parameter(w.detach().clone()) for n, w in straight.weights.items()}
+    resumed = make(copied, kind)
+    resumed.restore({name: value.clone() for name, value in straight.state().items()})
+    walk(straight, range(2, 4))
+    walk(resumed, range(2, 4))
+    assert all(torch.equal(straight.weights[n], resumed.weights[n]) for n in shapes)
+    fresh = make({n: nn.Parameter(w.detach().clone()) for n, w in copied.items()}, kind)
+    assert not fresh.state()
+
+
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(ValueError, match="optimizer: expected 'adamw' or 'muon', got 'sgd'"):
+        make(parameters(weight=(2, 2)), "sgd")
