@@ -7,10 +7,10 @@ output path among them, are known to be right.
 import io
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,7 +43,9 @@ class Generate:
         # Slow to import, so only now; and the model's configs tell a wrong head before its weights are read.
         from dit_heads.models import EMBEDDED, head_layout, load_pipeline
 
-        _check_heads(heads, head_layout(settings.model))
+        layout = head_layout(settings.model)
+        if heads is not None:
+            layout.resolve(heads)
         if settings.model in EMBEDDED:
             _warn_of_unknown_words(settings)
         pipe = load_pipeline(settings.model, settings.dtype, self.device)
@@ -60,7 +62,7 @@ class Heads:
     def run(self) -> None:
         from dit_heads.models import head_layout
 
-        print(describe(self.model, head_layout(self.model)))
+        print("\n".join(_listing(self.model, head_layout(self.model))))
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,29 @@ def _settings_of_from(argv: list[str]) -> Settings:
     apart = [value for flag, value in pairwise(argv) if flag == "--from"]
     files = joined + apart
     return from_file_settings(read_settings(Path(files[0]))) if files else Settings()
+
+
+def _listing(model: str, layout: Any) -> list[str]:
+    """The heads of a model by name, one line for each run of blocks that are alike."""
+    total, blocks = sum(layout.heads), len(layout.heads)
+    lines = [f"{model}: {layout.model}, {blocks} blocks, {total} heads of joint attention"]
+    lines += [f"  {_span(first, last)}H0-{heads - 1}" for first, last, heads in _alike(layout.heads)]
+    if any(layout.image_only_heads):
+        lines.append(f"and {sum(layout.image_only_heads)} heads of image-only attention")
+        alike = [row for row in _alike(layout.image_only_heads) if row[2]]
+        lines += [f"  {_span(first, last)}H0-{heads - 1}i" for first, last, heads in alike]
+    return [*lines, "names: L0H1 (a head), L0 (a block), L0H0-3 (a range), L0-1H2 (of several blocks)"]
+
+
+def _alike(counts: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """(first block, last block, heads) of each run of blocks with as many heads."""
+    for heads, run in groupby(enumerate(counts), key=lambda pair: pair[1]):
+        numbers = [block for block, _ in run]
+        yield numbers[0], numbers[-1], heads
+
+
+def _span(first: int, last: int) -> str:
+    return f"L{first}" if first == last else f"L{first}-{last}"
 
 
 def _check_out(out: Path) -> None:

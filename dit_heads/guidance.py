@@ -101,8 +101,8 @@ class HeadGuidance:
         self.transformer = pipe if bare else _transformer_of(pipe)
         _check_not_compiled(self.transformer)
         self.layout = layout_of(self.transformer)
-        self.sets = [self.layout.resolve(_head_set(s)) for s in (heads if _is_list(heads) else [heads])]
-        self.per_sample = _is_list(heads)
+        self.per_sample = isinstance(heads, Sequence) and not isinstance(heads, str)
+        self.sets = [self.layout.resolve(heads) for heads in _head_sets(heads)]
         self.softness = [_softness_of(heads, softness, self.layout.resolve) for heads in self.sets]
         self.scale, self.start, self.stop, self.trunk, self.conditional = scale, start, stop, trunk, conditional
         self.report: Report | None = None
@@ -171,6 +171,8 @@ class HeadGuidance:
     def _begin(self, steps: int) -> _Run:
         if self.pipe is not None and self.pipe.transformer is not self.transformer:
             raise ValueError("pipe: its transformer was replaced while head guidance is attached; attach again")
+        for module in self.transformer.modules():
+            _check_not_compiled(module)
         if steps and not any(self._guides(i, steps) for i in range(steps)):
             raise ValueError(f"start, stop: no step of {steps} lies from {self.start} to before {self.stop}")
         mode, reason = self._mode()
@@ -317,14 +319,11 @@ def _with_sample(output: Any, sample: Tensor) -> Any:
 # --- what is asked for ----------------------------------------------------------------------------------------------
 
 
-def _is_list(heads: object) -> bool:
-    return not isinstance(heads, HeadSet | str)
-
-
-def _head_set(heads: object) -> HeadSet:
-    if isinstance(heads, HeadSet | str):
-        return HeadSet.parse(heads) if isinstance(heads, str) else heads
-    raise ValueError(f"heads: expected a HeadSet, its text or a list of these, got {type(heads).__name__}")
+def _head_sets(heads: object) -> list[HeadSet]:
+    listed = list(heads) if isinstance(heads, Sequence) and not isinstance(heads, str) else [heads]
+    if not listed or not all(isinstance(item, HeadSet | str) for item in listed):
+        raise ValueError(f"heads: expected a HeadSet, its text, or a list of these, got {heads!r}")
+    return [HeadSet.parse(item) if isinstance(item, str) else item for item in listed]
 
 
 def _softness_of(

@@ -11,10 +11,9 @@ from diffusers import DiffusionPipeline
 
 import dit_heads.embedded
 from dit_heads.embedded import load_embedded
+from dit_heads.layouts import LAYOUTS, Layout, layout_of
 
 EMBEDDED = {"embedded": "sd3", "embedded/sd3": "sd3"}
-# The transformer classes that heads can be guided in; dit_heads/layouts.py describes each.
-TRANSFORMERS = ("SD3Transformer2DModel",)
 
 
 def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> Any:
@@ -48,6 +47,11 @@ def empty_transformer(model: str) -> torch.nn.Module:
         raise ValueError(message) from error
 
 
+def head_layout(model: str) -> Layout:
+    """The blocks and heads of a model, from its configs alone. Raises ValueError as `empty_transformer`."""
+    return layout_of(empty_transformer(model))
+
+
 def _transformer_class(model: str, where: str) -> str:
     """The class of the model's transformer by its model_index.json, if heads can be guided in it."""
     try:
@@ -55,9 +59,9 @@ def _transformer_class(model: str, where: str) -> str:
         kind = dict(parts).get("transformer", (None, None))[1]
     except Exception as error:
         raise ValueError(f"model: cannot read '{model}': {_one_line(error)}") from error
-    if kind not in TRANSFORMERS:
+    if kind not in LAYOUTS:
         raise ValueError(
-            f"model: expected a pipeline with one of {', '.join(TRANSFORMERS)}, "
+            f"model: expected a pipeline with one of {', '.join(LAYOUTS)}, "
             f"'{model}' is a {parts.get('_class_name')} with {kind or 'no transformer'}"
         )
     return kind
