@@ -74,7 +74,7 @@ def decoder(steps: int = 6000, shards: int = 7) -> None:
     """The autoencoder's decoder alone, on the latents as they are: sharper pictures, latents stay valid."""
     model = _channels_last(trained(make_vae(), "vae-v2"))
     model.encoder.requires_grad_(False)
-    config = FitConfig(steps, 1e-3, warmup=100, ema=0.999, weight_decay=1e-4, seed=11)
+    config = FitConfig(steps, 1e-3, "muon", warmup=100, ema=0.998, weight_decay=1e-4, seed=11)
     fit(model, VaeLoss(model, _train_images(shards)), config, _folder("decoder-v1"))
     print(f"validation PSNR {reconstruction_psnr(model, _validation(512)):.2f} dB")
 
@@ -85,7 +85,7 @@ def clip(steps: int = 2500, shards: int = 6) -> None:
     torch.manual_seed(0)
     tokenizer = make_clip_tokenizer()
     model = Clip(len(tokenizer))
-    config = FitConfig(steps, 1e-3, ema=0.998, weight_decay=0.05, seed=2)
+    config = FitConfig(steps, 2e-3, "muon", warmup=100, ema=0.998, weight_decay=0.05, seed=2)
     fit(model, ClipLoss(model, tokenizer, images, _scenes(len(images))), config, _folder("clip-v1"))
     right = retrieval(model, tokenizer, _validation(250), _scenes(250, "validation"))
     print(f"own caption first among 250: {right[0]:.1%} (first tower), {right[1]:.1%} (second)")
@@ -97,7 +97,7 @@ def judge(steps: int = 6000, shards: int = 7) -> None:
     images, coverage = (np.concatenate(part) for part in zip(*data, strict=True))
     torch.manual_seed(0)
     model = _channels_last(Judge())
-    config = FitConfig(steps, 1e-3, ema=0.998, weight_decay=0.02, seed=3)
+    config = FitConfig(steps, 2e-3, "muon", warmup=100, ema=0.998, weight_decay=0.02, seed=3)
     fit(model, JudgeLoss(model, images, coverage, labels(_scenes(len(images)))), config, _folder("judge-v1"))
     seen = verdict(model, to_tensor(_validation(1000)), _scenes(1000, "validation")).accuracy()
     print("accuracy on 1000 fresh renders:", {k: round(v, 4) for k, v in seen.items()})
@@ -111,7 +111,7 @@ def sd3_model(steps: int = 30_000, shards: int = 10, batch: int = 64, hours: flo
     torch.manual_seed(0)
     student = sd3.Student(len(texts.t5_tokenizer))
     student.transformer.compile_repeated_blocks(dynamic=False)
-    config = FitConfig(steps, 1e-3, decline=0.3, ema=0.9995, weight_decay=0.01, seed=4)
+    config = FitConfig(steps, 1.5e-3, "muon", decline=0.3, ema=0.9995, weight_decay=0.01, seed=4)
     until = None if hours is None else time.time() + 3600 * hours
     fit(student, sd3.Sd3Loss(student, texts, corpus, steps), config, _folder("sd3-v1"), until=until)
 
