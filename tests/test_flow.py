@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -41,7 +43,7 @@ def test_the_right_velocity_has_no_loss_and_each_sample_its_own_sigma():
 
 
 def test_noise_and_velocity_are_those_of_the_scheduler():
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=2.0)
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=2.0)
     scheduler.set_timesteps(6)
     generator = torch.Generator().manual_seed(1)
     x, e = torch.randn(2, 1, 2, 4, 4, generator=generator)

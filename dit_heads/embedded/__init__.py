@@ -10,10 +10,9 @@ def load_embedded(name: str = "sd3") -> Any:
     """A stock `StableDiffusion3Pipeline` ("sd3") of the embedded model, fp32, on the CPU.
 
     Raises ValueError for another name."""
-    import torch
     from diffusers import StableDiffusion3Pipeline
 
     classes = {"sd3": StableDiffusion3Pipeline}
     if name not in classes:
         raise ValueError(f"name: expected one of {', '.join(classes)}, got {name!r}")
-    return classes[name].from_pretrained(WEIGHTS / name, torch_dtype=torch.float32, local_files_only=True)
+    return classes[name].from_pretrained(WEIGHTS / name, local_files_only=True)

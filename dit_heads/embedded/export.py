@@ -43,5 +43,5 @@ def load_judge(folder: Path = WEIGHTS) -> Judge:
 def load_clip(folder: Path = WEIGHTS) -> tuple[CLIPTextModelWithProjection, CLIPVisionModelWithProjection]:
     """The trained CLIP, fp32: SD3's first text tower and the image tower."""
     text = CLIPTextModelWithProjection.from_pretrained(folder / "sd3" / "text_encoder")
-    image = CLIPVisionModelWithProjection.from_pretrained(folder / "clip", torch_dtype=torch.float32)
+    image = CLIPVisionModelWithProjection.from_pretrained(folder / "clip", dtype=torch.float32)
     return text.eval(), image.eval()  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,71 @@
+"""What is exported loads with the stock classes and is what was trained, up to fp16."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from dit_heads import embedded
+from dit_heads.embedded.clip import Clip
+from dit_heads.embedded.export import export_weights, load_clip, load_judge
+from dit_heads.embedded.judge import Judge
+from dit_heads.embedded.sd3 import Student
+from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
+from dit_heads.embedded.vae import make_vae
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("weights")
+    parts = Student(len(make_t5_tokenizer())), Clip(len(make_clip_tokenizer())), make_vae(), Judge()
+    modules = dict(zip(("student", "clip", "vae", "judge"), parts, strict=True))
+    states = {n: {k: v.clone() for k, v in m.state_dict().items()} for n, m in modules.items()}
+    export_weights(*parts, folder)
+    return folder, states
+
+
+def part(states: dict[str, Any], prefix: str) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in states.items() if k.startswith(prefix)}
+
+
+def close(module: torch.nn.Module, trained: dict[str, torch.Tensor], tolerance: float = 1e-3) -> bool:
+    found = module.state_dict()
+    return all(torch.allclose(found[k].float(), v, rtol=tolerance, atol=1e-6) for k, v in trained.items())
+
+
+def test_the_pipeline_is_stock_in_fp32_and_holds_the_trained_parts(
+    exported: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+):
+    folder, states = exported
+    monkeypatch.setattr(embedded, "WEIGHTS", folder)
+    pipe = embedded.load_embedded("sd3")
+    assert type(pipe) is StableDiffusion3Pipeline
+    modules = [m for m in pipe.components.values() if isinstance(m, torch.nn.Module)]
+    assert len(modules) == 5 and {p.dtype for m in modules for p in m.parameters()} == {torch.float32}
+    assert close(pipe.transformer, part(states["student"], "transformer."))
+    assert close(pipe.vae, states["vae"])
+    assert close(pipe.text_encoder, part(states["clip"], "text."), 0)
+    assert close(pipe.text_encoder_2, part(states["clip"], "text_2."), 0)
+    assert close(pipe.text_encoder_3, part(states["student"], "t5."), 0)
+    prompt = "a large red cube on snow at night"
+    assert pipe.tokenizer(prompt).input_ids == make_clip_tokenizer()(prompt).input_ids
+    assert pipe.tokenizer_3(prompt).input_ids == make_t5_tokenizer()(prompt).input_ids
+
+
+def test_judge_and_clip_come_back_in_fp32(exported: tuple[Path, dict[str, Any]]):
+    folder, states = exported
+    judge, (text, image) = load_judge(folder), load_clip(folder)
+    assert close(judge, states["judge"])
+    assert close(text, part(states["clip"], "text."), 0) and close(image, part(states["clip"], "image."))
+    for model in (judge, text, image):
+        assert not model.training and {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_an_unknown_model_is_refused():
+    with pytest.raises(ValueError, match="name: expected one of sd3, got 'sdxl'"):
+        embedded.load_embedded("sdxl")
