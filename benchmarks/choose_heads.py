@@ -43,6 +43,7 @@ class Bench:
 
     @torch.no_grad()
     def plain(self, cfg: float = 1.0) -> Tensor:
+        """Scores [prompts] without head guidance."""
         return self._run(list(range(len(self.prompts))), cfg)
 
     @torch.no_grad()
@@ -77,6 +78,7 @@ def main(
     steps: int = 16,
     batch: int = 48,
 ) -> None:
+    """Choose by `prompts` prompts of the validation split, one seed each; `batch` pairs run at once."""
     bench = Bench(unseen_scenes("validation", prompts), steps, batch)
     config = bench.pipe.transformer.config
     blocks, heads = config["num_layers"], config["num_attention_heads"]

@@ -181,6 +181,7 @@ def save_checkpoint(
     step: int,
     seconds: float,
 ) -> None:
+    """Store weights, average and optimiser state after `step` steps and `seconds` of training."""
     tensors = {f"model.{n}": p.detach() for n, p in model.named_parameters()}
     tensors |= {f"average.{n}": t for n, t in average.items()}
     tensors |= {f"optimizer.{n}": t for n, t in descent.state().items()}

@@ -93,6 +93,7 @@ def varied_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def reworded(scene: Scene, rng: np.random.Generator) -> str:
+    """All that the canonical caption says, in another frame, with the places of two or three solids."""
     nouns = [_a(noun(s)) for s in scene.solids]
     things, where, when = _placed(nouns, rng), f"on {scene.ground}", WHEN[scene.sky]
     style = scene.style if scene.style != "photo" else str(rng.choice(["photo", "picture", "image"]))
@@ -176,6 +177,7 @@ def _relation(solid: Solid, left: Solid) -> str:
 
 
 def instruction(scene: Scene, rng: np.random.Generator) -> str:
+    """One of `INSTRUCTIONS` about a solid of the scene; its other words are drawn at random."""
     solid = scene.solids[int(rng.integers(len(scene.solids)))]
     card, card2 = rng.choice(list(CARDS), 2, replace=False)
     words = {"noun": noun(solid, size=rng.random() < 0.5), "shape": str(rng.choice(SHAPES))}

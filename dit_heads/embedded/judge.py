@@ -36,6 +36,8 @@ def labels(scenes: Sequence[Scene]) -> dict[str, Tensor]:
 
 
 class Residual(nn.Module):
+    """Two convolutions beside the identity: [B, C, H, W] -> the same shape."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.GroupNorm(8, channels), nn.GroupNorm(8, channels)

@@ -96,6 +96,8 @@ class Student(nn.Module):
 
 @dataclass(frozen=True)
 class Batch:
+    """What one training step sees; `coverage` is None for composites."""
+
     latents: Tensor  # [B, C, h, w], normalised
     captions: list[str]
     length: int  # T5 tokens

@@ -85,10 +85,10 @@ def test_the_longest_canonical_caption_fits_clip():
 
 
 def test_clip_pads_with_the_end_and_cuts_long_texts():
-    ids = CLIP(["a red cube", ""], padding="max_length", max_length=CLIP_LENGTH).input_ids
+    ids = CLIP(["a red cube", ""], padding="max_length").input_ids
     assert [len(i) for i in ids] == [32, 32]
     assert ids[0][4:] == [EOS] * 28 and ids[1] == [BOS] + [EOS] * 31
-    long = CLIP("a red cube " * 20, truncation=True, max_length=CLIP_LENGTH).input_ids
+    long = CLIP("a red cube " * 20, truncation=True).input_ids
     assert len(long) == 32 and long[-1] == EOS and EOS not in long[:-1]
 
 
