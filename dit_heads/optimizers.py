@@ -14,8 +14,7 @@ class Descent:
     `muon` orthogonalises the updates of weight matrices (torch's Muon,
     https://kellerjordan.github.io/posts/muon; with the step size matched to AdamW's, arXiv 2502.16982);
     convolutions count as matrices of [out, in * kernel]. Embeddings, biases and gains stay with AdamW. It
-    needs bf16 products that are fast on the machine, and weights in the default memory format. Another `kind`
-    is a ValueError."""
+    needs bf16 products that are fast on the machine. Another `kind` is a ValueError."""
 
     def __init__(
         self,
@@ -30,7 +29,9 @@ class Descent:
             raise ValueError(f"optimizer: expected 'adamw' or 'muon', got {kind!r}")
         self.rate, self.weights = rate, weights
         hidden = {n for n, p in weights.items() if kind == "muon" and p.ndim >= 2 and not _is_embedding(n)}
-        self.matrices = {n: weights[n].detach().view(len(weights[n]), -1) for n in weights if n in hidden}
+        self.matrices = {
+            n: _as_stored(w.detach(), w).view(len(w), -1) for n, w in weights.items() if n in hidden
+        }
         plain = [p for n, p in weights.items() if n not in hidden]
         groups = [{"params": plain}]  # a group may be empty, a list of parameters may not
         self.adamw = torch.optim.AdamW(groups, lr=rate, betas=betas, weight_decay=weight_decay, fused=True)
@@ -44,8 +45,9 @@ class Descent:
         """Apply the gradients at `share` of the peak rate, and forget them."""
         optimizers = [self.adamw] if self.muon is None else [self.adamw, self.muon]
         for name, matrix in self.matrices.items():
-            gradient = self.weights[name].grad
-            matrix.grad = None if gradient is None else gradient.reshape(matrix.shape)
+            weight = self.weights[name]
+            gradient = weight.grad
+            matrix.grad = None if gradient is None else _as_stored(gradient, weight).reshape(matrix.shape)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.rate * share
@@ -70,6 +72,14 @@ class Descent:
         for label, value in stored.items():
             key, name = label.split("/", 1)
             states[name][key] = value.to(self.weights[name].device) if key != "step" else value
+
+
+def _as_stored(values: Tensor, weight: Tensor) -> Tensor:
+    """`values` with the axes in the order in which `weight` lies in memory, so that the weight has a view as a
+    matrix. Orthogonalisation does not care about the order of a matrix's columns."""
+    if weight.is_contiguous() or not weight.is_contiguous(memory_format=torch.channels_last):
+        return values
+    return values.permute(0, 2, 3, 1)
 
 
 def _is_embedding(name: str) -> bool:

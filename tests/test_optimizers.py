@@ -85,6 +85,20 @@ def test_muon_takes_a_convolution_as_a_matrix_of_its_outputs():
     assert torch.equal(muon_update(gradient), muon_update(gradient.reshape(6, 36)))
 
 
+def test_muon_does_not_care_how_a_convolution_lies_in_memory():
+    shapes = {"conv": (6, 4, 3, 3), "bias": (6,)}
+    plain, lasting = parameters(**shapes), parameters(**shapes)
+    lasting["conv"].data = lasting["conv"].data.to(memory_format=torch.channels_last)
+    before = plain["conv"].detach().clone()
+    walk(make(plain, "muon"), range(4))
+    walk(make(lasting, "muon"), range(4))
+    moved = (plain["conv"] - before).abs().mean().item()
+    assert moved > 1e-3
+    torch.testing.assert_close(
+        plain["conv"], lasting["conv"], rtol=0, atol=0.05 * moved
+    )  # products are in bf16
+
+
 def test_muon_leaves_embeddings_biases_and_gains_to_adamw():
     shapes = {"embed.weight": (5, 4), "shared.weight": (5, 4), "place": (6, 4), "norm.weight": (4,)}
     mixed, plain = parameters(**shapes, matrix=(4, 4)), parameters(**shapes, matrix=(4, 4))

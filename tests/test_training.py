@@ -91,6 +91,21 @@ def test_a_run_killed_after_a_checkpoint_repeats_the_steps_it_lost(tmp_path: Pat
     assert [row["loss"] for row in ours] == [row["loss"] for row in theirs]
 
 
+def test_muon_resumes_convolutions_that_lie_channels_last(tmp_path: Path):
+    def convolution(until: float | None, folder: str) -> Tensor:
+        torch.manual_seed(0)
+        model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+        def loss(step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float | Tensor]]:
+            return (model(torch.randn(2, 3, 8, 8, generator=generator)) - 1).square().mean(), {}
+
+        fit(model, loss, replace(CONFIG, optimizer="muon"), tmp_path / folder, until=until)
+        return model.weight.detach()
+
+    convolution(0, "stopped")
+    assert torch.equal(convolution(None, "straight"), convolution(None, "stopped"))
+
+
 def test_a_finished_run_is_only_read(tmp_path: Path):
     done = run(CONFIG, tmp_path)
     again = run(CONFIG, tmp_path, seed=3, fails_at=0)
