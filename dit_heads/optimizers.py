@@ -75,8 +75,8 @@ class Descent:
 
 
 def _as_stored(values: Tensor, weight: Tensor) -> Tensor:
-    """`values` with the axes in the order in which `weight` lies in memory, so that the weight has a view as a
-    matrix. Orthogonalisation does not care about the order of a matrix's columns."""
+    """`values` with the axes in the order in which `weight` lies in memory, so that the weight has a view as
+    a matrix. Orthogonalisation does not care about the order of a matrix's columns."""
     if weight.is_contiguous() or not weight.is_contiguous(memory_format=torch.channels_last):
         return values
     return values.permute(0, 2, 3, 1)
