@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from dit_heads.embedded import WEIGHTS
@@ -30,6 +31,25 @@ def export_weights(
     halves = {k: v.half() for k, v in judge.state_dict().items()}
     save_tensors(folder / "judge" / "judge.safetensors", halves, {"format": "pt"})
     write_atomically(folder / "clip" / "scale.json", json.dumps({"logit_scale": towers.scale[0].item()}))
+
+
+# Where a trained module's parameters are, by the prefix of their names.
+_FOLDERS = {
+    "sd3": {"transformer.": "sd3/transformer", "t5.": "sd3/text_encoder_3"},
+    "vae": {"": "sd3/vae"},
+    "clip": {"text.": "sd3/text_encoder", "text_2.": "sd3/text_encoder_2", "image.": "clip"},
+    "judge": {"": "judge"},
+}
+
+
+def packaged(part: str, folder: Path = WEIGHTS) -> dict[str, Tensor]:
+    """The shipped weights of "sd3", "vae", "clip" or "judge", fp32, by the names that they have in training."""
+    return {
+        prefix + name: tensor.float()
+        for prefix, place in _FOLDERS[part].items()
+        for path in sorted((folder / place).glob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
 
 
 def load_judge(folder: Path = WEIGHTS) -> Judge:

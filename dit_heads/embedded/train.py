@@ -18,10 +18,10 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dit_heads.embedded import sd3
+from dit_heads.embedded import load_embedded, sd3
 from dit_heads.embedded.clip import Clip, ClipLoss, retrieval
 from dit_heads.embedded.data import cache_folder, load_shards, scene_of
-from dit_heads.embedded.export import export_weights
+from dit_heads.embedded.export import export_weights, packaged
 from dit_heads.embedded.judge import Judge, JudgeLoss, labels, verdict
 from dit_heads.embedded.scenes import Scene
 from dit_heads.embedded.text import make_clip_tokenizer
@@ -29,6 +29,7 @@ from dit_heads.embedded.vae import VaeLoss, latent_statistics, make_vae, reconst
 from dit_heads.training import FitConfig, fit, load_weights, read_average
 
 M = TypeVar("M", bound=nn.Module)
+SD3, SD3_WARM = "sd3-v1", "sd3-warm"
 # oneDNN's flash attention has a slow backward in bf16 on CPUs; the plain kernel trains 1.5 times faster.
 torch.backends.cuda.enable_flash_sdp(False)
 
@@ -49,11 +50,19 @@ def _validation(count: int) -> NDArray[np.uint8]:
     return next(load_shards("validation", 1, count=1000))[0][:count]
 
 
+def _has_run(name: str) -> bool:
+    return (_folder(name) / "checkpoint.safetensors").exists()
+
+
 def trained(model: M, name: str) -> M:
-    """`model` with the averaged weights of a run; FileNotFoundError where there is no such run."""
-    weights, step, _ = read_average(_folder(name))
+    """`model` with the averaged weights of a run such as "clip-v1"; where there is none, those that the package ships."""
+    if _has_run(name):
+        weights, step, _ = read_average(_folder(name))
+        print(f"{name}: weights of step {step}")
+    else:
+        weights = packaged(name.split("-")[0])
+        print(f"{name}: no run in {cache_folder()}, so the shipped weights")
     load_weights(model, weights)
-    print(f"{name}: weights of step {step}")
     return model.eval()
 
 
@@ -103,23 +112,30 @@ def judge(steps: int = 6000, shards: int = 7) -> None:
     print("accuracy on 1000 fresh renders:", {k: round(v, 4) for k, v in seen.items()})
 
 
-def sd3_model(steps: int = 30_000, shards: int = 10, batch: int = 64, hours: float | None = None) -> None:
-    """The transformer and its T5. `hours` stops earlier, with a checkpoint."""
+def sd3_model(
+    steps: int = 12_000, shards: int = 5, batch: int = 64, hours: float | None = None, warm: bool = False
+) -> None:
+    """The transformer and its T5. `hours` stops earlier, with a checkpoint; `warm` begins with the shipped
+    weights, in a run of its own."""
     corpus = _corpus(shards, batch)
     towers = trained(Clip(len(make_clip_tokenizer())), "clip-v1")
     texts = sd3.TextEncoders(towers.text, towers.text_2)
     torch.manual_seed(0)
     student = sd3.Student(len(texts.t5_tokenizer))
+    if warm:
+        load_weights(student, packaged("sd3"))
     config = FitConfig(steps, 1.5e-3, "muon", decline=0.3, ema=0.9995, weight_decay=0.01, seed=4)
     until = None if hours is None else time.time() + 3600 * hours
-    fit(student, sd3.Sd3Loss(student, texts, corpus, steps), config, _folder("sd3-v1"), until=until)
+    fit(student, sd3.Sd3Loss(student, texts, corpus, steps), config, _folder(SD3_WARM if warm else SD3), until=until)
 
 
 def normalised_vae() -> AutoencoderKL:
     """The trained encoder with the best decoder there is; its config holds the latents' shift and scale."""
+    if not _has_run("vae-v2"):
+        return load_embedded("sd3").vae
     model = trained(make_vae(), "vae-v2")
     shift, scale = latent_statistics(model, _validation(512))
-    if (_folder("decoder-v1") / "checkpoint.safetensors").exists():
+    if _has_run("decoder-v1"):
         trained(model, "decoder-v1")
     model.register_to_config(shift_factor=round(shift, 5), scaling_factor=round(scale, 5))
     return model
@@ -146,8 +162,8 @@ def _encode(shards: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, list[tuple[Ten
 
 
 def export() -> None:
-    """Write the package's weights from the runs in the cache folder."""
-    student = trained(sd3.Student(len(sd3.make_t5_tokenizer())), "sd3-v1")
+    """Write the package's weights from the runs in the cache folder; parts without a run stay as they are."""
+    student = trained(sd3.Student(len(sd3.make_t5_tokenizer())), SD3_WARM if _has_run(SD3_WARM) else SD3)
     towers = trained(Clip(len(make_clip_tokenizer())), "clip-v1")
     export_weights(student, towers, normalised_vae(), trained(Judge(), "judge-v1"))
 

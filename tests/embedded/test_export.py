@@ -11,7 +11,7 @@ from diffusers import StableDiffusion3Pipeline
 
 from dit_heads import embedded
 from dit_heads.embedded.clip import Clip
-from dit_heads.embedded.export import export_weights, load_clip, load_judge
+from dit_heads.embedded.export import export_weights, load_clip, load_judge, packaged
 from dit_heads.embedded.judge import Judge
 from dit_heads.embedded.sd3 import Student
 from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
@@ -69,3 +69,20 @@ def test_judge_and_clip_come_back_in_fp32(exported: tuple[Path, dict[str, Any]])
 def test_an_unknown_model_is_refused():
     with pytest.raises(ValueError, match="name: expected one of sd3, got 'sdxl'"):
         embedded.load_embedded("sdxl")
+
+
+def test_training_can_begin_with_what_ships(exported: tuple[Path, dict[str, Any]]):
+    folder, states = exported
+    fresh = {
+        "sd3": Student(len(make_t5_tokenizer())),
+        "clip": Clip(len(make_clip_tokenizer())),
+        "vae": make_vae(),
+        "judge": Judge(),
+    }
+    ships = {part: packaged(part, folder) for part in fresh}
+    absent = {f"{p}: {n}" for p, m in fresh.items() for n, _ in m.named_parameters() if n not in ships[p]}
+    # The probe is thrown away after training; CLIP's temperature is not a file of weights.
+    assert absent == {"clip: scale", *(f"sd3: probe.{i}.{n}" for i in (0, 1) for n in ("weight", "bias"))}
+    for part, ours in ships.items():
+        theirs = states["student" if part == "sd3" else part]
+        assert all(torch.allclose(ours[n], theirs[n], rtol=1e-3, atol=1e-6) for n in ours if n in theirs)

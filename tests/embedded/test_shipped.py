@@ -1,0 +1,96 @@
+"""The weights that the package ships, on scenes that training never saw."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from dit_heads import HeadGuidance, HeadSet, load_embedded
+from dit_heads.embedded import WEIGHTS
+from dit_heads.embedded.captions import caption
+from dit_heads.embedded.evaluate import OWN_TEXT_TOKENS, paint, unseen_scenes
+from dit_heads.embedded.export import load_judge
+from dit_heads.embedded.judge import verdict
+from dit_heads.embedded.render import render
+from dit_heads.embedded.vae import reconstruction_psnr, to_tensor
+from dit_heads.layouts import layout_of
+
+
+@pytest.fixture(scope="module")
+def pipe() -> StableDiffusion3Pipeline:
+    pipe = load_embedded("sd3")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def renders() -> tuple[list, np.ndarray]:
+    scenes = unseen_scenes("test", 200)
+    return scenes, np.stack([render(scene).image for scene in scenes])
+
+
+def drawn(pipe, prompt, **call):
+    call = {"num_inference_steps": 4, "generator": torch.Generator().manual_seed(3), "output_type": "np"} | call
+    return pipe(prompt, **call).images
+
+
+def test_the_autoencoder_reaches_33_db_on_unseen_scenes(pipe, renders):
+    assert reconstruction_psnr(pipe.vae, renders[1][:64]) >= 33
+
+
+def test_the_judge_reads_every_attribute_of_unseen_scenes(renders):
+    """At least 97 % of 1000 renders (docs/embedded.md); two standard errors of 200 below that here."""
+    scenes, images = renders
+    accuracy = verdict(load_judge(), to_tensor(images), scenes).accuracy()
+    assert min(accuracy.values()) >= 0.945, accuracy
+
+
+def test_it_is_a_stock_pipeline_of_96_heads_that_a_folder_gives_again(pipe, tmp_path):
+    assert type(pipe) is StableDiffusion3Pipeline
+    assert len(layout_of(pipe.transformer).resolve(HeadSet.parse("L0-7"))) == 96
+    pipe.save_pretrained(tmp_path)
+    again = StableDiffusion3Pipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    prompt = "a large red cube on grass in the day"
+    assert np.array_equal(drawn(pipe, prompt), drawn(again, prompt))
+
+
+def test_the_stock_call_reads_256_text_tokens_and_gives_pil_images(pipe):
+    images = pipe("a small blue sphere on sand at sunset", num_inference_steps=2).images
+    assert [image.size for image in images] == [(128, 128)]
+
+
+def test_prompts_of_a_list_are_those_of_single_calls(pipe):
+    prompts = [caption(scene) for scene in unseen_scenes("test", 2)]
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    together = drawn(pipe, prompts, generator=generators)
+    for seed, (prompt, image) in enumerate(zip(prompts, together, strict=True)):
+        alone = drawn(pipe, prompt, generator=torch.Generator().manual_seed(seed))[0]
+        assert np.abs(alone - image).max() < 0.02
+
+
+def test_composites_up_to_384_by_256_can_be_painted(pipe):
+    assert drawn(pipe, "two panels", width=384, height=256, num_inference_steps=1).shape == (1, 256, 384, 3)
+
+
+def test_head_guidance_changes_its_pictures(pipe):
+    prompt = "a large red cube on grass in the day"
+    plain = drawn(pipe, prompt)
+    with HeadGuidance(pipe, "L2H3", scale=2.0):
+        assert np.abs(drawn(pipe, prompt) - plain).max() > 0.02
+    assert np.array_equal(drawn(pipe, prompt), plain)
+
+
+def test_all_weights_stay_small():
+    sizes = {path: path.stat().st_size for path in Path(WEIGHTS).rglob("*") if path.is_file()}
+    assert sum(sizes.values()) < 36e6
+
+
+@pytest.mark.slow
+def test_prompts_of_one_object_are_followed(pipe):
+    scenes = unseen_scenes("test", 64, solids=1)
+    call = {"guidance_scale": 4.0, "num_inference_steps": 28, "max_sequence_length": OWN_TEXT_TOKENS}
+    judged = verdict(load_judge(), paint(pipe, scenes, **call), scenes)
+    assert min(judged.accuracy().values()) >= 0.9, judged.accuracy()
