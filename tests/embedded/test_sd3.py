@@ -201,3 +201,18 @@ def test_the_loss_of_a_silent_transformer(student: Student, texts: TextEncoders)
     drawn = source.draw(torch.Generator().manual_seed(3), stock_length=False)
     expected = 1 + drawn.latents[:, 0, 0, 0].square().mean().item()
     assert loss.item() == pytest.approx(expected, rel=0.03)
+
+
+def test_training_attention_is_the_stock_one(student: Student):
+    stock = sd3.make_transformer()
+    stock.load_state_dict(student.transformer.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    inputs = {
+        "hidden_states": torch.randn(2, LATENT_CHANNELS, 16, 16, generator=generator),
+        "encoder_hidden_states": torch.randn(2, 40, sd3.WIDTH, generator=generator),
+        "pooled_projections": torch.randn(2, sd3.WIDTH, generator=generator),
+        "timestep": torch.tensor([100.0, 900.0]),
+    }
+    with torch.no_grad():
+        ours, theirs = (t(**inputs, return_dict=False)[0] for t in (student.transformer, stock))
+    torch.testing.assert_close(ours, theirs)
