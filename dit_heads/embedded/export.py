@@ -43,7 +43,7 @@ _FOLDERS = {
 
 
 def packaged(part: str, folder: Path = WEIGHTS) -> dict[str, Tensor]:
-    """The shipped weights of "sd3", "vae", "clip" or "judge", fp32, by the names that they have in training."""
+    """The shipped weights of "sd3", "vae", "clip" or "judge", fp32, by their names in training."""
     return {
         prefix + name: tensor.float()
         for prefix, place in _FOLDERS[part].items()

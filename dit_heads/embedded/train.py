@@ -55,7 +55,7 @@ def _has_run(name: str) -> bool:
 
 
 def trained(model: M, name: str) -> M:
-    """`model` with the averaged weights of a run such as "clip-v1"; where there is none, those that the package ships."""
+    """`model` with the averaged weights of a run such as "clip-v1", or without one the shipped weights."""
     if _has_run(name):
         weights, step, _ = read_average(_folder(name))
         print(f"{name}: weights of step {step}")
@@ -126,7 +126,8 @@ def sd3_model(
         load_weights(student, packaged("sd3"))
     config = FitConfig(steps, 1.5e-3, "muon", decline=0.3, ema=0.9995, weight_decay=0.01, seed=4)
     until = None if hours is None else time.time() + 3600 * hours
-    fit(student, sd3.Sd3Loss(student, texts, corpus, steps), config, _folder(SD3_WARM if warm else SD3), until=until)
+    folder = _folder(SD3_WARM if warm else SD3)
+    fit(student, sd3.Sd3Loss(student, texts, corpus, steps), config, folder, until=until)
 
 
 def normalised_vae() -> AutoencoderKL:

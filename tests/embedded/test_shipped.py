@@ -31,9 +31,9 @@ def renders() -> tuple[list, np.ndarray]:
     return scenes, np.stack([render(scene).image for scene in scenes])
 
 
-def drawn(pipe, prompt, **call):
-    call = {"num_inference_steps": 4, "generator": torch.Generator().manual_seed(3), "output_type": "np"} | call
-    return pipe(prompt, **call).images
+def drawn(pipe, prompt, **call) -> np.ndarray:
+    usual = {"num_inference_steps": 4, "generator": torch.Generator().manual_seed(3), "output_type": "np"}
+    return pipe(prompt, **(usual | call)).images
 
 
 def test_the_autoencoder_reaches_33_db_on_unseen_scenes(pipe, renders):
