@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dit_heads.layouts import Layout
 from dit_heads.perturb import Perturbation
-from dit_heads.processors import HEAD_WEIGHTS, JointHeadProcessor, check_replaceable
+from dit_heads.processors import HEAD_WEIGHTS, PROCESSORS, HeadProcessor, HeadWeights
 
 _BRANCH = "dit_heads_branch"
 # U of each perturbed block: attention name -> [R, H].
@@ -58,7 +58,7 @@ class BranchRunner:
         self._signature = inspect.signature(type(transformer).forward)
         self._count, self._current = count, None
         self._undo = ExitStack()
-        self._processors: list[tuple[nn.Module, JointHeadProcessor, str]] = []
+        self._processors: list[tuple[nn.Module, HeadProcessor, str]] = []
         try:
             for block in blocks:
                 for name in layout.attentions(block):
@@ -96,10 +96,7 @@ class BranchRunner:
         """Arguments of a call that returns the perturbed rows after those of the batch."""
         branch = Branch(weights, self.fork, rows, len(arguments["hidden_states"]))
         self._current = branch
-        residuals = arguments.get("block_controlnet_hidden_states")
-        if residuals is not None:
-            arguments = {**arguments, "block_controlnet_hidden_states": self._grown_residuals(residuals, branch)}
-        return _with_branch(arguments, branch)
+        return _with_branch({**arguments, **self._grown_residuals(arguments, branch)}, branch)
 
     def second_pass(self, arguments: dict[str, Any], weights: Weights, rows: slice) -> Any:
         """What the transformer returns for the conditional rows alone, perturbed."""
@@ -121,8 +118,9 @@ class BranchRunner:
     def _replace_processor(self, path: str, name: str, perturbation: Perturbation) -> None:
         attn: Any = self.transformer.get_submodule(path)
         replaced = attn.processor
-        check_replaceable(replaced, attn, path)
-        attn.processor = ours = JointHeadProcessor(replaced, name, perturbation)
+        kind = PROCESSORS[self.layout.family]
+        kind.check_replaceable(replaced, attn, path)
+        attn.processor = ours = kind(replaced, name, perturbation)
         self._processors.append((attn, ours, path))
         self._undo.callback(_put_back, attn, ours, replaced)
 
@@ -135,7 +133,8 @@ class BranchRunner:
             return None
         joint = {key: value for key, value in joint.items() if key != _BRANCH}
         if index in branch.weights:
-            joint[HEAD_WEIGHTS] = branch.weights[index]
+            text_tokens = arguments["encoder_hidden_states"].shape[1]
+            joint[HEAD_WEIGHTS] = HeadWeights(branch.weights[index], text_tokens)
         if branch.fork is not None and index >= branch.fork:
             for name in ("hidden_states", "encoder_hidden_states", "temb"):
                 arguments[name] = branch.grown(arguments[name])
@@ -148,11 +147,18 @@ class BranchRunner:
             return None
         return tuple(branch.grown(t) for t in args), {name: branch.grown(t) for name, t in kwargs.items()}
 
-    def _grown_residuals(self, residuals: Sequence[Tensor], branch: Branch) -> list[Tensor]:
-        """One ControlNet residual a block, as the transformer would pick them, grown from the fork on."""
-        blocks = len(self.layout.blocks)
-        picked = [residuals[int(b / (blocks / len(residuals)))] for b in range(blocks)]
-        return [branch.grown(t) if b >= self.fork else t for b, t in enumerate(picked)]
+    def _grown_residuals(self, arguments: Mapping[str, Any], branch: Branch) -> dict[str, list[Tensor]]:
+        """ControlNet residuals, one a block as the transformer would pick them, grown from the fork on."""
+        found = {}
+        for kind in self.layout.residuals:
+            given = arguments.get(kind.argument)
+            if given is not None:
+                picked = [given[kind.pick(place, len(given), arguments)] for place in range(len(kind.blocks))]
+                found[kind.argument] = [
+                    branch.grown(t) if block >= self.fork else t
+                    for block, t in zip(kind.blocks, picked, strict=True)
+                ]
+        return found
 
 
 def _with_branch(arguments: dict[str, Any], branch: Branch) -> dict[str, Any]:

@@ -20,13 +20,18 @@ from torch import Tensor, nn
 from dit_heads.branch import BranchRunner, Weights
 from dit_heads.heads import HeadId, HeadSet
 from dit_heads.layouts import attention_name, layout_of
-from dit_heads.perturb import PERTURBATIONS
+from dit_heads.perturb import Perturbation
 
 Softness = float | Mapping[HeadId | str, float]
 Conditional = slice | Callable[[int], slice]
 TRUNKS = ("auto", "shared", "two_pass")
 # diffusers' hooks that move or cast weights; any other (block caches) may hand the perturbed branch another's result.
-_HARMLESS_HOOKS = {"group_offloading", "layerwise_casting", "lazy_prefetch_group_offloading", "layer_execution_tracker"}
+_HARMLESS_HOOKS = {
+    "group_offloading",
+    "layerwise_casting",
+    "lazy_prefetch_group_offloading",
+    "layer_execution_tracker",
+}
 
 
 @dataclass
@@ -53,10 +58,12 @@ class Report:
 
 @dataclass
 class _Run:
-    """One run of the pipeline: which step it is at, and the difference that this step's other calls get too."""
+    """One run of the pipeline: which step it is at, whether that evaluates the perturbed branch, and the difference that
+    every call of the step gets."""
 
     steps: int
     step: int = -1
+    evaluates: bool = False
     input: Tensor | None = None
     timestep: Tensor | None = None
     difference: Tensor | None = None
@@ -68,11 +75,15 @@ class HeadGuidance:
     >>> with HeadGuidance(pipe, "L1H10, L7", scale=3.0, softness=0.5):   # doctest: +SKIP
     ...     image = pipe("a cat").images[0]
 
-    pipe: a diffusers pipeline with an SD3 transformer, or that transformer itself with `conditional`.
+    pipe: a diffusers pipeline with an SD3 or FLUX transformer, or that transformer itself with `conditional`.
     heads: a HeadSet or its text; a list of them gives each conditional row of the batch, each picture, its own.
     scale: w of arXiv 2506.10978; 0 is off.
     softness: u in [0, 1], how far heads are perturbed (eq. 7), for all or as a mapping of heads to numbers; 0 is off.
+    perturbation, region, temperature: what is done to the heads, for which tokens; see `perturb.Perturbation`.
     start, stop: step i of the N of a run is guided if start <= i / N < stop.
+    rescale: the share in [0, 1] of cond + difference that is brought back to the standard deviation of cond (arXiv 2305.08891,
+        eq. 15 and 16), so that a large scale does not burn colours.
+    every: evaluate the perturbed branch at every n-th guided step only, and use its difference again in between.
     trunk: "shared" forks at the first perturbed block, "two_pass" runs the transformer again, "auto" shares where it can.
     conditional: for a bare transformer, which rows of a batch are conditional: a slice, or a function of its size. They are
         the R rows of one tile of the batch, and every tile of R rows gets their difference.
@@ -87,16 +98,25 @@ class HeadGuidance:
         *,
         scale: float = 3.0,
         softness: Softness = 1.0,
+        perturbation: str = "identity",
+        region: str = "joint",
+        temperature: float | None = None,
         start: float = 0.0,
         stop: float = 1.0,
+        rescale: float = 0.0,
+        every: int = 1,
         trunk: str = "auto",
         conditional: Conditional | None = None,
     ) -> None:
         bare = isinstance(pipe, nn.Module)
         if not bare and not isinstance(pipe, DiffusionPipeline):
-            raise ValueError(f"pipe: expected a diffusers pipeline or its transformer, got {type(pipe).__name__}")
+            raise ValueError(
+                f"pipe: expected a diffusers pipeline or its transformer, got {type(pipe).__name__}"
+            )
         _check_conditional(bare, conditional, start, stop)
-        _check_numbers(scale, start, stop, trunk)
+        _check_numbers(scale, start, stop, rescale, every, trunk)
+        if bare and every != 1:
+            raise ValueError(f"every: a bare transformer has no steps, expected 1, got {every}")
         self.pipe = None if bare else pipe
         self.transformer = pipe if bare else _transformer_of(pipe)
         _check_not_compiled(self.transformer)
@@ -104,7 +124,15 @@ class HeadGuidance:
         self.per_sample = isinstance(heads, Sequence) and not isinstance(heads, str)
         self.sets = [self.layout.resolve(heads) for heads in _head_sets(heads)]
         self.softness = [_softness_of(heads, softness, self.layout.resolve) for heads in self.sets]
-        self.scale, self.start, self.stop, self.trunk, self.conditional = scale, start, stop, trunk, conditional
+        self.perturbation = Perturbation(perturbation, region, temperature)
+        self.scale, self.start, self.stop, self.trunk, self.conditional = (
+            scale,
+            start,
+            stop,
+            trunk,
+            conditional,
+        )
+        self.rescale, self.every = rescale, every
         self.report: Report | None = None
         self._run: _Run | None = None
         self._runner: BranchRunner | None = None
@@ -126,9 +154,7 @@ class HeadGuidance:
             return self
         blocks = sorted({head.block for heads in self.sets for head in heads})
         with ExitStack() as undo:
-            self._runner = BranchRunner(
-                self.transformer, self.layout, blocks, PERTURBATIONS["identity"], self._count
-            )
+            self._runner = BranchRunner(self.transformer, self.layout, blocks, self.perturbation, self._count)
             undo.callback(self._runner.remove)
             undo.callback(self.transformer.register_forward_pre_hook(self._before, with_kwargs=True).remove)
             undo.callback(self.transformer.register_forward_hook(self._after, with_kwargs=True).remove)
@@ -170,7 +196,9 @@ class HeadGuidance:
 
     def _begin(self, steps: int) -> _Run:
         if self.pipe is not None and self.pipe.transformer is not self.transformer:
-            raise ValueError("pipe: its transformer was replaced while head guidance is attached; attach again")
+            raise ValueError(
+                "pipe: its transformer was replaced while head guidance is attached; attach again"
+            )
         for module in self.transformer.modules():
             _check_not_compiled(module)
         if steps and not any(self._guides(i, steps) for i in range(steps)):
@@ -203,7 +231,7 @@ class HeadGuidance:
         arguments = runner.arguments(args, kwargs)
         if self._begins_step(run, arguments):
             self._enter_step(run, arguments)
-            if self._forks(run):
+            if run.evaluates and self.report is not None and self.report.trunk == "shared":
                 rows = self._rows(len(arguments["hidden_states"]))
                 arguments = runner.forked(arguments, self._weights(arguments, rows), rows)
         return (), arguments
@@ -211,43 +239,38 @@ class HeadGuidance:
     def _after(self, _: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         run, runner = self._run, self._runner
         assert run is not None and runner is not None and self.report is not None
-        first = run.difference is None and self._is_guided(run)
         sample = output[0]
-        if first and self.report.trunk == "shared":
+        if run.evaluates and run.difference is None:
             assert run.input is not None
             batch = len(run.input)
-            sample, perturbed = sample[:batch], sample[batch:]
-            run.difference = self._difference(sample[self._rows(batch)], perturbed)
-        elif first:
-            rows = self._rows(len(sample))
-            perturbed = runner.second_pass(kwargs, self._weights(kwargs, rows), rows)[0]
+            rows = self._rows(batch)
+            if self.report.trunk == "shared":
+                sample, perturbed = sample[:batch], sample[batch:]
+            else:
+                perturbed = runner.second_pass(kwargs, self._weights(kwargs, rows), rows)[0]
             run.difference = self._difference(sample[rows], perturbed)
         return output if run.difference is None else _with_sample(output, _added(sample, run.difference))
 
     def _begins_step(self, run: _Run, arguments: Mapping[str, Any]) -> bool:
-        """Whether this is the first call of a step. SD3's skip-layer call is another of the same step, and so is a call with
-        the very same latents (equal ones will not do: a Heun scheduler repeats timesteps)."""
-        if self.pipe is None:
+        """Whether this is the first call of a step. SD3's skip-layer call is another of the same step, and so is FLUX's
+        negative call, with the very same latents (equal timesteps alone will not do: a Heun scheduler repeats them)."""
+        if self.pipe is None or run.input is None:
             return True
-        same = arguments["hidden_states"] is run.input and arguments.get("timestep") is run.timestep
+        same = arguments["hidden_states"] is run.input and torch.equal(arguments["timestep"], run.timestep)  # pyright: ignore[reportArgumentType]
         return not same and arguments.get("skip_layers") is None
 
     def _enter_step(self, run: _Run, arguments: Mapping[str, Any]) -> None:
         assert self.report is not None
         run.step += 1
-        run.input, run.timestep = arguments["hidden_states"], arguments.get("timestep")
-        run.difference = None
+        run.input, run.timestep = arguments["hidden_states"], arguments["timestep"]
         if self.pipe is None:
             self.report.steps += 1
-        if self._is_guided(run):
+        guided = self.pipe is None or self._guides(run.step, run.steps)
+        run.evaluates = guided and len(self.report.guided) % self.every == 0
+        if guided:
             self.report.guided.append(run.step)
-
-    def _is_guided(self, run: _Run) -> bool:
-        return self.pipe is None or self._guides(run.step, run.steps)
-
-    def _forks(self, run: _Run) -> bool:
-        assert self.report is not None
-        return self._is_guided(run) and self.report.trunk == "shared"
+        if run.evaluates or not guided:
+            run.difference = None  # else that of the last evaluation serves again
 
     def _rows(self, batch: int) -> slice:
         """The conditional rows of a batch."""
@@ -259,7 +282,8 @@ class HeadGuidance:
                     f"conditional: expected rows that tile a batch of {batch}, got {rows}, which are {count} rows"
                 )
             return rows
-        if not self.pipe.do_classifier_free_guidance:  # pyright: ignore[reportOptionalMemberAccess]
+        # FLUX's pipelines have no such property: their CFG is a second call.
+        if not getattr(self.pipe, "do_classifier_free_guidance", False):
             return slice(0, batch)
         if batch % 2:
             raise ValueError(f"pipe: with CFG the batch is two halves, got {batch} rows")
@@ -270,7 +294,9 @@ class HeadGuidance:
         like = arguments["hidden_states"]
         count = len(range(*rows.indices(len(like))))
         if self.per_sample and len(self.sets) != count:
-            raise ValueError(f"heads: expected one head set for each of {count} pictures, got {len(self.sets)}")
+            raise ValueError(
+                f"heads: expected one head set for each of {count} pictures, got {len(self.sets)}"
+            )
         weights: dict[int, dict[str, Tensor]] = {}
         for row, softness in enumerate(self.softness):
             for head, u in softness.items():
@@ -283,7 +309,14 @@ class HeadGuidance:
 
     def _difference(self, conditional: Tensor, perturbed: Tensor) -> Tensor:
         exact = torch.promote_types(conditional.dtype, torch.float32)
-        return (self.scale * (conditional.to(exact) - perturbed.to(exact))).to(conditional.dtype)
+        clean = conditional.to(exact)
+        difference = self.scale * (clean - perturbed.to(exact))
+        if self.rescale:
+            guided = clean + difference
+            dims = list(range(1, guided.ndim))
+            ratio = clean.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
+            difference = difference + self.rescale * (ratio - 1) * guided
+        return difference.to(conditional.dtype)
 
     def _count(self, rows: int, second_pass: bool) -> None:
         report, run = self.report, self._run
@@ -306,7 +339,9 @@ def _put_back(pipe: DiffusionPipeline, progress_bar: object) -> None:
 def _added(sample: Tensor, difference: Tensor) -> Tensor:
     """`sample` [k R, ...] with the difference [R, ...] on each of its k tiles."""
     if len(sample) % len(difference):
-        raise ValueError(f"pipe: expected calls of a multiple of {len(difference)} rows in a step, got {len(sample)}")
+        raise ValueError(
+            f"pipe: expected calls of a multiple of {len(difference)} rows in a step, got {len(sample)}"
+        )
     return (sample.unflatten(0, (-1, len(difference))) + difference).flatten(0, 1)
 
 
@@ -339,7 +374,9 @@ def _softness_of(
     }
     if found.keys() != set(heads):
         odd = ", ".join(map(str, sorted(found.keys() ^ set(heads))))
-        raise ValueError(f"softness: expected a number for each head of the set and no other, these differ: {odd}")
+        raise ValueError(
+            f"softness: expected a number for each head of the set and no other, these differ: {odd}"
+        )
     return found
 
 
@@ -353,11 +390,17 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _check_numbers(scale: object, start: object, stop: object, trunk: object) -> None:
+def _check_numbers(
+    scale: object, start: object, stop: object, rescale: object, every: object, trunk: object
+) -> None:
     if not _is_number(scale):
         raise ValueError(f"scale: expected a finite number, got {scale!r}")
     if not (_is_number(start) and _is_number(stop) and 0 <= start < stop <= 1):  # pyright: ignore[reportOperatorIssue]
         raise ValueError(f"start, stop: expected 0 <= start < stop <= 1, got {start!r} and {stop!r}")
+    if not _is_number(rescale) or not 0 <= rescale <= 1:  # pyright: ignore[reportOperatorIssue]
+        raise ValueError(f"rescale: expected a number from 0 to 1, got {rescale!r}")
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        raise ValueError(f"every: expected a whole number of at least 1, got {every!r}")
     if trunk not in TRUNKS:
         raise ValueError(f"trunk: expected {', '.join(TRUNKS)}, got {trunk!r}")
 
@@ -370,7 +413,9 @@ def _check_conditional(bare: bool, conditional: object, start: float, stop: floa
             f"conditional: a bare transformer needs a slice, or a function from batch size to slice, got {conditional!r}"
         )
     if bare and (start, stop) != (0, 1):
-        raise ValueError(f"start, stop: a bare transformer has no steps, expected 0 and 1, got {start} and {stop}")
+        raise ValueError(
+            f"start, stop: a bare transformer has no steps, expected 0 and 1, got {start} and {stop}"
+        )
 
 
 def _transformer_of(pipe: DiffusionPipeline) -> nn.Module:
@@ -378,7 +423,9 @@ def _transformer_of(pipe: DiffusionPipeline) -> nn.Module:
         raise ValueError(f"pipe: {type(pipe).__name__} adds rows of its own; use the class without PAG")
     transformer = getattr(pipe, "transformer", None)
     if not isinstance(transformer, nn.Module):
-        raise ValueError(f"pipe: expected a pipeline with a transformer, got {type(pipe).__name__} without one")
+        raise ValueError(
+            f"pipe: expected a pipeline with a transformer, got {type(pipe).__name__} without one"
+        )
     return transformer
 
 
@@ -388,7 +435,9 @@ def _transformer_of(pipe: DiffusionPipeline) -> nn.Module:
 def _check_attachable(transformer: nn.Module) -> None:
     for hook in transformer._forward_pre_hooks.values():
         if isinstance(getattr(hook, "__self__", None), HeadGuidance):
-            raise ValueError("pipe: its transformer is under head guidance already; join the heads in one set")
+            raise ValueError(
+                "pipe: its transformer is under head guidance already; join the heads in one set"
+            )
     for name, module in transformer.named_modules():
         _check_not_compiled(module)
         hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})

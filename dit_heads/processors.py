@@ -1,18 +1,17 @@
-"""Attention processors that perturb heads of chosen rows of the batch, and otherwise do what they replace."""
+"""Attention processors that perturb heads of the last rows of a batch, and otherwise do what they replace."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.attention_processor import (
-    Attention,
-    FusedJointAttnProcessor2_0,
-    JointAttnProcessor2_0,
-)
+from diffusers.models.attention_processor import FusedJointAttnProcessor2_0, JointAttnProcessor2_0
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,90 +20,163 @@ from dit_heads.perturb import Perturbation
 # How weights reach a processor: as an argument of the block, never as state. Gradient checkpointing runs blocks a second
 # time, long after the call, and must see the same.
 HEAD_WEIGHTS = "head_weights"
-_REPLACEABLE = (JointAttnProcessor2_0, FusedJointAttnProcessor2_0)
+QKV = tuple[Tensor, Tensor, Tensor]
 
 
-class JointHeadProcessor:
-    """SD3's joint attention (image tokens first) and its image-only attention, `name` telling which.
+@dataclass(frozen=True)
+class HeadWeights:
+    """U [R, H] of each perturbed attention of a block, by its name; it is for the last R rows of the batch.
+    `text_tokens` of the sequence are text, which a single-stream block of FLUX cannot see for itself."""
 
-    `head_weights[name]`, U [R, H], perturbs the last R rows of the batch; without it the replaced processor
-    runs."""
+    u: Mapping[str, Float[Tensor, "r h"]]
+    text_tokens: int
+
+
+class HeadProcessor:
+    """What the processors of all models share. `name` tells a block's attentions apart."""
+
+    replaceable: tuple[type, ...]
 
     def __init__(self, replaced: Any, name: str, perturbation: Perturbation) -> None:
         self.replaced, self.name, self.perturbation = replaced, name, perturbation
         self._attention_backend = getattr(replaced, "_attention_backend", None)
         self._parallel_config = getattr(replaced, "_parallel_config", None)
 
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Float[Tensor, "b n c"],
-        encoder_hidden_states: Float[Tensor, "b t c"] | None = None,
-        attention_mask: Tensor | None = None,
-        head_weights: Mapping[str, Float[Tensor, "r h"]] | None = None,
-        **kwargs: Any,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        weights = (head_weights or {}).get(self.name)
-        if weights is None:
-            return self.replaced(attn, hidden_states, encoder_hidden_states, attention_mask, **kwargs)
-        q, k, v = joint_projections(attn, hidden_states, encoder_hidden_states)
-        clean = len(q) - len(weights)
-        out = self._attend(q, k, v)
-        perturbed = self.perturbation(out[clean:], q[clean:], k[clean:], v[clean:], weights)
-        out = torch.cat([out[:clean], perturbed]) if clean else perturbed
-        out = out.transpose(1, 2).flatten(2)  # [B, N + T, C]
-        return joint_outputs(attn, out, hidden_states.shape[1], joint=encoder_hidden_states is not None)
+    @classmethod
+    def check_replaceable(cls, processor: object, attn: Any, where: str) -> None:
+        """Raise ValueError if this class in the place of `processor` would change what the model computes."""
+        if type(processor) not in cls.replaceable:
+            known = ", ".join(kind.__name__ for kind in cls.replaceable)
+            raise ValueError(
+                f"{where}: heads can be guided with the attention processors {known}, got {type(processor).__name__}, which "
+                "would be dropped (IP-Adapter and PAG bring such processors)"
+            )
+        if isinstance(processor, FusedJointAttnProcessor2_0) and attn.norm_q is not None:
+            raise ValueError(
+                f"{where}: diffusers' fused processor leaves out this model's qk-norm; unfuse it first"
+            )
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _weights(self, head_weights: HeadWeights | None) -> Tensor | None:
+        return None if head_weights is None else head_weights.u.get(self.name)
+
+    def _perturbed(self, qkv: QKV, u: Tensor, image: slice, mask: Tensor | None = None) -> Tensor:
+        """Attention [B, N, H D] with the heads of the last rows perturbed."""
+        q, k, v = qkv
+        clean = len(q) - len(u)
+        out = self._attend(q, k, v, mask)
+        moved = self.perturbation(out[clean:], q[clean:], k[clean:], v[clean:], u.to(q.dtype), image)
+        out = torch.cat([out[:clean], moved]) if clean else moved
+        return out.transpose(1, 2).flatten(2)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         if self._attention_backend is None and self._parallel_config is None:
-            return F.scaled_dot_product_attention(q, k, v)  # as the stock processor does
+            return F.scaled_dot_product_attention(q, k, v, mask)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # the dispatcher's [B, N, H, D]
         out = dispatch_attention_fn(
-            q, k, v, backend=self._attention_backend, parallel_config=self._parallel_config
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
         )
         return out.transpose(1, 2)
 
 
-def check_replaceable(processor: object, attn: Attention, where: str) -> None:
-    """Raise ValueError if a `JointHeadProcessor` in the place of `processor` would change what the model computes."""
-    if type(processor) not in _REPLACEABLE:
-        known = ", ".join(kind.__name__ for kind in _REPLACEABLE)
-        raise ValueError(
-            f"{where}: heads can be guided with the attention processors {known}, "
-            f"got {type(processor).__name__}, which would be dropped (IP-Adapter and PAG bring such processors)"
-        )
-    if isinstance(processor, FusedJointAttnProcessor2_0) and attn.norm_q is not None:
-        raise ValueError(
-            f"{where}: diffusers' fused processor leaves out this model's qk-norm; unfuse it first"
-        )
+class JointHeadProcessor(HeadProcessor):
+    """SD3's joint attention, image tokens first, and SD3.5's image-only one."""
+
+    replaceable = (JointAttnProcessor2_0, FusedJointAttnProcessor2_0)
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Float[Tensor, "b n c"],
+        encoder_hidden_states: Float[Tensor, "b t c"] | None = None,
+        attention_mask: Tensor | None = None,
+        head_weights: HeadWeights | None = None,
+        **kwargs: Any,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        u = self._weights(head_weights)
+        if u is None:
+            return self.replaced(attn, hidden_states, encoder_hidden_states, attention_mask, **kwargs)
+        qkv = joint_projections(attn, hidden_states, encoder_hidden_states)
+        image_tokens = hidden_states.shape[1]
+        out = self._perturbed(qkv, u, slice(0, image_tokens))  # the stock processor ignores its mask as well
+        return joint_outputs(attn, out, image_tokens, joint=encoder_hidden_states is not None)
 
 
-def joint_projections(attn: Any, image: Tensor, text: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values [B, H, N + T, D]: image tokens, then text tokens."""
-    if attn.fused_projections:
-        parts = [attn.to_qkv(image).chunk(3, -1)]
-        parts += [] if text is None else [attn.to_added_qkv(text).chunk(3, -1)]
-    else:
-        parts = [(attn.to_q(image), attn.to_k(image), attn.to_v(image))]
-        parts += (
-            [] if text is None else [(attn.add_q_proj(text), attn.add_k_proj(text), attn.add_v_proj(text))]
-        )
-    norms = [(attn.norm_q, attn.norm_k), (attn.norm_added_q, attn.norm_added_k)]
-    heads = [_heads(attn, *part, *norm) for part, norm in zip(parts, norms, strict=False)]
-    q, k, v = (torch.cat(part, dim=2) for part in zip(*heads, strict=True))
+class FluxHeadProcessor(HeadProcessor):
+    """FLUX's attention, text tokens first, in double-stream and single-stream blocks."""
+
+    replaceable = (FluxAttnProcessor,)
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Float[Tensor, "b n c"],
+        encoder_hidden_states: Float[Tensor, "b t c"] | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Any = None,
+        head_weights: HeadWeights | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        u = self._weights(head_weights)
+        if u is None or head_weights is None:
+            return self.replaced(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        if attention_mask is not None and self.perturbation.name != "identity":
+            raise ValueError(
+                f"attention_mask: only the identity perturbation is defined under one, got {self.perturbation.name!r}"
+            )
+        text_tokens = head_weights.text_tokens
+        parts = [] if encoder_hidden_states is None else [_text_heads(attn, encoder_hidden_states)]
+        q, k, v = _joined([*parts, _image_heads(attn, hidden_states)])
+        if image_rotary_emb is not None:
+            q, k = (apply_rotary_emb(t, image_rotary_emb, sequence_dim=2) for t in (q, k))
+        out = self._perturbed((q, k, v), u, slice(text_tokens, None), attention_mask)
+        if encoder_hidden_states is None:
+            return out
+        project, dropout = attn.to_out
+        return dropout(project(out[:, text_tokens:])), attn.to_add_out(out[:, :text_tokens])
+
+
+def joint_projections(attn: Any, image: Tensor, text: Tensor | None) -> QKV:
+    """SD3's queries, keys and values [B, H, N + T, D]: image tokens, then text tokens."""
+    parts = [_image_heads(attn, image)] + ([] if text is None else [_text_heads(attn, text)])
+    return _joined(parts)
+
+
+def _joined(parts: list[QKV]) -> QKV:
+    q, k, v = (torch.cat(part, dim=2) if len(part) > 1 else part[0] for part in zip(*parts, strict=True))
     return q, k, v
 
 
-def _heads(
-    attn: Any, q: Tensor, k: Tensor, v: Tensor, norm_q: Any, norm_k: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = (t.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for t in (q, k, v))  # [B, H, N, D]
+def _image_heads(attn: Any, tokens: Tensor) -> QKV:
+    if attn.fused_projections:
+        return _heads(attn, attn.to_qkv(tokens).chunk(3, -1), attn.norm_q, attn.norm_k)
+    return _heads(attn, (attn.to_q(tokens), attn.to_k(tokens), attn.to_v(tokens)), attn.norm_q, attn.norm_k)
+
+
+def _text_heads(attn: Any, tokens: Tensor) -> QKV:
+    if attn.fused_projections:
+        projected = attn.to_added_qkv(tokens).chunk(3, -1)
+    else:
+        projected = attn.add_q_proj(tokens), attn.add_k_proj(tokens), attn.add_v_proj(tokens)
+    return _heads(attn, projected, attn.norm_added_q, attn.norm_added_k)
+
+
+def _heads(attn: Any, projected: Any, norm_q: Any, norm_k: Any) -> QKV:
+    q, k, v = (t.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for t in projected)  # [B, H, N, D]
     return norm_q(q) if norm_q is not None else q, norm_k(k) if norm_k is not None else k, v
 
 
 def joint_outputs(attn: Any, out: Tensor, image_tokens: int, joint: bool) -> Tensor | tuple[Tensor, Tensor]:
+    """SD3's output projections of attention [B, N + T, C], for image and text apart."""
     project, dropout = attn.to_out
     if not joint:
         return dropout(project(out))
     image, text = out[:, :image_tokens], out[:, image_tokens:]
     return dropout(project(image)), text if attn.context_pre_only else attn.to_add_out(text)
+
+
+# By the family of a layout.
+PROCESSORS: dict[str, type[HeadProcessor]] = {"sd3": JointHeadProcessor, "flux": FluxHeadProcessor}

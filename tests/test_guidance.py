@@ -125,7 +125,9 @@ def test_one_call_of_a_bare_transformer_equals_explicit_maps(heads, u, scale, ki
     assert_close(got, clean + torch.cat([difference, difference]))
 
 
-@pytest.mark.parametrize(("start", "stop", "steps"), [(0, 0.5, {0, 1}), (0.25, 0.75, {1, 2}), (0.3, 1, {2, 3})])
+@pytest.mark.parametrize(
+    ("start", "stop", "steps"), [(0, 0.5, {0, 1}), (0.25, 0.75, {1, 2}), (0.3, 1, {2, 3})]
+)
 def test_steps_from_start_to_before_stop_are_guided(sd3_pipe, start, stop, steps):
     with HeadGuidance(sd3_pipe, "L1H0", scale=2.0, start=start, stop=stop) as guide:
         got = run(sd3_pipe)
@@ -179,7 +181,9 @@ def test_skip_layer_guidance_gets_the_same_difference(sd3_pipe, trunk):
     """Its own term must not change: clean - (clean without a layer), the difference cancels."""
     seen = []
     hook = sd3_pipe.transformer.register_forward_hook(
-        lambda _, __, kwargs, out: seen.append((kwargs.get("skip_layers"), out[0])), with_kwargs=True, prepend=True
+        lambda _, __, kwargs, out: seen.append((kwargs.get("skip_layers"), out[0])),
+        with_kwargs=True,
+        prepend=True,
     )
     options = {"skip_guidance_layers": [2], "skip_layer_guidance_start": 0.1, "skip_layer_guidance_stop": 0.6}
     with HeadGuidance(sd3_pipe, "L1H0", scale=2.0, trunk=trunk) as guide:
@@ -201,7 +205,9 @@ def test_skip_layer_guidance_gets_the_same_difference(sd3_pipe, trunk):
 def test_controlnet_residuals(residuals):
     model, arguments = sd3(), inputs(2)
     g = torch.Generator().manual_seed(5)
-    added = [torch.randn(2, 16, tiny.HEADS * tiny.DIM, generator=g, dtype=torch.float64) for _ in range(residuals)]
+    added = [
+        torch.randn(2, 16, tiny.HEADS * tiny.DIM, generator=g, dtype=torch.float64) for _ in range(residuals)
+    ]
     arguments["block_controlnet_hidden_states"] = added
     clean = explicit(model, {}, **arguments)
     expected = clean + 2.0 * (clean - explicit(model, weights(2, (2, 1, 1.0)), **arguments))
@@ -266,7 +272,10 @@ def test_steps_that_are_not_guided_are_the_unguided_ones_bit_for_bit(sd3_pipe):
     for name in ("plain", "guided"):
         latents = seen[name] = []
         with HeadGuidance(sd3_pipe, "L1H0", start=0.5) if name == "guided" else ExitStack():
-            run(sd3_pipe, callback_on_step_end=lambda _, __, ___, d, latents=latents: latents.append(d["latents"]) or d)
+            run(
+                sd3_pipe,
+                callback_on_step_end=lambda _, __, ___, d, latents=latents: latents.append(d["latents"]) or d,
+            )
     same = [torch.equal(a, b) for a, b in zip(seen["plain"], seen["guided"], strict=True)]
     assert same == [True, True, False, False]
 
@@ -277,7 +286,8 @@ def test_steps_that_are_not_guided_are_the_unguided_ones_bit_for_bit(sd3_pipe):
 def state(pipe):
     """All that guidance could have left behind."""
     hooks = [
-        (name, len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in pipe.transformer.named_modules()
+        (name, len(m._forward_hooks), len(m._forward_pre_hooks))
+        for name, m in pipe.transformer.named_modules()
     ]
     return hooks, {k: id(p) for k, p in pipe.transformer.attn_processors.items()}, set(vars(pipe))
 
@@ -412,7 +422,10 @@ def test_a_bare_transformer_needs_to_know_its_conditional_rows(options, message)
 @pytest.mark.parametrize("rows", [slice(4, 8), slice(1, 4), slice(0, 0)])
 def test_conditional_rows_that_do_not_tile_the_batch_are_refused(rows):
     model = sd3()
-    with HeadGuidance(model, "L0H0", conditional=rows), pytest.raises(ValueError, match="conditional: expected rows"):
+    with (
+        HeadGuidance(model, "L0H0", conditional=rows),
+        pytest.raises(ValueError, match="conditional: expected rows"),
+    ):
         model(**inputs(4))
 
 
@@ -473,7 +486,10 @@ def test_pag_pipelines_are_refused(sd3_pipe):
         HeadGuidance(pag, "L1H0")
 
 
-@pytest.mark.parametrize("compile", [lambda t: t.compile(backend="eager"), lambda t: t.transformer_blocks[2].compile(backend="eager")])
+@pytest.mark.parametrize(
+    "compile",
+    [lambda t: t.compile(backend="eager"), lambda t: t.transformer_blocks[2].compile(backend="eager")],
+)
 def test_compiled_transformers_are_refused_also_while_attached(sd3_pipe, compile):
     with HeadGuidance(sd3_pipe, "L1H0"):
         compile(sd3_pipe.transformer)

@@ -42,7 +42,9 @@ def test_union_is_that_of_sets(a, b):
     assert (a | b) == (b | a) and hash(a | b) == hash(b | a)
 
 
-@given(st.lists(HEAD_IDS, min_size=1).flatmap(lambda parts: st.tuples(st.just(parts), st.permutations(parts))))
+@given(
+    st.lists(HEAD_IDS, min_size=1).flatmap(lambda parts: st.tuples(st.just(parts), st.permutations(parts)))
+)
 def test_order_and_repetition_do_not_matter(pair):
     listed, shuffled = pair
     assert HeadSet(listed) == HeadSet(shuffled + shuffled)
@@ -62,7 +64,12 @@ def test_a_whole_block_contains_its_heads_but_not_those_of_the_other_attention()
 
 
 def test_resolving_gives_single_heads():
-    assert HeadSet.parse("L1, L0H2").resolve([4, 3]) == (HeadId(0, 2), HeadId(1, 0), HeadId(1, 1), HeadId(1, 2))
+    assert HeadSet.parse("L1, L0H2").resolve([4, 3]) == (
+        HeadId(0, 2),
+        HeadId(1, 0),
+        HeadId(1, 1),
+        HeadId(1, 2),
+    )
     assert HeadSet.parse("L0i, L0H1").resolve([2, 2], [2, 0]) == (
         HeadId(0, 0, True),
         HeadId(0, 1),
@@ -124,7 +131,9 @@ def test_files(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["heads.json"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"heads": "L1"}', '{"heads": [1]}', '{"heads": []}', '{"heads": ["X"]}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"heads": "L1"}', '{"heads": [1]}', '{"heads": []}', '{"heads": ["X"]}']
+)
 def test_files_of_other_things_are_refused(text, tmp_path):
     (tmp_path / "heads.json").write_text(text)
     with pytest.raises(ValueError, match=r"cannot read '.*heads\.json'"):

@@ -1,13 +1,26 @@
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from dit_heads.perturb import PERTURBATIONS, identity
+from dit_heads.perturb import TARGETS, Perturbation
 
-SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 9), st.integers(1, 8))
+TEXT = 3
+SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(TEXT + 1, 9), st.integers(1, 8))
 SEEDS = st.integers(0, 2**31)
+KINDS = [
+    *(
+        Perturbation(name, region)
+        for name in TARGETS
+        if name != "temperature"
+        for region in ("joint", "image")
+    ),
+    *(Perturbation("temperature", region, 2.5) for region in ("joint", "image")),
+    Perturbation("identity", "image_to_image"),
+]
+IMAGES = [slice(TEXT, None), slice(None, -TEXT)]  # text first as in FLUX, image first as in SD3
 
 
 def drawn(shape, seed):
@@ -17,36 +30,93 @@ def drawn(shape, seed):
     return q, k, v, torch.rand(shape[:2], generator=g, dtype=torch.float64)
 
 
-@given(SHAPES, SEEDS)
-def test_identity_equals_the_blended_map(shape, seed):
+def attention_map(q, k):
+    return torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, -1)
+
+
+def perturbed_map(kind: Perturbation, q, k, image: slice):
+    """P [B, H, N, N] as the paper writes it; rows outside the region are those of A."""
+    a, n = attention_map(q, k), q.shape[2]
+    is_image = torch.zeros(n, dtype=torch.bool)
+    is_image[image] = True
+    eye = torch.eye(n, dtype=a.dtype).expand_as(a)
+    rows = torch.ones(n, dtype=torch.bool) if kind.region == "joint" else is_image
+    if kind.region == "image_to_image":
+        seen = torch.eye(n, dtype=torch.bool) | ~is_image
+        p = torch.where(seen, a, torch.zeros_like(a))
+        p = p / p.sum(-1, keepdim=True)
+    elif kind.name == "identity":
+        p = eye
+    elif kind.name == "uniform":
+        p = torch.full_like(a, 1 / n)
+    elif kind.name == "mean_query":
+        p = attention_map(q[:, :, rows].mean(2, keepdim=True), k).expand_as(a)
+    elif kind.name == "arg_max":
+        p = F.one_hot(a.argmax(-1), n).to(a.dtype)
+    else:
+        p = torch.softmax(a.log() / kind.temperature, -1)
+    return torch.where(rows[:, None], p, a)
+
+
+@pytest.mark.parametrize("image", IMAGES, ids=["text first", "image first"])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@given(shape=SHAPES, seed=SEEDS)
+def test_every_perturbation_equals_its_blended_map(kind, image, shape, seed):
     q, k, v, u = drawn(shape, seed)
-    a = torch.softmax(q @ k.transpose(-1, -2) / shape[-1] ** 0.5, -1)
-    blended = (1 - u[..., None, None]) * a + u[..., None, None] * torch.eye(shape[2], dtype=torch.float64)
-    assert_close(identity(F.scaled_dot_product_attention(q, k, v), q, k, v, u), blended @ v)
+    blend = u[..., None, None]
+    expected = ((1 - blend) * attention_map(q, k) + blend * perturbed_map(kind, q, k, image)) @ v
+    assert_close(kind(F.scaled_dot_product_attention(q, k, v), q, k, v, u, image), expected)
 
 
-@given(SHAPES, SEEDS)
-def test_softness_zero_changes_nothing_and_one_gives_the_values(shape, seed):
-    q, k, v, _ = drawn(shape, seed)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_softness_zero_changes_nothing(kind):
+    q, k, v, u = drawn((2, 3, 8, 4), 0)
     out = F.scaled_dot_product_attention(q, k, v)
-    assert torch.equal(identity(out, q, k, v, torch.zeros(shape[:2], dtype=out.dtype)), out)
-    assert torch.equal(identity(out, q, k, v, torch.ones(shape[:2], dtype=out.dtype)), v)
+    assert torch.equal(kind(out, q, k, v, torch.zeros_like(u), IMAGES[0]), out)
 
 
-def test_only_weighted_heads_of_weighted_samples_move():
-    q, k, v, _ = drawn((3, 4, 5, 8), 0)
+def test_softness_one_of_identity_gives_the_values():
+    q, k, v, u = drawn((2, 3, 8, 4), 0)
     out = F.scaled_dot_product_attention(q, k, v)
-    u = torch.zeros(3, 4, dtype=torch.float64)
+    assert torch.equal(Perturbation()(out, q, k, v, torch.ones_like(u), IMAGES[0]), v)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_only_weighted_heads_of_weighted_samples_move(kind):
+    q, k, v, u = drawn((3, 4, 8, 8), 0)
+    out = F.scaled_dot_product_attention(q, k, v)
+    u = torch.zeros_like(u)
     u[1, 2] = 0.5
-    moved = (identity(out, q, k, v, u) != out).flatten(2).any(-1)
+    moved = (kind(out, q, k, v, u, IMAGES[0]) != out).flatten(2).any(-1)
     assert torch.equal(moved, u > 0)
 
 
-def test_gradients_reach_the_weights():
-    q, k, v, u = drawn((2, 3, 4, 4), 1)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_gradients_reach_the_weights(kind):
+    q, k, v, u = drawn((2, 3, 5, 4), 1)
     out = F.scaled_dot_product_attention(q, k, v)
-    assert torch.autograd.gradcheck(lambda u: identity(out, q, k, v, u), u.requires_grad_())
+    assert torch.autograd.gradcheck(lambda u: kind(out, q, k, v, u, IMAGES[0]), u.requires_grad_())
 
 
-def test_what_there_is():
-    assert set(PERTURBATIONS) == {"identity"}
+def test_the_strongest_key_is_found_beyond_one_chunk_of_queries():
+    q, k, v, u = drawn((1, 1, 700, 4), 2)
+    out = F.scaled_dot_product_attention(q, k, v)
+    got = Perturbation("arg_max")(out, q, k, v, torch.ones_like(u), slice(None))
+    assert torch.equal(got, v[:, :, (q @ k.transpose(-1, -2)).argmax(-1)[0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("blur",), "perturbation: expected identity, uniform, .* got 'blur'"),
+        (("identity", "text"), "region: expected joint, image, image_to_image, got 'text'"),
+        (("uniform", "image_to_image"), "defined for identity only, got 'uniform'"),
+        (("temperature",), "temperature: expected a number for 'temperature'"),
+        (("identity", "joint", 2.0), "temperature: expected a number for 'temperature'"),
+        (("temperature", "joint", 0.0), "a finite number above 0, got 0.0"),
+        (("temperature", "joint", float("nan")), "a finite number above 0, got nan"),
+    ],
+)
+def test_what_has_no_defined_map_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Perturbation(*arguments)

@@ -8,7 +8,11 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from torch import Tensor
 
 BLOCKS, HEADS, DIM, TEXT = 4, 4, 8, 5
-SD3 = {"sd3": {}, "sd3.5-medium": {"dual_attention_layers": (0, 1, 2), "qk_norm": "rms_norm"}, "sd3.5-large": {"qk_norm": "rms_norm"}}
+SD3 = {
+    "sd3": {},
+    "sd3.5-medium": {"dual_attention_layers": (0, 1, 2), "qk_norm": "rms_norm"},
+    "sd3.5-large": {"qk_norm": "rms_norm"},
+}
 # attention module, head -> u
 Softness = Mapping[tuple[int, str], Tensor]
 
