@@ -1,7 +1,8 @@
 """The perturbed prediction: the conditional rows of a batch once more, with some heads perturbed.
 
-Until the first perturbed block the perturbed branch *is* the conditional one, so a shared trunk forks there: the batch grows
-by a copy of the conditional rows, and only the blocks after the fork see more rows. Two passes give the same numbers.
+Until the first perturbed block the perturbed branch *is* the conditional one, so a shared trunk forks
+there: the batch grows by a copy of the conditional rows, and only the blocks after the fork see more rows.
+Two passes give the same numbers.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ Weights = Mapping[int, Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Branch:
-    """One perturbed prediction. With `fork` None every row of the batch is perturbed; otherwise the batch of `batch` rows
-    grows by a copy of `rows` at block `fork`, and the copies are perturbed."""
+    """One perturbed prediction. With `fork` None every row of the batch is perturbed; otherwise the batch
+    of `batch` rows grows by a copy of `rows` at block `fork`, and the copies are perturbed."""
 
     weights: Weights
     fork: int | None
@@ -41,9 +42,11 @@ class Branch:
 
 
 class BranchRunner:
-    """Hooks on a transformer that let one call of it return the perturbed prediction too; `remove` takes them off.
+    """Hooks on a transformer that let one call of it return the perturbed prediction too; `remove` takes
+    them off.
 
-    `blocks` lists the perturbed attentions of each block. `count(rows)` is called for every block that is evaluated.
+    `blocks` lists the perturbed attentions of each block. `count(rows)` is called for every block that is
+    evaluated.
     """
 
     def __init__(
@@ -80,11 +83,11 @@ class BranchRunner:
         for attn, ours, path in self._processors:
             if attn.processor is not ours:
                 raise ValueError(
-                    f"{path}: its attention processor was replaced by {type(attn.processor).__name__} while head guidance "
-                    "is attached, so the guidance would do nothing; detach, change the model, attach again"
+                    f"{path}: its attention processor was replaced by {type(attn.processor).__name__} while "
+                    "head guidance is attached; detach, change the model, attach again"
                 )
 
-    # --- calls ------------------------------------------------------------------------------------------------------
+    # --- calls ---
 
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call of the transformer by name."""
@@ -106,10 +109,11 @@ class BranchRunner:
             for name, value in arguments.items()
         }
         self._current = None
-        # Not the module itself: its hooks are the ones that run this. `forward` holds what accelerate adds for offload.
+        # Not the module itself: its hooks are the ones that run this. `forward` holds what accelerate adds
+        # for offload.
         return self.transformer.forward(**_with_branch(taken, Branch(weights, None, rows, batch)))
 
-    # --- hooks ------------------------------------------------------------------------------------------------------
+    # --- hooks ---
 
     def _hook(self, path: str, hook: Callable[..., Any]) -> None:
         module = self.transformer.get_submodule(path)

@@ -1,7 +1,8 @@
 """Head guidance: lead a pipeline's prediction away from the one with chosen attention heads perturbed.
 
-`prediction + scale * (conditional - perturbed)`, arXiv 2506.10978. The difference is added to what the transformer returns,
-to both halves of classifier-free guidance (CFG) alike, so the pipeline's own arithmetic gives CFG + head guidance exactly.
+`prediction + scale * (conditional - perturbed)`, arXiv 2506.10978. The difference is added to what the
+transformer returns, to both halves of classifier-free guidance (CFG) alike, so the pipeline's own
+arithmetic gives CFG + head guidance exactly.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from dit_heads.perturb import Perturbation
 Softness = float | Mapping[HeadId | str, float]
 Conditional = slice | Callable[[int], slice]
 TRUNKS = ("auto", "shared", "two_pass")
-# diffusers' hooks that move or cast weights; any other (block caches) may hand the perturbed branch another's result.
+# diffusers' hooks that move or cast weights; any other (block caches) may hand the perturbed branch
+# another's result.
 _HARMLESS_HOOKS = {
     "group_offloading",
     "layerwise_casting",
@@ -58,8 +60,8 @@ class Report:
 
 @dataclass
 class _Run:
-    """One run of the pipeline: which step it is at, whether that evaluates the perturbed branch, and the difference that
-    every call of the step gets."""
+    """One run of the pipeline: which step it is at, whether that evaluates the perturbed branch, and the
+    difference that every call of the step gets."""
 
     steps: int
     step: int = -1
@@ -76,16 +78,23 @@ class HeadGuidance:
     ...     image = pipe("a cat").images[0]
 
     pipe: a diffusers pipeline with an SD3 or FLUX transformer, or that transformer itself with `conditional`.
-    heads: a HeadSet or its text; a list of them gives each conditional row of the batch, each picture, its own.
+    heads: a HeadSet or its text; a list of them gives each conditional row of the batch, each picture, its
+    own.
     scale: w of arXiv 2506.10978; 0 is off.
-    softness: u in [0, 1], how far heads are perturbed (eq. 7), for all or as a mapping of heads to numbers; 0 is off.
-    perturbation, region, temperature: what is done to the heads, for which tokens; see `perturb.Perturbation`.
+    softness: u in [0, 1], how far heads are perturbed (eq. 7), for all or as a mapping of heads to numbers;
+    0 is off.
+    perturbation, region, temperature: what is done to the heads, for which tokens; see
+    `perturb.Perturbation`.
     start, stop: step i of the N of a run is guided if start <= i / N < stop.
-    rescale: the share in [0, 1] of cond + difference that is brought back to the standard deviation of cond (arXiv 2305.08891,
+    rescale: the share in [0, 1] of cond + difference that is brought back to the standard deviation of cond
+    (arXiv 2305.08891,
         eq. 15 and 16), so that a large scale does not burn colours.
-    every: evaluate the perturbed branch at every n-th guided step only, and use its difference again in between.
-    trunk: "shared" forks at the first perturbed block, "two_pass" runs the transformer again, "auto" shares where it can.
-    conditional: for a bare transformer, which rows of a batch are conditional: a slice, or a function of its size. They are
+    every: evaluate the perturbed branch at every n-th guided step only, and use its difference again in
+    between.
+    trunk: "shared" forks at the first perturbed block, "two_pass" runs the transformer again, "auto" shares
+    where it can.
+    conditional: for a bare transformer, which rows of a batch are conditional: a slice, or a function of
+    its size. They are
         the R rows of one tile of the batch, and every tile of R rows gets their difference.
 
     Raises ValueError for anything that could not be honoured. `report` tells what the last run did.
@@ -138,7 +147,7 @@ class HeadGuidance:
         self._runner: BranchRunner | None = None
         self._undo = ExitStack()
 
-    # --- attaching --------------------------------------------------------------------------------------------------
+    # --- attaching ---
 
     def __enter__(self) -> HeadGuidance:
         return self.attach()
@@ -147,7 +156,8 @@ class HeadGuidance:
         self.detach()
 
     def attach(self) -> HeadGuidance:
-        """Add the hooks. Raises ValueError if the model is guided already, compiled, or holds a block cache."""
+        """Add the hooks. Raises ValueError if the model is guided already, compiled, or holds a block
+        cache."""
         _check_attachable(self.transformer)
         if self._is_off():
             self.report = Report(0, "none", "scale or softness is 0")
@@ -172,14 +182,16 @@ class HeadGuidance:
         self._run = self._runner = None
 
     def _is_off(self) -> bool:
-        """Whether nothing would be added. Then no hook is set, and the pictures are the unguided ones bit for bit."""
+        """Whether nothing would be added. Then no hook is set, and the pictures are the unguided ones bit
+        for bit."""
         return self.scale == 0 or not any(u for softness in self.softness for u in softness.values())
 
     def _mark_runs(self, pipe: Any) -> None:
         """Know which calls of the transformer belong to a run of this pipeline *object*.
 
         A hook cannot see its caller, and pipelines share transformers. Every pipeline denoises inside
-        `with self.progress_bar(...)`, so that method is shadowed on the instance; it closes after exceptions too.
+        `with self.progress_bar(...)`, so that method is shadowed on the instance; it closes after
+        exceptions too.
         """
         own = pipe.progress_bar
 
@@ -216,15 +228,15 @@ class HeadGuidance:
     def _guides(self, step: int, steps: int) -> bool:
         return self.start <= step / steps < self.stop
 
-    # --- a call of the transformer ----------------------------------------------------------------------------------
+    # --- a call of the transformer ---
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         run, runner = self._run, self._runner
         assert runner is not None
         if run is None:
             raise ValueError(
-                "pipe: its transformer was called by something other than a run of the pipeline object that head guidance is "
-                "attached to (another pipeline that shares it?); detach first, or attach to that one"
+                "pipe: its transformer was called by something other than a run of the pipeline object that "
+                "head guidance is attached to (another pipeline that shares it?); detach first"
             )
         _check_not_compiled(module)
         runner.check_untouched()
@@ -252,8 +264,9 @@ class HeadGuidance:
         return output if run.difference is None else _with_sample(output, _added(sample, run.difference))
 
     def _begins_step(self, run: _Run, arguments: Mapping[str, Any]) -> bool:
-        """Whether this is the first call of a step. SD3's skip-layer call is another of the same step, and so is FLUX's
-        negative call, with the very same latents (equal timesteps alone will not do: a Heun scheduler repeats them)."""
+        """Whether this is the first call of a step. SD3's skip-layer call is another of the same step, and
+        so is FLUX's negative call, with the very same latents (equal timesteps alone will not do: a Heun
+        scheduler repeats them)."""
         if self.pipe is None or run.input is None:
             return True
         same = arguments["hidden_states"] is run.input and torch.equal(arguments["timestep"], run.timestep)  # pyright: ignore[reportArgumentType]
@@ -279,7 +292,7 @@ class HeadGuidance:
             count = len(range(*rows.indices(batch)))
             if not count or batch % count or (rows.step or 1) < 1:
                 raise ValueError(
-                    f"conditional: expected rows that tile a batch of {batch}, got {rows}, which are {count} rows"
+                    f"conditional: expected rows that tile a batch of {batch}, got {rows}, {count} rows"
                 )
             return rows
         # FLUX's pipelines have no such property: their CFG is a second call.
@@ -351,7 +364,7 @@ def _with_sample(output: Any, sample: Tensor) -> Any:
     return type(output)(**{**output, "sample": sample})
 
 
-# --- what is asked for ----------------------------------------------------------------------------------------------
+# --- what is asked for ---
 
 
 def _head_sets(heads: object) -> list[HeadSet]:
@@ -364,7 +377,8 @@ def _head_sets(heads: object) -> list[HeadSet]:
 def _softness_of(
     heads: Sequence[HeadId], softness: Softness, resolve: Callable[[HeadSet], tuple[HeadId, ...]]
 ) -> dict[HeadId, float]:
-    """u of every head. A mapping must name exactly the heads of the set; whole blocks may stand for theirs."""
+    """u of every head. A mapping must name exactly the heads of the set; whole blocks may stand for
+    theirs."""
     if not isinstance(softness, Mapping):
         return dict.fromkeys(heads, _checked_softness(softness))
     found = {
@@ -410,7 +424,8 @@ def _check_conditional(bare: bool, conditional: object, start: float, stop: floa
         raise ValueError("conditional: only for a bare transformer; a pipeline knows its conditional rows")
     if bare and not (isinstance(conditional, slice) or callable(conditional)):
         raise ValueError(
-            f"conditional: a bare transformer needs a slice, or a function from batch size to slice, got {conditional!r}"
+            "conditional: a bare transformer needs a slice, or a function from batch size to slice, "
+            f"got {conditional!r}"
         )
     if bare and (start, stop) != (0, 1):
         raise ValueError(
@@ -429,7 +444,7 @@ def _transformer_of(pipe: DiffusionPipeline) -> nn.Module:
     return transformer
 
 
-# --- what the model must be like ------------------------------------------------------------------------------------
+# --- what the model must be like ---
 
 
 def _check_attachable(transformer: nn.Module) -> None:
@@ -443,8 +458,8 @@ def _check_attachable(transformer: nn.Module) -> None:
         hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
         if odd := set(hooks) - _HARMLESS_HOOKS:
             raise ValueError(
-                f"pipe: '{name or 'transformer'}' has diffusers' hook {', '.join(sorted(odd))} (a block cache?), which head "
-                "guidance could be given stale results by; disable it first"
+                f"pipe: '{name or 'transformer'}' has diffusers' hook {', '.join(sorted(odd))} "
+                "(a block cache?), which could hand head guidance stale results; disable it first"
             )
 
 

@@ -62,7 +62,8 @@ class HeadSet:
 
     @classmethod
     def parse(cls, text: str) -> HeadSet:
-        """The set that `text` lists, separated by commas or spaces. Raises ValueError naming the part that is wrong."""
+        """The set that `text` lists, separated by commas or spaces. Raises ValueError naming the part that
+        is wrong."""
         return cls(
             part for word in re.split(r"[,\s]+", text.strip(", \t\n")) if word for part in _parts_of(word)
         )

@@ -19,8 +19,8 @@ JOINT, IMAGE_ONLY = "attn", "attn2"
 
 @dataclass(frozen=True)
 class Residuals:
-    """A list of ControlNet residuals that a transformer adds after its blocks `blocks`: after each one the residual
-    number `pick(place of the block among these, length of the list, arguments of the call)`."""
+    """A list of ControlNet residuals that a transformer adds after its blocks `blocks`: after each one the
+    residual number `pick(place of the block among these, length of the list, arguments of the call)`."""
 
     argument: str
     blocks: range
@@ -32,9 +32,9 @@ class Layout:
     """The addressable parts of one transformer.
 
     `family` names the processor that its attentions take. `blocks[b]` is the path of block b; `heads[b]` and
-    `image_only_heads[b]` count the heads of its joint and its image-only attention (0: none). `final` is the path of the
-    modulated norm after the last block. `block_arguments` are the arguments of a block in order; of the transformer's own,
-    `batched` have one row a sample.
+    `image_only_heads[b]` count the heads of its joint and its image-only attention (0: none). `final` is
+    the path of the modulated norm after the last block. `block_arguments` are the arguments of a block in
+    order; of the transformer's own, `batched` have one row a sample.
     """
 
     model: str
@@ -65,7 +65,8 @@ def attention_name(head: HeadId) -> str:
 
 
 def layout_of(transformer: nn.Module) -> Layout:
-    """The layout of a transformer of a known class or of a subclass of it. Raises ValueError for any other."""
+    """The layout of a transformer of a known class or of a subclass of it. Raises ValueError for any
+    other."""
     for kind in type(transformer).__mro__:
         if kind.__name__ in LAYOUTS:
             return LAYOUTS[kind.__name__](transformer)

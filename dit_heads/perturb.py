@@ -1,8 +1,8 @@
-"""What is done to a head: pure functions of its queries, keys and values, and of a weight for each sample and head.
+"""What is done to a head: pure functions of its queries, keys, values, and a weight for each sample and head.
 
-A perturbed head attends with the map (1 - u) A + u P (arXiv 2506.10978); what P is gives each perturbation its name. Since
-attention is linear in its map, the output is moved instead: lerp(A v, P v, u). P v, the *target*, needs no N x N map for
-identity, uniform and mean query.
+A perturbed head attends with the map (1 - u) A + u P (arXiv 2506.10978); what P is gives each perturbation
+its name. Since attention is linear in its map, the output is moved instead: lerp(A v, P v, u). P v, the
+*target*, needs no N x N map for identity, uniform and mean query.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ _CHUNK = 256  # queries whose scores exist at one time
 class Perturbation:
     """A perturbation of the map, of the rows (queries) of a region.
 
-    name: one of `TARGETS`. region: "joint" perturbs the rows of all tokens, "image" those of image tokens and leaves text rows
-    alone; "image_to_image", of identity only, lets each image token see itself and all text (arXiv 2403.17377 as diffusers
-    does it for SD3). temperature: tau of eq. 11, for "temperature" only.
+    name: one of `TARGETS`.
+    region: "joint" perturbs the rows of all tokens, "image" those of image tokens and leaves text rows alone;
+        "image_to_image", of identity only, lets each image token see itself and all text (arXiv 2403.17377,
+        as diffusers does it for SD3).
+    temperature: tau of eq. 11, for "temperature" only.
 
     Raises ValueError for a combination without a defined map.
     """
@@ -43,8 +45,8 @@ class Perturbation:
             raise ValueError(f"region: 'image_to_image' is defined for identity only, got {self.name!r}")
         if (self.name == "temperature") != (self.temperature is not None):
             raise ValueError(
-                f"temperature: expected a number for 'temperature' and for no other perturbation, got {self.temperature!r} "
-                f"for {self.name!r}"
+                f"temperature: expected a number for 'temperature' and for no other perturbation, "
+                f"got {self.temperature!r} for {self.name!r}"
             )
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature: expected a finite number above 0, got {self.temperature!r}")
@@ -58,7 +60,8 @@ class Perturbation:
         u: Float[Tensor, "b h"],
         image: slice,
     ) -> Float[Tensor, "b h n d"]:
-        """`out` = attention(q, k, v) with each head moved by its u in [0, 1]; `image` are the image tokens of the sequence."""
+        """`out` = attention(q, k, v) with each head moved by its u in [0, 1]; `image` are the image tokens
+        of the sequence."""
         rows = slice(None) if self.region == "joint" else image
         if self.region == "image_to_image":
             target = itself_and_text(q, k, v, image)
@@ -72,7 +75,7 @@ class Perturbation:
         return torch.cat([out[:, :, :start], moved, out[:, :, stop:]], dim=2)
 
 
-# --- targets: P v of the query rows q = Q[rows], [B, H, n, D] or, where all rows are alike, [B, H, 1, D] -----------------
+# --- targets: P v of the query rows q = Q[rows], [B, H, n, D] or, where all rows are alike, [B, H, 1, D] ---
 
 
 def identity(q: Tensor, k: Tensor, v: Tensor, rows: slice) -> Tensor:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from dit_heads.perturb import Perturbation
 
-# How weights reach a processor: as an argument of the block, never as state. Gradient checkpointing runs blocks a second
-# time, long after the call, and must see the same.
+# How weights reach a processor: as an argument of the block, never as state. Gradient checkpointing runs
+# blocks a second time, long after the call, and must see the same.
 HEAD_WEIGHTS = "head_weights"
 QKV = tuple[Tensor, Tensor, Tensor]
 
@@ -48,8 +48,8 @@ class HeadProcessor:
         if type(processor) not in cls.replaceable:
             known = ", ".join(kind.__name__ for kind in cls.replaceable)
             raise ValueError(
-                f"{where}: heads can be guided with the attention processors {known}, got {type(processor).__name__}, which "
-                "would be dropped (IP-Adapter and PAG bring such processors)"
+                f"{where}: heads can be guided with the attention processors {known}, got "
+                f"{type(processor).__name__}, which would be dropped (IP-Adapter and PAG bring such ones)"
             )
         if isinstance(processor, FusedJointAttnProcessor2_0) and attn.norm_q is not None:
             raise ValueError(
@@ -125,7 +125,7 @@ class FluxHeadProcessor(HeadProcessor):
             return self.replaced(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         if attention_mask is not None and self.perturbation.name != "identity":
             raise ValueError(
-                f"attention_mask: only the identity perturbation is defined under one, got {self.perturbation.name!r}"
+                f"attention_mask: only identity is defined under one, got {self.perturbation.name!r}"
             )
         text_tokens = head_weights.text_tokens
         parts = [] if encoder_hidden_states is None else [_text_heads(attn, encoder_hidden_states)]

@@ -71,7 +71,7 @@ def evaluations(transformer, action) -> int:
     return total["rows"]
 
 
-# --- the maths ---------------------------------------------------------------------------------------------------------
+# --- the maths ---
 
 
 @pytest.mark.parametrize("trunk", ["shared", "two_pass"])
@@ -240,13 +240,14 @@ def test_half_precision_stays_half_precision():
     assert images.dtype == torch.bfloat16 and images.isfinite().all()
 
 
-# --- the cost ----------------------------------------------------------------------------------------------------------
+# --- the cost ---
 
 
 @pytest.mark.parametrize("cfg", [1.0, CFG], ids=["no CFG", "CFG"])
 @pytest.mark.parametrize("fork", range(BLOCKS))
 def test_blocks_evaluated(sd3_pipe, fork, cfg):
-    """One prediction of R rows and L blocks costs R (L - f) more with a fork at block f, R L more with two passes."""
+    """One prediction of R rows and L blocks costs R (L - f) more with a fork at block f, R L more with two
+    passes."""
     rows, own = 2, STEPS * BLOCKS * (4 if cfg > 1 else 2)
     for trunk, blocks in (("shared", BLOCKS - fork), ("two_pass", BLOCKS)):
         guide = HeadGuidance(sd3_pipe, f"L{fork}H1, L3", stop=0.5, trunk=trunk)
@@ -280,7 +281,7 @@ def test_steps_that_are_not_guided_are_the_unguided_ones_bit_for_bit(sd3_pipe):
     assert same == [True, True, False, False]
 
 
-# --- coming and going --------------------------------------------------------------------------------------------------
+# --- coming and going ---
 
 
 def state(pipe):
@@ -369,7 +370,7 @@ def test_the_caller_keeps_his_arguments(sd3_pipe):
     assert mine == {"scale": 0.5}
 
 
-# --- what is refused ---------------------------------------------------------------------------------------------------
+# --- what is refused ---
 
 
 @pytest.mark.parametrize(

@@ -61,5 +61,5 @@ def test_a_subclass_has_its_parents_layout():
 
 
 def test_other_models_are_refused():
-    with pytest.raises(ValueError, match="expected one of SD3Transformer2DModel.*got UNet2DModel"):
+    with pytest.raises(ValueError, match=r"expected one of SD3Transformer2DModel.*got UNet2DModel"):
         layout_of(UNet2DModel(block_out_channels=(8, 8, 8, 8), norm_num_groups=2, layers_per_block=1))

@@ -1,4 +1,5 @@
-"""Small random transformers of the real architectures, their inputs, and head guidance written out the plain way."""
+"""Small random transformers of the real architectures, their inputs, and head guidance written out the
+plain way."""
 
 from collections.abc import Mapping
 from typing import Any
