@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from dit_heads import HeadGuidance, HeadSet
+from dit_heads.perturb import TARGETS, Perturbation
 from tests import tiny
 from tests.saved import tiny_pipeline
 from tests.tiny import BLOCKS, HEADS, explicit, inputs, pipeline, prompts, sd3, weights
@@ -106,23 +107,41 @@ def test_softness_of_each_head(sd3_pipe):
     assert_close(got, by_hand(sd3_pipe, weights(2, *everything), 1.0))
 
 
-@settings(max_examples=25)
+KINDS = [
+    *(
+        Perturbation(name, region)
+        for name in TARGETS
+        if name != "temperature"
+        for region in ("joint", "image")
+    ),
+    *(Perturbation("temperature", region, 2.5) for region in ("joint", "image")),
+    Perturbation("identity", "image_to_image"),
+]
+
+
+@settings(max_examples=6)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @given(
     heads=st.sets(st.tuples(st.integers(0, BLOCKS - 1), st.integers(0, HEADS - 1)), min_size=1, max_size=5),
     u=st.floats(0.05, 1),
     scale=st.floats(-2, 5).filter(lambda w: abs(w) > 0.01),
-    kind=st.sampled_from(sorted(tiny.SD3)),
+    model=st.sampled_from(tiny.MODELS),
+    trunk=st.sampled_from(["shared", "two_pass"]),
 )
 @torch.no_grad()
-def test_one_call_of_a_bare_transformer_equals_explicit_maps(heads, u, scale, kind):
-    model, arguments = sd3(kind), inputs(4)
+def test_one_call_of_a_bare_transformer_equals_explicit_maps(kind, heads, u, scale, model, trunk):
+    transformer, arguments = tiny.transformer(model), inputs(4, model)
     text = ", ".join(f"L{block}H{head}" for block, head in heads)
-    clean = explicit(model, {}, **arguments)
-    perturbed = explicit(model, weights(4, *((b, h, u) for b, h in heads)), **arguments)
+    clean = explicit(transformer, {}, **arguments)
+    perturbed = explicit(transformer, weights(4, *((b, h, u) for b, h in heads)), kind, **arguments)
     difference = scale * (clean - perturbed)[2:]
-    with HeadGuidance(model, text, scale=scale, softness=u, conditional=slice(2, 4)):
-        got = model(**arguments).sample
-    assert_close(got, clean + torch.cat([difference, difference]))
+    options = {"perturbation": kind.name, "region": kind.region, "temperature": kind.temperature}
+    options |= {"scale": scale, "softness": u, "trunk": trunk, "conditional": slice(2, 4)}
+    with HeadGuidance(transformer, text, **options):
+        got = transformer(**arguments).sample
+    # FLUX turns by its rotary positions in fp32, whatever its dtype.
+    close = {"atol": 1e-5, "rtol": 1e-5} if model == "flux" else {}
+    assert_close(got, clean + torch.cat([difference, difference]), **close)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from dit_heads.perturb import TARGETS, Perturbation
+from tests.tiny import attention_map, perturbed_map
 
 TEXT = 3
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(TEXT + 1, 9), st.integers(1, 8))
@@ -28,34 +29,6 @@ def drawn(shape, seed):
     g = torch.Generator().manual_seed(seed)
     q, k, v = torch.randn(3, *shape, generator=g, dtype=torch.float64)
     return q, k, v, torch.rand(shape[:2], generator=g, dtype=torch.float64)
-
-
-def attention_map(q, k):
-    return torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, -1)
-
-
-def perturbed_map(kind: Perturbation, q, k, image: slice):
-    """P [B, H, N, N] as the paper writes it; rows outside the region are those of A."""
-    a, n = attention_map(q, k), q.shape[2]
-    is_image = torch.zeros(n, dtype=torch.bool)
-    is_image[image] = True
-    eye = torch.eye(n, dtype=a.dtype).expand_as(a)
-    rows = torch.ones(n, dtype=torch.bool) if kind.region == "joint" else is_image
-    if kind.region == "image_to_image":
-        seen = torch.eye(n, dtype=torch.bool) | ~is_image
-        p = torch.where(seen, a, torch.zeros_like(a))
-        p = p / p.sum(-1, keepdim=True)
-    elif kind.name == "identity":
-        p = eye
-    elif kind.name == "uniform":
-        p = torch.full_like(a, 1 / n)
-    elif kind.name == "mean_query":
-        p = attention_map(q[:, :, rows].mean(2, keepdim=True), k).expand_as(a)
-    elif kind.name == "arg_max":
-        p = F.one_hot(a.argmax(-1), n).to(a.dtype)
-    else:
-        p = torch.softmax(a.log() / kind.temperature, -1)
-    return torch.where(rows[:, None], p, a)
 
 
 @pytest.mark.parametrize("image", IMAGES, ids=["text first", "image first"])

@@ -40,7 +40,9 @@ def test_the_last_rows_equal_the_explicit_map_and_the_others_the_stock_processor
     ours = JointHeadProcessor(JointAttnProcessor2_0(), name, Perturbation())(
         attn, **given, head_weights=HeadWeights({name: u}, 4)
     )
-    for got, expected in zip(ours, tiny.MapProcessor(everyone)(attn, **given), strict=True):
+    for got, expected in zip(
+        ours, tiny.MapProcessor(False, everyone, Perturbation())(attn, **given), strict=True
+    ):
         assert_close(got, expected)
 
 

@@ -5,10 +5,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+import torch.nn.functional as F
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
 from torch import Tensor
 
+from dit_heads.perturb import Perturbation
+
 BLOCKS, HEADS, DIM, TEXT = 4, 4, 8, 5
+MODELS = ("sd3", "sd3.5-medium", "sd3.5-large", "flux")
 SD3 = {
     "sd3": {},
     "sd3.5-medium": {"dual_attention_layers": (0, 1, 2), "qk_norm": "rms_norm"},
@@ -41,15 +50,49 @@ def sd3(kind: str = "sd3", dtype: torch.dtype = torch.float64) -> SD3Transformer
     return model.to(dtype).eval()
 
 
-def inputs(batch: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    """Arguments of one call of `sd3()`."""
+def flux(dtype: torch.dtype = torch.float64, *, guidance: bool = True) -> FluxTransformer2DModel:
+    """Two double-stream and two single-stream blocks of four heads of eight channels."""
+    torch.manual_seed(0)
+    model = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=BLOCKS // 2,
+        num_single_layers=BLOCKS // 2,
+        num_attention_heads=HEADS,
+        attention_head_dim=DIM,
+        joint_attention_dim=16,
+        pooled_projection_dim=12,
+        guidance_embeds=guidance,
+        axes_dims_rope=(2, 2, 4),
+    )
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.25)
+    return model.to(dtype).eval()
+
+
+def transformer(kind: str) -> Any:
+    """A model of `MODELS`."""
+    return flux() if kind == "flux" else sd3(kind)
+
+
+def inputs(
+    batch: int, kind: str = "sd3", seed: int = 0, dtype: torch.dtype = torch.float64
+) -> dict[str, Tensor]:
+    """Arguments of one call of a model of `MODELS`."""
     g = torch.Generator().manual_seed(seed)
-    return {
-        "hidden_states": torch.randn(batch, 4, 8, 8, generator=g, dtype=dtype),
+    shape = (16, 16) if kind == "flux" else (4, 8, 8)
+    given = {
+        "hidden_states": torch.randn(batch, *shape, generator=g, dtype=dtype),
         "encoder_hidden_states": torch.randn(batch, TEXT, 16, generator=g, dtype=dtype),
         "pooled_projections": torch.randn(batch, 12, generator=g, dtype=dtype),
-        "timestep": torch.full((batch,), 500.0, dtype=dtype),
+        "timestep": torch.full((batch,), 0.5 if kind == "flux" else 500.0, dtype=dtype),
     }
+    if kind == "flux":
+        place = torch.arange(16)
+        given["img_ids"] = torch.stack([torch.zeros(16), place // 4, place % 4], -1).to(dtype)
+        given["txt_ids"] = torch.zeros(TEXT, 3, dtype=dtype)
+        given["guidance"] = torch.full((batch,), 3.5, dtype=dtype)
+    return given
 
 
 def pipeline(transformer: SD3Transformer2DModel) -> StableDiffusion3Pipeline:
@@ -77,45 +120,87 @@ def prompts(count: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> di
     }
 
 
+def attention_map(q: Tensor, k: Tensor) -> Tensor:
+    """A [B, H, N, N], written out."""
+    a = (torch.einsum("bhid,bhjd->bhij", q, k) / q.shape[-1] ** 0.5).exp()
+    return a / a.sum(-1, keepdim=True)
+
+
+def perturbed_map(kind: Perturbation, q: Tensor, k: Tensor, image: slice) -> Tensor:
+    """P [B, H, N, N] as arXiv 2506.10978 writes it; rows outside the region are those of A."""
+    a, n = attention_map(q, k), q.shape[2]
+    is_image = torch.zeros(n, dtype=torch.bool)
+    is_image[image] = True
+    eye = torch.eye(n, dtype=a.dtype)
+    rows = is_image if kind.region != "joint" else torch.ones(n, dtype=torch.bool)
+    if kind.region == "image_to_image":
+        p = a * (eye + (~is_image).to(a.dtype)).clamp(max=1)
+        p = p / p.sum(-1, keepdim=True)
+    elif kind.name == "identity":
+        p = eye.expand_as(a)
+    elif kind.name == "uniform":
+        p = torch.full_like(a, 1 / n)
+    elif kind.name == "mean_query":
+        p = attention_map(q[:, :, rows].mean(2, keepdim=True), k).expand_as(a)
+    elif kind.name == "arg_max":
+        p = F.one_hot(a.argmax(-1), n).to(a.dtype)
+    else:
+        p = torch.softmax(a.log() / kind.temperature, -1)
+    return torch.where(rows[:, None], p, a)
+
+
 class MapProcessor:
-    """Attention with its map written out, perturbed row by row: (1 - u) A + u I (arXiv 2506.10978 eq. 7)."""
+    """Attention of SD3 and FLUX with its map written out and blended row by row: (1 - u) A + u P."""
 
-    def __init__(self, u: Tensor | None = None) -> None:
-        self.u = u  # [B, H]
+    def __init__(self, text_first: bool, u: Tensor | None, kind: Perturbation) -> None:
+        self.text_first, self.u, self.kind = text_first, u, kind  # u [B, H]
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None):
+    def __call__(
+        self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None
+    ):
         streams = [(hidden_states, attn.to_q, attn.to_k, attn.to_v, attn.norm_q, attn.norm_k)]
         if encoder_hidden_states is not None:
             added = attn.add_q_proj, attn.add_k_proj, attn.add_v_proj
-            streams.append((encoder_hidden_states, *added, attn.norm_added_q, attn.norm_added_k))
+            text = (encoder_hidden_states, *added, attn.norm_added_q, attn.norm_added_k)
+            streams = [text, *streams] if self.text_first else [*streams, text]
         qs, ks, vs = [], [], []
         for x, to_q, to_k, to_v, norm_q, norm_k in streams:
             split = x.shape[0], x.shape[1], attn.heads, -1
-            q, k, v = to_q(x).reshape(split), to_k(x).reshape(split), to_v(x).reshape(split)
+            q, k, v = (to(x).reshape(split).transpose(1, 2) for to in (to_q, to_k, to_v))
             qs.append(norm_q(q) if norm_q else q)
             ks.append(norm_k(k) if norm_k else k)
             vs.append(v)
-        q, k, v = torch.cat(qs, 1), torch.cat(ks, 1), torch.cat(vs, 1)  # [B, N, H, D]
-        a = torch.einsum("bihd,bjhd->bhij", q, k) / q.shape[-1] ** 0.5
-        a = a.exp() / a.exp().sum(-1, keepdim=True)
+        q, k, v = torch.cat(qs, 2), torch.cat(ks, 2), torch.cat(vs, 2)  # [B, H, N, D]
+        if image_rotary_emb is not None:
+            q, k = rotated(q, *image_rotary_emb), rotated(k, *image_rotary_emb)
+        a, tokens = attention_map(q, k), hidden_states.shape[1]
+        image = slice(TEXT, None) if self.text_first else slice(0, tokens)
         if self.u is not None:
             u = self.u[:, :, None, None]
-            a = (1 - u) * a + u * torch.eye(a.shape[-1], dtype=a.dtype)
-        out = torch.einsum("bhij,bjhd->bihd", a, v).flatten(2)
-        image = attn.to_out[0](out[:, : hidden_states.shape[1]])
+            a = (1 - u) * a + u * perturbed_map(self.kind, q, k, image)
+        out = torch.einsum("bhij,bhjd->bihd", a, v).flatten(2)
         if encoder_hidden_states is None:
-            return image
-        text = out[:, hidden_states.shape[1] :]
-        return image, text if attn.context_pre_only else attn.to_add_out(text)
+            return attn.to_out[0](out) if hasattr(attn, "to_out") and not self.text_first else out
+        rest = out[:, :TEXT] if self.text_first else out[:, tokens:]
+        return attn.to_out[0](out[:, image]), rest if attn.context_pre_only else attn.to_add_out(rest)
 
 
-def explicit(model: SD3Transformer2DModel, softness: Softness, **arguments: Any) -> Tensor:
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions as a product of complex numbers: neighbouring channels are real and imaginary part."""
+    turn = torch.complex(cos[:, ::2].double(), sin[:, ::2].double())
+    turned = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)).contiguous()) * turn
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+
+
+def explicit(model: Any, softness: Softness, kind: Perturbation | None = None, **arguments: Any) -> Tensor:
     """The model's prediction with attention maps written out; `softness[block, "attn"]` is U [B, H]."""
     stock = model.attn_processors
-    for b, block in enumerate(model.transformer_blocks):
+    text_first = isinstance(model, FluxTransformer2DModel)
+    blocks = [*model.transformer_blocks, *getattr(model, "single_transformer_blocks", [])]
+    for b, block in enumerate(blocks):
         for name in ("attn", "attn2"):
-            if (attn := getattr(block, name)) is not None:
-                attn.processor = MapProcessor(softness.get((b, name)))
+            if (attn := getattr(block, name, None)) is not None:
+                attn.processor = MapProcessor(text_first, softness.get((b, name)), kind or Perturbation())
     try:
         return model(**arguments, return_dict=False)[0]
     finally:
