@@ -27,15 +27,15 @@ SD3 = {
 Softness = Mapping[tuple[int, str], Tensor]
 
 
-def sd3(kind: str = "sd3", dtype: torch.dtype = torch.float64) -> SD3Transformer2DModel:
+def sd3(kind: str = "sd3", dtype: torch.dtype = torch.float64, *, channels: int = 4) -> SD3Transformer2DModel:
     """Four blocks of four heads of eight channels; every weight random, none zero."""
     torch.manual_seed(0)
     options: dict[str, Any] = SD3[kind]
     model = SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
-        in_channels=4,
-        out_channels=4,
+        in_channels=channels,
+        out_channels=channels,
         num_layers=BLOCKS,
         num_attention_heads=HEADS,
         attention_head_dim=DIM,
@@ -50,19 +50,20 @@ def sd3(kind: str = "sd3", dtype: torch.dtype = torch.float64) -> SD3Transformer
     return model.to(dtype).eval()
 
 
-def flux(dtype: torch.dtype = torch.float64, *, guidance: bool = True) -> FluxTransformer2DModel:
+def flux(dtype: torch.dtype = torch.float64, *, channels: int = 16) -> FluxTransformer2DModel:
     """Two double-stream and two single-stream blocks of four heads of eight channels."""
     torch.manual_seed(0)
     model = FluxTransformer2DModel(
         patch_size=1,
-        in_channels=16,
+        in_channels=channels,
+        out_channels=16,
         num_layers=BLOCKS // 2,
         num_single_layers=BLOCKS // 2,
         num_attention_heads=HEADS,
         attention_head_dim=DIM,
         joint_attention_dim=16,
         pooled_projection_dim=12,
-        guidance_embeds=guidance,
+        guidance_embeds=True,
         axes_dims_rope=(2, 2, 4),
     )
     for parameter in model.parameters():
