@@ -17,13 +17,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dit_heads.layouts import Layout
+from dit_heads.heads import HeadId
+from dit_heads.layouts import Layout, attention_name
 from dit_heads.perturb import Perturbation
 from dit_heads.processors import HEAD_WEIGHTS, PROCESSORS, HeadProcessor, HeadWeights
 
 _BRANCH = "dit_heads_branch"
 # U of each perturbed block: attention name -> [R, H].
 Weights = Mapping[int, Mapping[str, Tensor]]
+
+
+def weights_of(layout: Layout, softness: Sequence[Mapping[HeadId, float]], like: Tensor) -> Weights:
+    """U of every perturbed attention from u of each head, a mapping for each of R rows; like `like`."""
+    weights: dict[int, dict[str, Tensor]] = {}
+    for row, of_row in enumerate(softness):
+        for head, u in of_row.items():
+            of_block = weights.setdefault(head.block, {})
+            name = attention_name(head)
+            if name not in of_block:
+                of_block[name] = like.new_zeros(len(softness), layout.count(head))
+            of_block[name][row, head.head] = u
+    return weights
 
 
 @dataclass(frozen=True)
@@ -108,10 +122,13 @@ class BranchRunner:
             name: _rows_of(value, rows, batch) if name in self.layout.batched else value
             for name, value in arguments.items()
         }
+        # Not the module itself: its hooks are the ones that run this. `forward` holds those of accelerate.
+        return self.transformer.forward(**self.perturbed(taken, weights))
+
+    def perturbed(self, arguments: dict[str, Any], weights: Weights) -> dict[str, Any]:
+        """Arguments of a call in which every row is perturbed."""
         self._current = None
-        # Not the module itself: its hooks are the ones that run this. `forward` holds what accelerate adds
-        # for offload.
-        return self.transformer.forward(**_with_branch(taken, Branch(weights, None, rows, batch)))
+        return _with_branch(arguments, Branch(weights, None, slice(None), len(arguments["hidden_states"])))
 
     # --- hooks ---
 

@@ -66,6 +66,20 @@ class Heads:
 
 
 @dataclass(frozen=True)
+class Presets:
+    """List head sets that have a name: what each does, to which model, and who says so."""
+
+    def run(self) -> None:
+        from dit_heads.presets import named_heads
+
+        for model, group in groupby(named_heads(), key=lambda named: (named.model, named.source)):
+            print(f"{model[0]} ({model[1]})")
+            for named in group:
+                doubt = "" if named.verified else "  (not verified)"
+                print(f"  {named.effect:<32}{named.heads}{doubt}")
+
+
+@dataclass(frozen=True)
 class Run:
     """The main job: the same prompts and seeds, unguided and guided, side by side in one picture."""
 
@@ -94,12 +108,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parsed(argv: list[str]) -> Generate | Heads | Run:
+def _parsed(argv: list[str]) -> Generate | Heads | Presets | Run:
     """The command that the arguments ask for, filled with the settings of `--from` before they apply."""
     generate = tyro.conf.subcommand("generate", default=Generate(_settings_of_from(argv)))
     commands = (
         Annotated[Generate, generate]
         | Annotated[Heads, tyro.conf.subcommand("heads")]
+        | Annotated[Presets, tyro.conf.subcommand("presets")]
         | Annotated[Run, tyro.conf.subcommand("run")]
     )
     complaint = io.StringIO()

@@ -18,9 +18,9 @@ from diffusers import DiffusionPipeline
 from diffusers.pipelines.pag.pag_utils import PAGMixin
 from torch import Tensor, nn
 
-from dit_heads.branch import BranchRunner, Weights
+from dit_heads.branch import BranchRunner, Weights, weights_of
 from dit_heads.heads import HeadId, HeadSet
-from dit_heads.layouts import attention_name, layout_of
+from dit_heads.layouts import layout_of
 from dit_heads.perturb import Perturbation
 
 Softness = float | Mapping[HeadId | str, float]
@@ -132,7 +132,7 @@ class HeadGuidance:
         self.layout = layout_of(self.transformer)
         self.per_sample = isinstance(heads, Sequence) and not isinstance(heads, str)
         self.sets = [self.layout.resolve(heads) for heads in _head_sets(heads)]
-        self.softness = [_softness_of(heads, softness, self.layout.resolve) for heads in self.sets]
+        self.softness = [softness_of(heads, softness, self.layout.resolve) for heads in self.sets]
         self.perturbation = Perturbation(perturbation, region, temperature)
         self.scale, self.start, self.stop, self.trunk, self.conditional = (
             scale,
@@ -303,22 +303,14 @@ class HeadGuidance:
         return slice(batch // 2, batch)
 
     def _weights(self, arguments: Mapping[str, Any], rows: slice) -> Weights:
-        """U of every perturbed attention, [R, H]."""
         like = arguments["hidden_states"]
         count = len(range(*rows.indices(len(like))))
         if self.per_sample and len(self.sets) != count:
             raise ValueError(
                 f"heads: expected one head set for each of {count} pictures, got {len(self.sets)}"
             )
-        weights: dict[int, dict[str, Tensor]] = {}
-        for row, softness in enumerate(self.softness):
-            for head, u in softness.items():
-                of_block = weights.setdefault(head.block, {})
-                name = attention_name(head)
-                if name not in of_block:
-                    of_block[name] = like.new_zeros(count, self.layout.count(head))
-                of_block[name][row if self.per_sample else slice(None), head.head] = u
-        return weights
+        each = self.softness if self.per_sample else self.softness * count
+        return weights_of(self.layout, each, like)
 
     def _difference(self, conditional: Tensor, perturbed: Tensor) -> Tensor:
         exact = torch.promote_types(conditional.dtype, torch.float32)
@@ -374,7 +366,7 @@ def _head_sets(heads: object) -> list[HeadSet]:
     return [HeadSet.parse(item) if isinstance(item, str) else item for item in listed]
 
 
-def _softness_of(
+def softness_of(
     heads: Sequence[HeadId], softness: Softness, resolve: Callable[[HeadSet], tuple[HeadId, ...]]
 ) -> dict[HeadId, float]:
     """u of every head. A mapping must name exactly the heads of the set; whole blocks may stand for

@@ -97,6 +97,13 @@ def test_heads_lists_what_there_is(model, capsys):
     assert f"L0-{BLOCKS - 1}H0-{HEADS - 1}" in listing
 
 
+def test_presets_are_listed_with_their_source(capsys):
+    assert main(["presets"]) == 0
+    listing = capsys.readouterr().out
+    assert "FLUX.1-dev (arXiv 2506.10978" in listing
+    assert any(line.split("  ")[1:2] == ["golden hour"] and "L38H18" in line for line in listing.splitlines())
+
+
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["generate", "--help"], ["heads", "--help"], ["run", "--help"]]
 )

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from diffusers import SD3Transformer2DModel, UNet2DModel
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DModel
 
 from dit_heads import HeadSet
 from dit_heads.layouts import attention_name, layout_of
@@ -42,6 +42,18 @@ def test_every_head_of_the_real_models_is_addressed(config, joint, image_only):
     if dual:
         assert len(layout.resolve(HeadSet.parse(f"L0-{dual[-1]}i"))) == image_only
         assert {f"transformer_blocks.{b}.attn2.processor" for b in dual} <= set(model.attn_processors)
+
+
+def test_every_head_of_flux_is_addressed():
+    with torch.device("meta"):
+        model = FluxTransformer2DModel(guidance_embeds=True)  # the class's defaults are FLUX.1's
+    layout = layout_of(model)
+    everything = layout.resolve(HeadSet.parse("L0-56"))
+    assert len(everything) == 57 * 24 == 1368
+    assert layout.blocks[18] == "transformer_blocks.18"
+    assert layout.blocks[19] == "single_transformer_blocks.0"
+    assert {f"{path}.attn.processor" for path in layout.blocks} == set(model.attn_processors)
+    assert all(model.get_submodule(path).attn.to_q.weight.shape[0] == 24 * 128 for path in layout.blocks)
 
 
 def test_a_whole_block_leaves_out_the_image_only_attention():

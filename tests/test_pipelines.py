@@ -121,6 +121,7 @@ CASES: dict[str, Case] = {
 
 
 def call(pipe: Any, options: dict[str, Any]) -> torch.Tensor:
+    torch.manual_seed(0)  # ControlNet pipelines encode their picture without the generator
     given = {k: v for k, v in tiny.prompts(ROWS).items() if k != "latents"}
     if not (options.keys() & {"true_cfg_scale"} or "StableDiffusion3" in type(pipe).__name__):
         given = {k: v for k, v in given.items() if not k.startswith("negative")}
@@ -162,6 +163,7 @@ def written_out(pipe: Any, calls_a_step: int) -> Iterator[list[int]]:
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")  # by diffusers' own ControlNet
 @pytest.mark.parametrize("trunk", ["shared", "two_pass"])
 @pytest.mark.parametrize("case", CASES)
 def test_a_guided_pipeline_equals_its_own_loop_over_written_out_guidance(case, trunk):

@@ -1,0 +1,122 @@
+"""Head guidance for Modular Diffusers: a guider that any of its SD3 pipelines takes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from diffusers.configuration_utils import register_to_config
+from diffusers.guiders import BaseGuidance
+from diffusers.guiders.guider_utils import GuiderOutput
+from torch import Tensor, nn
+
+from dit_heads.branch import BranchRunner, weights_of
+from dit_heads.guidance import softness_of
+from dit_heads.heads import HeadSet
+from dit_heads.layouts import layout_of
+from dit_heads.perturb import Perturbation
+
+
+class HeadPerturbationGuidance(BaseGuidance):
+    """CFG + head guidance: uncond + s (cond - uncond) + w (cond - perturbed), arXiv 2506.10978.
+
+    heads: text as `HeadSet.parse` reads it. head_guidance_scale: w, 0 is off. softness: u in [0, 1].
+    perturbation, region, temperature: as in `HeadGuidance`.
+    head_guidance_start, head_guidance_stop: step i of N is guided by heads if start <= i / N < stop.
+    guidance_scale: s of CFG, 1 is off; start, stop: its range of steps.
+
+    A guider sees single predictions, so the perturbed one is a whole further pass; `HeadGuidance` on an
+    ordinary pipeline shares the blocks before the first perturbed one. Raises ValueError for what it refuses.
+    """
+
+    _input_predictions = ["pred_cond", "pred_uncond", "pred_perturbed"]  # noqa: RUF012 (as in diffusers)
+
+    @register_to_config
+    def __init__(
+        self,
+        heads: str,
+        head_guidance_scale: float = 3.0,
+        softness: float = 1.0,
+        perturbation: str = "identity",
+        region: str = "joint",
+        temperature: float | None = None,
+        head_guidance_start: float = 0.0,
+        head_guidance_stop: float = 1.0,
+        guidance_scale: float = 7.0,
+        start: float = 0.0,
+        stop: float = 1.0,
+        enabled: bool = True,
+    ) -> None:
+        super().__init__(start, stop, enabled)
+        if not 0 <= head_guidance_start < head_guidance_stop <= 1:
+            raise ValueError(
+                "head_guidance_start, head_guidance_stop: expected 0 <= start < stop <= 1, "
+                f"got {head_guidance_start} and {head_guidance_stop}"
+            )
+        if not math.isfinite(head_guidance_scale):
+            raise ValueError(f"head_guidance_scale: expected a finite number, got {head_guidance_scale}")
+        self.heads, self.softness = HeadSet.parse(heads), softness
+        self.perturbation = Perturbation(perturbation, region, temperature)
+        self.head_guidance_scale, self.guidance_scale = head_guidance_scale, guidance_scale
+        self.head_guidance_start, self.head_guidance_stop = head_guidance_start, head_guidance_stop
+        self._undo: list[Any] = []
+
+    def prepare_models(self, denoiser: nn.Module) -> None:
+        self._count_prepared += 1
+        if self._predictions()[self._count_prepared - 1] == "pred_perturbed":
+            self._perturb(denoiser)
+
+    def cleanup_models(self, denoiser: nn.Module) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    def prepare_inputs(self, data: dict[str, Any]) -> list[Any]:
+        return [self._prepare_batch(data, int(name == "pred_uncond"), name) for name in self._predictions()]
+
+    def prepare_inputs_from_block_state(self, data: Any, input_fields: dict[str, Any]) -> list[Any]:
+        return [
+            self._prepare_batch_from_block_state(input_fields, data, int(name == "pred_uncond"), name)
+            for name in self._predictions()
+        ]
+
+    def forward(
+        self, pred_cond: Tensor, pred_uncond: Tensor | None = None, pred_perturbed: Tensor | None = None
+    ) -> GuiderOutput:
+        pred = pred_cond
+        if pred_uncond is not None:
+            pred = pred_uncond + self.guidance_scale * (pred_cond - pred_uncond)
+        if pred_perturbed is not None:
+            pred = pred + self.head_guidance_scale * (pred_cond - pred_perturbed)
+        return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
+
+    @property
+    def is_conditional(self) -> bool:
+        return self._predictions()[max(0, self._count_prepared - 1)] != "pred_uncond"
+
+    @property
+    def num_conditions(self) -> int:
+        return len(self._predictions())
+
+    def _predictions(self) -> list[str]:
+        """The predictions of this step, in the order in which they are asked for."""
+        cfg = self._enabled and self.guidance_scale != 1 and self._within(self._start, self._stop)
+        by_heads = self._enabled and self.head_guidance_scale != 0 and self.softness != 0
+        by_heads = by_heads and self._within(self.head_guidance_start, self.head_guidance_stop)
+        return ["pred_cond", *["pred_uncond"] * cfg, *["pred_perturbed"] * by_heads]
+
+    def _within(self, start: float, stop: float) -> bool:
+        return self._num_inference_steps is None or start <= self._step / self._num_inference_steps < stop
+
+    def _perturb(self, denoiser: nn.Module) -> None:
+        layout = layout_of(denoiser)
+        softness = softness_of(layout.resolve(self.heads), self.softness, layout.resolve)
+        blocks = sorted({head.block for head in softness})
+        runner = BranchRunner(denoiser, layout, blocks, self.perturbation, lambda *_: None)
+        self._undo.append(runner.remove)
+
+        def perturbed(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            arguments = runner.arguments(args, kwargs)
+            like = arguments["hidden_states"]
+            return (), runner.perturbed(arguments, weights_of(layout, [softness] * len(like), like))
+
+        self._undo.append(denoiser.register_forward_pre_hook(perturbed, with_kwargs=True).remove)
