@@ -34,6 +34,7 @@ class HeadPerturbationGuidance(BaseGuidance):
     @register_to_config
     def __init__(
         self,
+        *,  # diffusers takes positional arguments for defaults when it makes a copy
         heads: str,
         head_guidance_scale: float = 3.0,
         softness: float = 1.0,

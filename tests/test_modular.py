@@ -39,7 +39,9 @@ def by_hand(model, cfg: float, scale: float) -> torch.Tensor:
 @pytest.mark.parametrize(("cfg", "scale"), [(3.5, 2.0), (1.0, 2.0), (3.5, 0.0), (1.0, 0.0)])
 def test_a_step_equals_explicit_maps(kind, cfg, scale):
     model = tiny.sd3(kind)
-    guider = HeadPerturbationGuidance("L1H0, L3H2", scale, 0.5, guidance_scale=cfg)
+    guider = HeadPerturbationGuidance(
+        heads="L1H0, L3H2", head_guidance_scale=scale, softness=0.5, guidance_scale=cfg
+    )
     assert_close(guided(guider, model), by_hand(model, cfg, scale))
     assert guider.num_conditions == 1 + (cfg != 1) + (scale != 0)
 
@@ -47,7 +49,12 @@ def test_a_step_equals_explicit_maps(kind, cfg, scale):
 def test_steps_outside_the_range_are_not_guided():
     model = tiny.sd3()
     guider = HeadPerturbationGuidance(
-        "L1H0, L3H2", 2.0, 0.5, guidance_scale=1.0, head_guidance_start=0.25, head_guidance_stop=0.75
+        heads="L1H0, L3H2",
+        head_guidance_scale=2.0,
+        softness=0.5,
+        guidance_scale=1.0,
+        head_guidance_start=0.25,
+        head_guidance_stop=0.75,
     )
     for step, scale in enumerate([0.0, 2.0, 2.0, 0.0]):
         assert_close(guided(guider, model, step), by_hand(model, 1.0, scale))
@@ -57,13 +64,15 @@ def test_the_model_is_put_back_after_each_prediction():
     model = tiny.sd3()
     before = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
     processors = {name: id(p) for name, p in model.attn_processors.items()}
-    guided(HeadPerturbationGuidance("L1"), model)
+    guided(HeadPerturbationGuidance(heads="L1"), model)
     assert [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()] == before
     assert {name: id(p) for name, p in model.attn_processors.items()} == processors
 
 
 def test_the_config_round_trips(tmp_path):
-    guider = HeadPerturbationGuidance("L1H0-2, L3", 1.5, 0.25, "uniform", "image", guidance_scale=4.0)
+    guider = HeadPerturbationGuidance(
+        heads="L1H0-2, L3", softness=0.25, perturbation="uniform", region="image", guidance_scale=4.0
+    )
     guider.save_pretrained(tmp_path)
     again = HeadPerturbationGuidance.from_pretrained(tmp_path)
     public = [{k: v for k, v in g.config.items() if not k.startswith("_")} for g in (guider, again)]

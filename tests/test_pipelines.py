@@ -163,7 +163,9 @@ def written_out(pipe: Any, calls_a_step: int) -> Iterator[list[int]]:
 
 
 @torch.no_grad()
-@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")  # by diffusers' own ControlNet
+@pytest.mark.filterwarnings(
+    "ignore:`FluxPosEmbed` is deprecated:FutureWarning"
+)  # by diffusers' own ControlNet
 @pytest.mark.parametrize("trunk", ["shared", "two_pass"])
 @pytest.mark.parametrize("case", CASES)
 def test_a_guided_pipeline_equals_its_own_loop_over_written_out_guidance(case, trunk):
