@@ -83,6 +83,7 @@ class BranchRunner:
             for index, path in enumerate(layout.blocks):
                 self._hook(path, partial(self._enter_block, index))
             self._hook(layout.final, self._enter_final)
+            self._modules = _identities(transformer)
         except BaseException:
             self.remove()
             raise
@@ -93,13 +94,18 @@ class BranchRunner:
         self._processors.clear()
 
     def check_untouched(self) -> None:
-        """Raise ValueError if somebody replaced a processor of ours since."""
+        """Raise ValueError if a processor of ours was replaced since, or modules came or went (a LoRA)."""
         for attn, ours, path in self._processors:
             if attn.processor is not ours:
                 raise ValueError(
                     f"{path}: its attention processor was replaced by {type(attn.processor).__name__} while "
                     "head guidance is attached; detach, change the model, attach again"
                 )
+        if _identities(self.transformer) != self._modules:
+            raise ValueError(
+                f"{self.layout.model}: its modules were changed (a LoRA loaded?) while head guidance is "
+                "attached; detach, change the model, attach again"
+            )
 
     # --- calls ---
 
@@ -191,6 +197,10 @@ def _rows_of(value: Any, rows: slice, batch: int) -> Any:
     if isinstance(value, list | tuple):
         return [_rows_of(item, rows, batch) for item in value]
     return value[rows] if isinstance(value, Tensor) and value.ndim and len(value) == batch else value
+
+
+def _identities(module: nn.Module) -> list[int]:
+    return [id(part) for part in module.modules()]
 
 
 def _put_back(attn: Any, ours: object, replaced: object) -> None:

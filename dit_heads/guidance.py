@@ -8,6 +8,7 @@ arithmetic gives CFG + head guidance exactly.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ class _Run:
     difference that every call of the step gets."""
 
     steps: int
+    thread: int = field(default_factory=threading.get_ident)
     step: int = -1
     evaluates: bool = False
     input: Tensor | None = None
@@ -197,6 +199,10 @@ class HeadGuidance:
 
         @contextmanager
         def progress_bar(*args: Any, **kwargs: Any) -> Any:
+            if self._run is not None:
+                raise ValueError(
+                    "pipe: a guided run of it is under way, in another thread or around this one"
+                )
             self._run = self._begin(pipe.num_timesteps)
             try:
                 with own(*args, **kwargs) as bar:
@@ -233,7 +239,7 @@ class HeadGuidance:
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         run, runner = self._run, self._runner
         assert runner is not None
-        if run is None:
+        if run is None or run.thread != threading.get_ident():
             raise ValueError(
                 "pipe: its transformer was called by something other than a run of the pipeline object that "
                 "head guidance is attached to (another pipeline that shares it?); detach first"

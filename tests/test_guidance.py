@@ -1,3 +1,4 @@
+import threading
 from collections import Counter
 from contextlib import ExitStack
 
@@ -413,6 +414,12 @@ def test_the_caller_keeps_his_arguments(sd3_pipe):
         ({"scale": "3"}, "scale: expected a finite number, got '3'"),
         ({"start": 0.5, "stop": 0.5}, "expected 0 <= start < stop <= 1"),
         ({"stop": 1.5}, "expected 0 <= start < stop <= 1"),
+        ({"rescale": 1.5}, "rescale: expected a number from 0 to 1, got 1.5"),
+        ({"every": 0}, "every: expected a whole number of at least 1, got 0"),
+        ({"every": 1.5}, "every: expected a whole number of at least 1, got 1.5"),
+        ({"perturbation": "blur"}, "perturbation: expected identity"),
+        ({"region": "sky"}, "region: expected joint"),
+        ({"temperature": 2.0}, "temperature: expected a number for 'temperature'"),
         ({"trunk": "none"}, "trunk: expected auto, shared, two_pass, got 'none'"),
         ({"conditional": slice(None)}, "only for a bare transformer"),
         ({"pipe": "SD3"}, "expected a diffusers pipeline or its transformer, got str"),
@@ -432,6 +439,7 @@ def test_bad_arguments_are_refused_and_nothing_is_changed(sd3_pipe, options, mes
         ({}, "a bare transformer needs a slice"),
         ({"conditional": 3}, "got 3"),
         ({"conditional": slice(None), "start": 0.5}, "has no steps"),
+        ({"conditional": slice(None), "every": 2}, "has no steps"),
     ],
 )
 def test_a_bare_transformer_needs_to_know_its_conditional_rows(options, message):
@@ -498,6 +506,114 @@ def test_changes_made_while_attached_are_noticed(sd3_pipe):
         sd3_pipe.transformer = sd3()
         with pytest.raises(ValueError, match="its transformer was replaced"):
             run(sd3_pipe)
+
+
+def test_a_lora_loaded_while_attached_is_noticed(sd3_pipe):
+    from peft import LoraConfig
+
+    with HeadGuidance(sd3_pipe, "L1H0"):
+        sd3_pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+        with pytest.raises(ValueError, match="its modules were changed"):
+            run(sd3_pipe)
+    plain = run(sd3_pipe)
+    with HeadGuidance(sd3_pipe, "L1H0"):
+        assert not torch.equal(run(sd3_pipe), plain)
+    assert torch.equal(run(sd3_pipe), plain)
+
+
+def test_a_lora_loaded_before_is_guided_with(sd3_pipe):
+    from peft import LoraConfig
+
+    torch.manual_seed(0)
+    adapter = LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    sd3_pipe.transformer.add_adapter(adapter)
+    sd3_pipe.transformer.double()
+    with HeadGuidance(sd3_pipe, "L1H0, L1H3, L3H2", scale=2.0, softness=0.7):
+        got = run(sd3_pipe)
+    assert_close(got, by_hand(sd3_pipe, weights(2, (1, 0, 0.7), (1, 3, 0.7), (3, 2, 0.7)), 2.0))
+
+
+def test_a_run_inside_a_run_is_refused(sd3_pipe):
+    with HeadGuidance(sd3_pipe, "L1H0"), pytest.raises(ValueError, match="a guided run of it is under way"):
+        run(sd3_pipe, callback_on_step_end=lambda *_: run(sd3_pipe))
+
+
+def test_a_second_thread_is_refused_and_the_first_run_goes_on(sd3_pipe):
+    refused = []
+
+    def elsewhere(pipe, step, time, given):
+        def calls():
+            for call in (lambda: run(pipe), lambda: pipe.transformer(**inputs(4))):
+                with pytest.raises(
+                    ValueError, match=r"a guided run of it is under way|something other than a run"
+                ) as error:
+                    call()
+                refused.append(error)
+
+        # The scheduler is the pipeline's, which diffusers does not guard; keep what the first run needs.
+        kept, vars_before = pipe.scheduler, dict(vars(pipe.scheduler))
+        thread = threading.Thread(target=calls)
+        thread.start()
+        thread.join()
+        vars(kept).update(vars_before)
+        return given
+
+    with HeadGuidance(sd3_pipe, "L1H0"):
+        alone = run(sd3_pipe)
+        assert torch.equal(run(sd3_pipe, callback_on_step_end=elsewhere), alone)
+    assert len(refused) == 2 * STEPS
+
+
+def test_two_guided_pipelines_in_turn_keep_their_heads(sd3_pipe):
+    other = pipeline(sd3("sd3.5-large"))
+    alone = []
+    for pipe, heads in ((sd3_pipe, "L1H0"), (other, "L2H1")):
+        with HeadGuidance(pipe, heads):
+            alone.append(run(pipe))
+    with HeadGuidance(sd3_pipe, "L1H0"), HeadGuidance(other, "L2H1"):
+        for _ in range(2):
+            assert torch.equal(run(sd3_pipe), alone[0])
+            assert torch.equal(run(other), alone[1])
+
+
+@pytest.mark.parametrize("every", [2, 3])
+def test_between_evaluations_the_last_difference_serves_again(sd3_pipe, every):
+    """The rows x blocks of a run say how often the branch ran; a hand loop says with what effect."""
+    with HeadGuidance(sd3_pipe, "L1H0", scale=2.0, every=every) as guide:
+        got = run(sd3_pipe, cfg=1.0)
+    assert guide.report.guided == [0, 1, 2, 3]
+    assert guide.report.extra == len(range(0, STEPS, every)) * 2 * (BLOCKS - 1)
+    given, scheduler, kept = prompts(2), sd3_pipe.scheduler, None
+    x = given["latents"]
+    scheduler.set_timesteps(STEPS)
+    for i, t in enumerate(scheduler.timesteps):
+        call = {
+            "hidden_states": x,
+            "encoder_hidden_states": given["prompt_embeds"],
+            "pooled_projections": given["pooled_prompt_embeds"],
+            "timestep": t.expand(2),
+        }
+        with torch.no_grad():
+            clean = explicit(sd3_pipe.transformer, {}, **call)
+            if i % every == 0:
+                kept = 2.0 * (clean - explicit(sd3_pipe.transformer, weights(2, (1, 0, 1.0)), **call))
+        x = scheduler.step(clean + kept, t, x, return_dict=False)[0]
+    assert_close(got, x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rescale", [0.3, 1.0])
+def test_rescale_brings_the_standard_deviation_back(rescale):
+    model, arguments = sd3(), inputs(3)
+    clean = explicit(model, {}, **arguments)
+    guided = clean + 5.0 * (clean - explicit(model, weights(3, (1, 0, 1.0)), **arguments))
+    with HeadGuidance(model, "L1H0", scale=5.0, rescale=rescale, conditional=slice(None)):
+        got = model(**arguments).sample
+    for row in range(3):
+        scaled = guided[row] * clean[row].std() / guided[row].std()
+        assert_close(got[row], rescale * scaled + (1 - rescale) * guided[row])
+        if rescale == 1:
+            assert_close(got[row].std(), clean[row].std())
 
 
 def test_pag_pipelines_are_refused(sd3_pipe):
