@@ -80,24 +80,18 @@ class HeadGuidance:
     ...     image = pipe("a cat").images[0]
 
     pipe: a diffusers pipeline with an SD3 or FLUX transformer, or that transformer itself with `conditional`.
-    heads: a HeadSet or its text; a list of them gives each conditional row of the batch, each picture, its
-    own.
+    heads: a HeadSet or its text; a list of them gives each conditional row of the batch, each picture, its own.
     scale: w of arXiv 2506.10978; 0 is off.
-    softness: u in [0, 1], how far heads are perturbed (eq. 7), for all or as a mapping of heads to numbers;
-    0 is off.
-    perturbation, region, temperature: what is done to the heads, for which tokens; see
-    `perturb.Perturbation`.
+    softness: u in [0, 1], how far heads are perturbed, for all or as a mapping of heads to numbers; 0 is off.
+    perturbation, region, temperature: what is done to the heads, for which tokens; see `perturb.Perturbation`.
     start, stop: step i of the N of a run is guided if start <= i / N < stop.
     rescale: the share in [0, 1] of cond + difference that is brought back to the standard deviation of cond
-    (arXiv 2305.08891,
-        eq. 15 and 16), so that a large scale does not burn colours.
-    every: evaluate the perturbed branch at every n-th guided step only, and use its difference again in
-    between.
+        (arXiv 2305.08891, eq. 15 and 16), so that a large scale does not burn colours.
+    every: evaluate the perturbed branch at every n-th guided step; its difference serves again in between.
     trunk: "shared" forks at the first perturbed block, "two_pass" runs the transformer again, "auto" shares
-    where it can.
-    conditional: for a bare transformer, which rows of a batch are conditional: a slice, or a function of
-    its size. They are
-        the R rows of one tile of the batch, and every tile of R rows gets their difference.
+        where it can.
+    conditional: for a bare transformer, which rows of a batch are conditional: a slice, or a function of the
+        size of the batch. They are the R rows of one tile of it; every tile of R rows gets their difference.
 
     Raises ValueError for anything that could not be honoured. `report` tells what the last run did.
     """
@@ -136,14 +130,9 @@ class HeadGuidance:
         self.sets = [self.layout.resolve(heads) for heads in _head_sets(heads)]
         self.softness = [softness_of(heads, softness, self.layout.resolve) for heads in self.sets]
         self.perturbation = Perturbation(perturbation, region, temperature)
-        self.scale, self.start, self.stop, self.trunk, self.conditional = (
-            scale,
-            start,
-            stop,
-            trunk,
-            conditional,
-        )
+        self.scale, self.start, self.stop = scale, start, stop
         self.rescale, self.every = rescale, every
+        self.trunk, self.conditional = trunk, conditional
         self.report: Report | None = None
         self._run: _Run | None = None
         self._runner: BranchRunner | None = None
@@ -158,8 +147,7 @@ class HeadGuidance:
         self.detach()
 
     def attach(self) -> HeadGuidance:
-        """Add the hooks. Raises ValueError if the model is guided already, compiled, or holds a block
-        cache."""
+        """Add the hooks. Raises ValueError if the model is guided already, compiled, or has a block cache."""
         _check_attachable(self.transformer)
         if self._is_off():
             self.report = Report(0, "none", "scale or softness is 0")
@@ -184,8 +172,7 @@ class HeadGuidance:
         self._run = self._runner = None
 
     def _is_off(self) -> bool:
-        """Whether nothing would be added. Then no hook is set, and the pictures are the unguided ones bit
-        for bit."""
+        """Whether nothing would be added. Then no hook is set: the unguided pictures, bit for bit."""
         return self.scale == 0 or not any(u for softness in self.softness for u in softness.values())
 
     def _mark_runs(self, pipe: Any) -> None:
