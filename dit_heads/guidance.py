@@ -80,10 +80,10 @@ class HeadGuidance:
     ...     image = pipe("a cat").images[0]
 
     pipe: a diffusers pipeline with an SD3 or FLUX transformer, or that transformer itself with `conditional`.
-    heads: a HeadSet or its text; a list of them gives each conditional row of the batch, each picture, its own.
+    heads: a HeadSet or its text; a list of them gives each picture (conditional row of the batch) its own.
     scale: w of arXiv 2506.10978; 0 is off.
     softness: u in [0, 1], how far heads are perturbed, for all or as a mapping of heads to numbers; 0 is off.
-    perturbation, region, temperature: what is done to the heads, for which tokens; see `perturb.Perturbation`.
+    perturbation, region, temperature: what is done to heads, for which tokens; see `perturb.Perturbation`.
     start, stop: step i of the N of a run is guided if start <= i / N < stop.
     rescale: the share in [0, 1] of cond + difference that is brought back to the standard deviation of cond
         (arXiv 2305.08891, eq. 15 and 16), so that a large scale does not burn colours.
