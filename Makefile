@@ -46,7 +46,7 @@ lint: $(VENV)/dev-ready ## ruff: style and format of imports
 
 types: $(VENV)/dev-ready ## basedpyright
 	@echo "==> basedpyright"
-	@rm -rf .types && mkdir -p .types/dit_heads
+	@rm -rf .types && mkdir -p .types/dit_heads && touch .types/dit_heads/__init__.py
 	@for part in pipelines loras demo; do ln -s ../../$$part .types/dit_heads/$$part; done
 	@$(BIN)/basedpyright
 

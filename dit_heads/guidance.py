@@ -133,7 +133,7 @@ class HeadGuidance:
         self.scale, self.start, self.stop = scale, start, stop
         self.rescale, self.every = rescale, every
         self.trunk, self.conditional = trunk, conditional
-        self.report: Report | None = None
+        self.report = Report(0, "none", "no run yet")
         self._run: _Run | None = None
         self._runner: BranchRunner | None = None
         self._undo = ExitStack()
@@ -236,14 +236,14 @@ class HeadGuidance:
         arguments = runner.arguments(args, kwargs)
         if self._begins_step(run, arguments):
             self._enter_step(run, arguments)
-            if run.evaluates and self.report is not None and self.report.trunk == "shared":
+            if run.evaluates and self.report.trunk == "shared":
                 rows = self._rows(len(arguments["hidden_states"]))
                 arguments = runner.forked(arguments, self._weights(arguments, rows), rows)
         return (), arguments
 
     def _after(self, _: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         run, runner = self._run, self._runner
-        assert run is not None and runner is not None and self.report is not None
+        assert run is not None and runner is not None
         sample = output[0]
         if run.evaluates and run.difference is None:
             assert run.input is not None
@@ -266,7 +266,6 @@ class HeadGuidance:
         return not same and arguments.get("skip_layers") is None
 
     def _enter_step(self, run: _Run, arguments: Mapping[str, Any]) -> None:
-        assert self.report is not None
         run.step += 1
         run.input, run.timestep = arguments["hidden_states"], arguments["timestep"]
         if self.pipe is None:
@@ -318,7 +317,7 @@ class HeadGuidance:
 
     def _count(self, rows: int, second_pass: bool) -> None:
         report, run = self.report, self._run
-        if report is None or run is None:
+        if run is None:
             return
         report.evaluations += rows
         if second_pass:
@@ -352,7 +351,7 @@ def _with_sample(output: Any, sample: Tensor) -> Any:
 # --- what is asked for ---
 
 
-def _head_sets(heads: object) -> list[HeadSet]:
+def _head_sets(heads: Any) -> list[HeadSet]:
     listed = list(heads) if isinstance(heads, Sequence) and not isinstance(heads, str) else [heads]
     if not listed or not all(isinstance(item, HeadSet | str) for item in listed):
         raise ValueError(f"heads: expected a HeadSet, its text, or a list of these, got {heads!r}")

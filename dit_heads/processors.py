@@ -131,7 +131,8 @@ class FluxHeadProcessor(HeadProcessor):
         parts = [] if encoder_hidden_states is None else [_text_heads(attn, encoder_hidden_states)]
         q, k, v = _joined([*parts, _image_heads(attn, hidden_states)])
         if image_rotary_emb is not None:
-            q, k = (apply_rotary_emb(t, image_rotary_emb, sequence_dim=2) for t in (q, k))
+            turned: Any = [apply_rotary_emb(t, image_rotary_emb, sequence_dim=2) for t in (q, k)]
+            q, k = turned
         out = self._perturbed((q, k, v), u, slice(text_tokens, None), attention_mask)
         if encoder_hidden_states is None:
             return out
@@ -146,8 +147,11 @@ def joint_projections(attn: Any, image: Tensor, text: Tensor | None) -> QKV:
 
 
 def _joined(parts: list[QKV]) -> QKV:
-    q, k, v = (torch.cat(part, dim=2) if len(part) > 1 else part[0] for part in zip(*parts, strict=True))
-    return q, k, v
+    """One sequence of the tokens of all parts."""
+    if len(parts) == 1:
+        return parts[0]
+    (q, k, v), (q2, k2, v2) = parts
+    return torch.cat([q, q2], 2), torch.cat([k, k2], 2), torch.cat([v, v2], 2)
 
 
 def _image_heads(attn: Any, tokens: Tensor) -> QKV:

@@ -71,7 +71,7 @@ def _guided(call: Callable[..., Any]) -> Callable[..., Any]:
         self.head_guidance_report = guidance.report
         return output
 
-    guided.__signature__ = _signature(call)  # pyright: ignore[reportFunctionMemberAccess]
+    guided.__signature__ = _signature(call)  # pyright: ignore[reportAttributeAccessIssue]
     return guided
 
 

@@ -71,7 +71,7 @@ class HeadPerturbationGuidance(BaseGuidance):
         while self._undo:
             self._undo.pop()()
 
-    def prepare_inputs(self, data: dict[str, Any]) -> list[Any]:
+    def prepare_inputs(self, data: Any) -> list[Any]:
         return [self._prepare_batch(data, int(name == "pred_uncond"), name) for name in self._predictions()]
 
     def prepare_inputs_from_block_state(self, data: Any, input_fields: dict[str, Any]) -> list[Any]:

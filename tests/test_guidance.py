@@ -1,6 +1,7 @@
 import threading
 from collections import Counter
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 import torch
@@ -20,12 +21,12 @@ CFG = 3.5
 
 
 @pytest.fixture(params=tiny.SD3)
-def pipe(request) -> StableDiffusion3Pipeline:
+def pipe(request) -> Any:
     return pipeline(sd3(request.param))
 
 
 @pytest.fixture
-def sd3_pipe() -> StableDiffusion3Pipeline:
+def sd3_pipe() -> Any:
     return pipeline(sd3())
 
 
@@ -136,12 +137,16 @@ def test_one_call_of_a_bare_transformer_equals_explicit_maps(kind, heads, u, sca
     clean = explicit(transformer, {}, **arguments)
     perturbed = explicit(transformer, weights(4, *((b, h, u) for b, h in heads)), kind, **arguments)
     difference = scale * (clean - perturbed)[2:]
-    options = {"perturbation": kind.name, "region": kind.region, "temperature": kind.temperature}
+    options: dict[str, Any] = {
+        "perturbation": kind.name,
+        "region": kind.region,
+        "temperature": kind.temperature,
+    }
     options |= {"scale": scale, "softness": u, "trunk": trunk, "conditional": slice(2, 4)}
     with HeadGuidance(transformer, text, **options):
         got = transformer(**arguments).sample
     # FLUX turns by its rotary positions in fp32, whatever its dtype.
-    close = {"atol": 1e-5, "rtol": 1e-5} if model == "flux" else {}
+    close: Any = {"atol": 1e-5, "rtol": 1e-5} if model == "flux" else {}
     assert_close(got, clean + torch.cat([difference, difference]), **close)
 
 
@@ -156,7 +161,7 @@ def test_steps_from_start_to_before_stop_are_guided(sd3_pipe, start, stop, steps
 
 
 def test_img2img_counts_the_steps_that_it_executes(sd3_pipe):
-    pipe = StableDiffusion3Img2ImgPipeline(**sd3_pipe.components)
+    pipe: Any = StableDiffusion3Img2ImgPipeline(**sd3_pipe.components)
     pipe.set_progress_bar_config(disable=True)
     given = prompts(1)
     image = given.pop("latents")
@@ -177,7 +182,7 @@ def test_each_picture_may_have_heads_of_its_own(pipe):
 
 
 def test_several_pictures_a_prompt():
-    pipe = tiny_pipeline()
+    pipe: Any = tiny_pipeline()
     pipe.set_progress_bar_config(disable=True)
 
     def pictures():
@@ -583,7 +588,7 @@ def test_between_evaluations_the_last_difference_serves_again(sd3_pipe, every):
         got = run(sd3_pipe, cfg=1.0)
     assert guide.report.guided == [0, 1, 2, 3]
     assert guide.report.extra == len(range(0, STEPS, every)) * 2 * (BLOCKS - 1)
-    given, scheduler, kept = prompts(2), sd3_pipe.scheduler, None
+    given, scheduler, kept = prompts(2), sd3_pipe.scheduler, torch.zeros(())
     x = given["latents"]
     scheduler.set_timesteps(STEPS)
     for i, t in enumerate(scheduler.timesteps):

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from typing import Any
 
 import diffusers
 import pytest
@@ -21,14 +22,14 @@ CLASSES = [
 
 
 @pytest.fixture
-def pipe() -> StableDiffusion3HeadsPipeline:
+def pipe() -> Any:
     stock = tiny.pipeline(tiny.sd3())
-    pipe = StableDiffusion3HeadsPipeline(**stock.components)
+    pipe: Any = StableDiffusion3HeadsPipeline(**stock.components)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def run(pipe, **options):
+def run(pipe: Any, **options: Any) -> Any:
     call = {"num_inference_steps": 3, "guidance_scale": 3.5, "output_type": "latent"}
     return pipe(**tiny.prompts(2), **(call | options)).images
 
@@ -45,7 +46,7 @@ def test_each_is_the_diffusers_class_with_more_arguments(kind):
 
 def test_a_call_with_heads_is_head_guidance(pipe):
     got = run(pipe, heads="L1H0, L2", head_guidance_scale=2.0, softness=0.5, head_guidance_stop=0.5)
-    stock = tiny.pipeline(pipe.transformer)
+    stock: Any = tiny.pipeline(pipe.transformer)
     with HeadGuidance(stock, "L1H0, L2", scale=2.0, softness=0.5, stop=0.5):
         assert torch.equal(run(stock), got)
     assert pipe.head_guidance_report.guided == [0, 1]
@@ -67,7 +68,7 @@ def test_bad_heads_are_refused_and_the_pipeline_stays_whole(pipe):
 
 
 def test_a_saved_folder_loads_in_stock_diffusers(tmp_path):
-    pipe = StableDiffusion3HeadsPipeline(**tiny_pipeline().components)
+    pipe: Any = StableDiffusion3HeadsPipeline(**tiny_pipeline().components)
     pipe.save_pretrained(tmp_path)
     assert (
         json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "StableDiffusion3Pipeline"
@@ -78,16 +79,16 @@ def test_a_saved_folder_loads_in_stock_diffusers(tmp_path):
 
 
 def test_a_stock_pipeline_can_be_turned_into_one():
-    pipe = StableDiffusion3HeadsPipeline.from_pipe(tiny_pipeline())
+    pipe: Any = StableDiffusion3HeadsPipeline.from_pipe(tiny_pipeline())
     pipe.set_progress_bar_config(disable=True)
     images = pipe("a cat", heads="L1H0", num_inference_steps=1, output_type="np").images
     assert images.shape == (1, 32, 32, 3)
 
 
 def test_flux_takes_heads_too():
-    parts = dict.fromkeys(["vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"])
+    parts: Any = dict.fromkeys(["vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"])
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    pipe = FluxHeadsPipeline(transformer=tiny.flux(), scheduler=scheduler, **parts)
+    pipe: Any = FluxHeadsPipeline(transformer=tiny.flux(), scheduler=scheduler, **parts)
     pipe.set_progress_bar_config(disable=True)
     given = {k: v for k, v in tiny.prompts(1).items() if k in ("prompt_embeds", "pooled_prompt_embeds")}
     call = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "latent"}

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DModel
@@ -29,7 +31,7 @@ def test_every_head_of_the_real_models_is_addressed(config, joint, image_only):
     with torch.device("meta"):
         width = 64 * config["num_attention_heads"]
         model = SD3Transformer2DModel(**{"pos_embed_max_size": 96, "caption_projection_dim": width, **config})
-    layout = layout_of(model)
+    layout, parts = layout_of(model), dict[str, Any](model.named_modules())
     everything = layout.resolve(HeadSet.parse(f"L0-{config['num_layers'] - 1}"))
     assert len(everything) == joint
     dual = [b for b, heads in enumerate(layout.image_only_heads) if heads]
@@ -37,7 +39,7 @@ def test_every_head_of_the_real_models_is_addressed(config, joint, image_only):
     for head in everything:
         path = f"{layout.blocks[head.block]}.{attention_name(head)}"
         assert f"{path}.processor" in model.attn_processors
-        rows = model.get_submodule(path).to_q.weight.shape[0]
+        rows = parts[path].to_q.weight.shape[0]
         assert rows == 64 * layout.count(head)
     if dual:
         assert len(layout.resolve(HeadSet.parse(f"L0-{dual[-1]}i"))) == image_only
@@ -47,13 +49,13 @@ def test_every_head_of_the_real_models_is_addressed(config, joint, image_only):
 def test_every_head_of_flux_is_addressed():
     with torch.device("meta"):
         model = FluxTransformer2DModel(guidance_embeds=True)  # the class's defaults are FLUX.1's
-    layout = layout_of(model)
+    layout, parts = layout_of(model), dict[str, Any](model.named_modules())
     everything = layout.resolve(HeadSet.parse("L0-56"))
     assert len(everything) == 57 * 24 == 1368
     assert layout.blocks[18] == "transformer_blocks.18"
     assert layout.blocks[19] == "single_transformer_blocks.0"
     assert {f"{path}.attn.processor" for path in layout.blocks} == set(model.attn_processors)
-    assert all(model.get_submodule(path).attn.to_q.weight.shape[0] == 24 * 128 for path in layout.blocks)
+    assert all(parts[path].attn.to_q.weight.shape[0] == 24 * 128 for path in layout.blocks)
 
 
 def test_a_whole_block_leaves_out_the_image_only_attention():

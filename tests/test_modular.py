@@ -1,5 +1,7 @@
 """The guider of pipelines/modular.py."""
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers.modular_pipelines.modular_pipeline import BlockState
@@ -11,7 +13,7 @@ from tests.tiny import explicit, weights
 
 
 @torch.no_grad()
-def guided(guider: HeadPerturbationGuidance, model, step: int = 0, steps: int = 4) -> torch.Tensor:
+def guided(guider: HeadPerturbationGuidance, model: Any, step: int = 0, steps: int = 4) -> torch.Tensor:
     """One step as the denoising loop of Modular Diffusers does it."""
     cond, uncond = tiny.inputs(2, seed=1), tiny.inputs(2, seed=2)
     both = {name: (cond[name], cond[name] if name == "hidden_states" else uncond[name]) for name in cond}
@@ -27,7 +29,7 @@ def guided(guider: HeadPerturbationGuidance, model, step: int = 0, steps: int = 
 
 
 @torch.no_grad()
-def by_hand(model, cfg: float, scale: float) -> torch.Tensor:
+def by_hand(model: Any, cfg: float, scale: float) -> torch.Tensor:
     cond, uncond = tiny.inputs(2, seed=1), tiny.inputs(2, seed=2)
     uncond["hidden_states"] = cond["hidden_states"]
     clean, without = explicit(model, {}, **cond), explicit(model, {}, **uncond)
@@ -78,7 +80,8 @@ def test_the_config_round_trips(tmp_path):
     public = [{k: v for k, v in g.config.items() if not k.startswith("_")} for g in (guider, again)]
     assert public[0] == public[1]
     assert again.heads == guider.heads and again.perturbation == guider.perturbation
-    assert guider.new(softness=0.5).softness == 0.5
+    changed: Any = guider.new(softness=0.5)
+    assert changed.softness == 0.5
 
 
 @pytest.mark.parametrize(

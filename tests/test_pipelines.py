@@ -66,13 +66,13 @@ def quiet(pipe: Any) -> Any:
 
 def sd3_controlnet() -> Any:
     config = dict(tiny.sd3(channels=16).config) | {"num_layers": 2}
-    kept = {k: v for k, v in config.items() if not k.startswith("_") and k not in ("qk_norm",)}
+    kept: Any = {k: v for k, v in config.items() if not k.startswith("_") and k != "qk_norm"}
     return randomised(diffusers.SD3ControlNetModel(**kept))
 
 
 def flux_controlnet() -> Any:
     config = dict(tiny.flux().config) | {"num_layers": 1, "num_single_layers": 1}
-    kept = {k: v for k, v in config.items() if not k.startswith("_") and k != "out_channels"}
+    kept: Any = {k: v for k, v in config.items() if not k.startswith("_") and k != "out_channels"}
     return randomised(diffusers.FluxControlNetModel(**kept))
 
 
@@ -176,7 +176,7 @@ def test_a_guided_pipeline_equals_its_own_loop_over_written_out_guidance(case, t
     with written_out(pipe, 2 if "true_cfg_scale" in options else 1) as calls:
         expected = call(pipe, options)
     # FLUX turns by its rotary positions in fp32, whatever its dtype.
-    close = {"atol": 2e-4, "rtol": 2e-4} if case.startswith("flux") else {"atol": 1e-8, "rtol": 1e-6}
+    close: Any = {"atol": 2e-4, "rtol": 2e-4} if case.startswith("flux") else {"atol": 1e-8, "rtol": 1e-6}
     assert_close(got, expected, **close)
     assert len(guide.report.guided) == guide.report.steps == len(calls) / (1 + ("true_cfg_scale" in options))
     assert not torch.allclose(got, call(pipe, options), atol=1e-2)

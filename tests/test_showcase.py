@@ -5,7 +5,7 @@ import pytest
 
 from dit_heads import HeadSet
 from dit_heads.embedded.text import unknown_words
-from dit_heads.models import empty_transformer
+from dit_heads.models import head_layout
 from dit_heads.pictures import read_image, read_settings
 from dit_heads.showcase import (
     PRESET,
@@ -58,13 +58,12 @@ def test_the_prompts_are_in_the_embedded_models_words():
 
 def test_the_shipped_preset_fits_the_embedded_model():
     preset = read_preset(PRESET)
-    blocks = empty_transformer(preset.model).config["num_layers"]
-    heads = empty_transformer(preset.model).config["num_attention_heads"]
+    layout = head_layout(preset.model)
     for choice in (preset.heads, preset.block):
         chosen = HeadSet.parse(choice.set)
-        assert str(chosen)
+        assert layout.resolve(chosen)
         assert 0 < choice.softness <= 1 and choice.scale > 0
-    assert blocks * heads >= 96
+    assert sum(layout.heads) >= 96
     assert not preset.provenance.get("placeholder")
 
 

@@ -47,7 +47,7 @@ def sd3(kind: str = "sd3", dtype: torch.dtype = torch.float64, *, channels: int 
     )
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.25)
-    return model.to(dtype).eval()
+    return model.eval().to(dtype)  # pyright: ignore[reportArgumentType]
 
 
 def flux(dtype: torch.dtype = torch.float64, *, channels: int = 16) -> FluxTransformer2DModel:
@@ -68,7 +68,7 @@ def flux(dtype: torch.dtype = torch.float64, *, channels: int = 16) -> FluxTrans
     )
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.25)
-    return model.to(dtype).eval()
+    return model.eval().to(dtype)  # pyright: ignore[reportArgumentType]
 
 
 def transformer(kind: str) -> Any:
@@ -78,7 +78,7 @@ def transformer(kind: str) -> Any:
 
 def inputs(
     batch: int, kind: str = "sd3", seed: int = 0, dtype: torch.dtype = torch.float64
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """Arguments of one call of a model of `MODELS`."""
     g = torch.Generator().manual_seed(seed)
     shape = (16, 16) if kind == "flux" else (4, 8, 8)
@@ -96,9 +96,9 @@ def inputs(
     return given
 
 
-def pipeline(transformer: SD3Transformer2DModel) -> StableDiffusion3Pipeline:
+def pipeline(transformer: SD3Transformer2DModel) -> Any:
     """A stock pipeline around a transformer; prompts come as embeddings, pictures leave as latents."""
-    nothing = dict.fromkeys(
+    nothing: Any = dict.fromkeys(
         ["vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3"]
     )
     pipe = StableDiffusion3Pipeline(
@@ -108,7 +108,7 @@ def pipeline(transformer: SD3Transformer2DModel) -> StableDiffusion3Pipeline:
     return pipe
 
 
-def prompts(count: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+def prompts(count: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
     """Embeddings of `count` prompts, negative ones, and latents to start from."""
     g = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(count, *shape, generator=g, dtype=dtype)  # noqa: E731
@@ -146,7 +146,7 @@ def perturbed_map(kind: Perturbation, q: Tensor, k: Tensor, image: slice) -> Ten
     elif kind.name == "arg_max":
         p = F.one_hot(a.argmax(-1), n).to(a.dtype)
     else:
-        p = torch.softmax(a.log() / kind.temperature, -1)
+        p = torch.softmax(a.log() / (kind.temperature or 1), -1)
     return torch.where(rows[:, None], p, a)
 
 
