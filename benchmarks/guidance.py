@@ -1,0 +1,234 @@
+"""What head guidance costs, side by side in one run: time of a step as ratios, and peak memory of one
+processor.
+
+    python benchmarks/guidance.py --blocks 8 --rounds 3
+
+SD3-medium's or FLUX.1's width, as many blocks as `--blocks` says, 1024 image tokens and 333 (SD3) or 512
+(FLUX) text
+tokens, random weights: a step's cost does not depend on their values. The rows of a table take turns, and
+each figure is the median over the rounds of its ratio within one round, since the machines this runs on are
+noisy.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import tyro
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3PAGPipeline,
+    StableDiffusion3Pipeline,
+)
+from diffusers.models.attention_processor import JointAttnProcessor2_0
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dit_heads import HeadGuidance
+from dit_heads.perturb import Perturbation
+from dit_heads.processors import HeadWeights, JointHeadProcessor
+
+FORKS = {"1/8": 0.125, "1/2": 0.5, "7/8": 0.875}
+Row = tuple[str, Callable[[], object]]
+
+
+def parts(transformer: nn.Module, names: int) -> Any:
+    texts = [f"{part}{i}" for part in ("text_encoder", "tokenizer") for i in ("", "_2", "_3")[:names]]
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return dict.fromkeys(["vae", *texts]) | {"transformer": transformer, "scheduler": scheduler}
+
+
+def quiet(pipe: Any) -> Any:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def sd3_rows(blocks: int) -> tuple[list[Row], list[Row]]:
+    """What runs with CFG and without: two tables, the reference of each in its first row."""
+    torch.manual_seed(0)
+    transformer = SD3Transformer2DModel(
+        sample_size=64,
+        num_layers=blocks,
+        attention_head_dim=64,
+        num_attention_heads=24,
+        caption_projection_dim=1536,
+    ).eval()
+    stock = quiet(StableDiffusion3Pipeline(**parts(transformer, 3)))
+    # The whole middle block, as diffusers can do no less; where it lies does not change what PAG costs.
+    pag = quiet(
+        StableDiffusion3PAGPipeline(**parts(transformer, 3), pag_applied_layers=[f"blocks.{blocks // 2}"])
+    )
+    texts = {"prompt_embeds": torch.randn(1, 333, 4096), "pooled_prompt_embeds": torch.randn(1, 2048)}
+    texts |= {f"negative_{name}": torch.randn_like(t) for name, t in texts.items()}
+
+    def run(pipe: Any, cfg: float, **more: Any) -> Any:
+        call = {
+            "num_inference_steps": 1,
+            "guidance_scale": cfg,
+            "output_type": "latent",
+            "height": 512,
+            "width": 512,
+        }
+        return pipe(**texts, latents=torch.zeros(1, 16, 64, 64), **call, **more)
+
+    def guided(cfg: float, fork: float, trunk: str) -> Callable[[], object]:
+        def call() -> None:
+            with HeadGuidance(stock, f"L{round(fork * blocks)}H3", trunk=trunk):
+                run(stock, cfg)
+
+        return call
+
+    def pag_run(cfg: float) -> Callable[[], object]:
+        def call() -> None:
+            kept = transformer.attn_processors
+            run(pag, cfg, pag_scale=3.0)
+            transformer.set_attn_processor(kept)
+
+        return call
+
+    def table(cfg: float, reference: Row) -> list[Row]:
+        rows = [
+            reference,
+            ("no head guidance", lambda: run(stock, cfg)),
+            ("two passes", guided(cfg, 0.5, "two_pass")),
+        ]
+        return rows + [
+            (f"shared trunk, fork at {name}", guided(cfg, f, "shared")) for name, f in FORKS.items()
+        ]
+
+    with_cfg = table(7.0, ("diffusers' PAG", pag_run(7.0)))
+    without = table(1.0, ("two passes", guided(1.0, 0.5, "two_pass")))
+    return with_cfg, [row for i, row in enumerate(without) if i != 2]
+
+
+def flux_rows(blocks: int) -> list[Row]:
+    """A third of the blocks double-stream, as in FLUX.1."""
+    torch.manual_seed(0)
+    double = max(1, round(blocks / 3))
+    transformer = FluxTransformer2DModel(
+        num_layers=double, num_single_layers=blocks - double, guidance_embeds=True
+    ).eval()
+    pipe = quiet(FluxPipeline(**parts(transformer, 2)))
+    texts = {"prompt_embeds": torch.randn(1, 512, 4096), "pooled_prompt_embeds": torch.randn(1, 768)}
+    call = {"num_inference_steps": 1, "output_type": "latent", "height": 512, "width": 512}
+
+    def run(heads: str | None, trunk: str = "shared") -> Callable[[], object]:
+        def plain() -> None:
+            pipe(**texts, latents=torch.zeros(1, 1024, 64), **call)
+
+        def guided() -> None:
+            with HeadGuidance(pipe, heads or "", trunk=trunk):
+                plain()
+
+        return plain if heads is None else guided
+
+    rows = [("two passes", run(f"L{blocks // 2}H3", "two_pass")), ("no head guidance", run(None))]
+    return rows + [
+        (f"shared trunk, fork at {name}", run(f"L{round(f * blocks)}H3")) for name, f in FORKS.items()
+    ]
+
+
+@torch.no_grad()
+def ratios(rows: list[Row], rounds: int) -> list[tuple[str, float, float]]:
+    """Name, median seconds, and median ratio to the first row, of each row."""
+    taken: list[list[float]] = [[] for _ in rows]
+    for turn in range(rounds + 1):
+        for seconds, (_, run) in zip(taken, rows, strict=True):
+            began = time.perf_counter()
+            run()
+            if turn:  # the first round warms up
+                seconds.append(time.perf_counter() - began)
+    found = []
+    for (name, _), seconds in zip(rows, taken, strict=True):
+        ratio = statistics.median(own / first for own, first in zip(seconds, taken[0], strict=True))
+        found.append((name, statistics.median(seconds), ratio))
+    return found
+
+
+def report(title: str, rows: list[Row], rounds: int, goal: Callable[[float], float]) -> None:
+    """A Markdown table; `goal(f)` is the ratio that a fork at depth f is meant to stay under."""
+    print(f"\n{title}\n\n| | seconds a step | ratio to the first row | goal |\n|---|---|---|---|")
+    for name, seconds, ratio in ratios(rows, rounds):
+        fork = next((f for label, f in FORKS.items() if name.endswith(label)), None)
+        wanted = "" if fork is None else f"{goal(fork):.3f}"
+        print(f"| {name} | {seconds:.2f} | {ratio:.3f} | {wanted} |", flush=True)
+
+
+class PeakBytes(TorchDispatchMode):
+    """The most bytes that tensors made inside held at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return out
+
+    def _add(self, storage: Any) -> None:
+        key, size = storage.data_ptr(), storage.nbytes()
+        if size and key not in self._known:
+            self._known.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+@torch.no_grad()
+def memory(image: int = 4096, text: int = 333) -> None:
+    """Peak memory of one attention processor on one row, in activations [image + text, 1536]."""
+    model = SD3Transformer2DModel(num_layers=2, num_attention_heads=24, caption_projection_dim=1536)
+    attn = model.transformer_blocks[0].attn
+    given = {
+        "hidden_states": torch.randn(1, image, 1536),
+        "encoder_hidden_states": torch.randn(1, text, 1536),
+    }
+    one = (image + text) * 1536 * 4
+    stock = JointAttnProcessor2_0()
+    weights = HeadWeights({"attn": torch.ones(1, 24)}, text)
+    print("\nPeak memory of a processor on one row\n")
+    print("| | MB | activations beyond the stock processor |\n|---|---|---|")
+    base = 0
+    for name in ("stock", "identity", "uniform", "mean_query", "explicit map"):
+        with PeakBytes() as peak:
+            if name == "explicit map":
+                q, k = (
+                    to(given["hidden_states"]).unflatten(-1, (24, 64)).transpose(1, 2)
+                    for to in (attn.to_q, attn.to_k)
+                )
+                (q @ k.transpose(-1, -2)).softmax(-1)
+            elif name == "stock":
+                stock(attn, **given)
+            else:
+                JointHeadProcessor(stock, "attn", Perturbation(name))(attn, **given, head_weights=weights)
+        base = base or peak.peak
+        print(f"| {name} | {peak.peak / 1e6:.0f} | {(peak.peak - base) / one:.2f} |", flush=True)
+
+
+def main(blocks: int = 8, rounds: int = 3, flux: bool = True) -> None:
+    with_cfg, without = sd3_rows(blocks)
+    report("SD3-medium's width, with CFG", with_cfg, rounds, lambda f: 1.05 * (3 - f) / 3)
+    report("SD3-medium's width, without CFG", without, rounds, lambda f: 1.05 * (2 - f) / 2)
+    if flux:
+        report("FLUX.1's width", flux_rows(blocks), rounds, lambda f: 1.05 * (2 - f) / 2)
+    memory()
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
