@@ -127,23 +127,34 @@ class FluxHeadProcessor(HeadProcessor):
             raise ValueError(
                 f"attention_mask: only identity is defined under one, got {self.perturbation.name!r}"
             )
-        text_tokens = head_weights.text_tokens
-        parts = [] if encoder_hidden_states is None else [_text_heads(attn, encoder_hidden_states)]
-        q, k, v = _joined([*parts, _image_heads(attn, hidden_states)])
-        if image_rotary_emb is not None:
-            turned: Any = [apply_rotary_emb(t, image_rotary_emb, sequence_dim=2) for t in (q, k)]
-            q, k = turned
-        out = self._perturbed((q, k, v), u, slice(text_tokens, None), attention_mask)
-        if encoder_hidden_states is None:
-            return out
-        project, dropout = attn.to_out
-        return dropout(project(out[:, text_tokens:])), attn.to_add_out(out[:, :text_tokens])
+        qkv = flux_projections(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
+        out = self._perturbed(qkv, u, slice(head_weights.text_tokens, None), attention_mask)
+        return flux_outputs(attn, out, encoder_hidden_states)
 
 
 def joint_projections(attn: Any, image: Tensor, text: Tensor | None) -> QKV:
     """SD3's queries, keys and values [B, H, N + T, D]: image tokens, then text tokens."""
     parts = [_image_heads(attn, image)] + ([] if text is None else [_text_heads(attn, text)])
     return _joined(parts)
+
+
+def flux_projections(attn: Any, image: Tensor, text: Tensor | None, rotary: Any) -> QKV:
+    """FLUX's queries, keys and values [B, H, T + N, D], text tokens first; a single-stream block has both
+    in `image`."""
+    q, k, v = _joined([*([] if text is None else [_text_heads(attn, text)]), _image_heads(attn, image)])
+    if rotary is None:
+        return q, k, v
+    turned: Any = [apply_rotary_emb(t, rotary, sequence_dim=2) for t in (q, k)]
+    return *turned, v
+
+
+def flux_outputs(attn: Any, out: Tensor, text: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
+    """FLUX's output projections of attention [B, T + N, C], for image and text apart; single-stream blocks
+    have none."""
+    if text is None:
+        return out
+    project, dropout = attn.to_out
+    return dropout(project(out[:, text.shape[1] :])), attn.to_add_out(out[:, : text.shape[1]])
 
 
 def _joined(parts: list[QKV]) -> QKV:

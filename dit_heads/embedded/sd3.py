@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,22 +83,19 @@ class TrainingAttention:
         return joint_outputs(attn, out, hidden_states.shape[1], joint=True)
 
 
-class Student(nn.Module):
-    """What is trained: transformer, T5, and a linear probe of what the image tokens show.
+class Probed(nn.Module):
+    """A transformer in training, and a linear probe of what the image tokens of a middle block show.
 
     The probe is representation alignment (arXiv 2410.06940) with the renderer's own truth as the
     representation. It is thrown away after training."""
 
-    PROBED = 4  # a middle block
-
-    def __init__(self, t5_vocabulary: int) -> None:
+    def __init__(self, transformer: Any, block: nn.Module, attention: Any) -> None:
         super().__init__()
-        self.transformer = make_transformer()
-        self.transformer.set_attn_processor(TrainingAttention())  # pyright: ignore[reportArgumentType]
-        self.t5 = make_t5(t5_vocabulary)
+        self.transformer = transformer
+        transformer.set_attn_processor(attention)
         self.probe = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, COVERAGE_CHANNELS))
         self._seen: Tensor | None = None
-        self.transformer.transformer_blocks[self.PROBED].register_forward_hook(self._keep)
+        block.register_forward_hook(self._keep)
 
     def _keep(self, block: nn.Module, args: object, output: tuple[Tensor, Tensor]) -> None:
         self._seen = output[1]  # (text, image)
@@ -108,6 +105,15 @@ class Student(nn.Module):
         seen, self._seen = self._seen, None
         assert seen is not None, "the transformer has not run"
         return seen
+
+
+class Student(Probed):
+    """The SD3 transformer in training, and the T5 that learns with it."""
+
+    def __init__(self, t5_vocabulary: int) -> None:
+        transformer = make_transformer()
+        super().__init__(transformer, transformer.transformer_blocks[BLOCKS // 2], TrainingAttention())
+        self.t5 = make_t5(t5_vocabulary)
 
 
 @dataclass(frozen=True)
@@ -130,15 +136,16 @@ class Corpus:
         scenes: Sequence[Scene],
         composites: Sequence[tuple[Tensor, list[list[int]]]],
         batch: int,
+        stock: int = STOCK,
     ) -> None:
         """`latents` [N, C, 16, 16]; `composites` has an entry for each of `GRIDS`: latents [n, C, h, w] and
-        the scenes of each one's panels."""
+        the scenes of each one's panels. `stock`: T5 tokens of the pipeline's default."""
         self.latents, self.coverage, self.scenes, self.batch = latents, coverage, scenes, batch
-        self.composites = composites
+        self.composites, self.stock = composites, stock
 
     def draw(self, generator: torch.Generator, *, stock_length: bool) -> Batch:
         """A batch of single pictures, or in one draw of ten of composites, a tenth of them without a caption;
-        `stock_length` pads every other batch to the 256 tokens of the pipeline's default."""
+        `stock_length` pads every other batch to the pipeline's default."""
         kind = torch.rand(2, generator=generator).tolist()
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
         if kind[0] < 0.1 and self.composites:
@@ -149,11 +156,10 @@ class Corpus:
         said = [self._say(self.scenes[i], length, rng) for i in which]
         return Batch(self.latents[which].float(), _drop(said, rng), length, self._cover(which))
 
-    @staticmethod
-    def _length(draw: float, stock_length: bool) -> int:
+    def _length(self, draw: float, stock_length: bool) -> int:
         """T5 is called without a mask, so it must learn that padding of any length says nothing."""
         if stock_length and draw < 0.5:
-            return STOCK
+            return self.stock
         return LONG if draw > 0.93 else (MEDIUM if draw > 0.83 else SHORT)
 
     def _say(self, scene: Scene, length: int, rng: np.random.Generator) -> str:
@@ -199,28 +205,24 @@ class TextEncoders:
         return torch.cat([clip, t5(input_ids=t5_ids).last_hidden_state], 1), pooled
 
 
-class Sd3Loss:
-    """The flow-matching loss, and in the first part of training the probe's."""
+Velocity = Callable[[Tensor, Tensor], Tensor]
 
-    def __init__(self, student: Student, texts: TextEncoders, corpus: Corpus, steps: int) -> None:
-        self.student, self.texts, self.corpus, self.steps = student, texts, corpus, steps
+
+class ProbedLoss:
+    """The flow-matching loss, and in the first part of training the probe's. `velocity` makes of a batch the
+    transformer's prediction from latents [B, C, h, w] and noise levels [B]."""
+
+    def __init__(
+        self, student: Any, velocity: Callable[[Batch], Velocity], corpus: Corpus, steps: int
+    ) -> None:
+        self.student, self.velocity, self.corpus, self.steps = student, velocity, corpus, steps
 
     def __call__(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
         done = step / self.steps
         batch = self.corpus.draw(generator, stock_length=done > 0.9)
-        text, pooled = self.texts(self.student.t5, batch.captions, batch.length)
-        sigmas = logit_normal_sigmas(len(text), generator, shift=SHIFT)
+        velocity = self.velocity(batch)
+        sigmas = logit_normal_sigmas(len(batch.latents), generator, shift=SHIFT)
         noise = torch.randn(batch.latents.shape, generator=generator)
-
-        def velocity(x: Tensor, s: Tensor) -> Tensor:
-            return self.student.transformer(
-                hidden_states=x,
-                timestep=1000 * s,
-                encoder_hidden_states=text,
-                pooled_projections=pooled,
-                return_dict=False,
-            )[0]
-
         loss = flow_matching_loss(velocity, batch.latents, sigmas, noise)
         seen = self.student.take_seen()
         figures: dict[str, float | Tensor] = {"flow": loss.detach()}
@@ -230,6 +232,24 @@ class Sd3Loss:
             figures["probe"] = probe.detach()
             loss = loss + weight * probe
         return loss, figures
+
+
+class Sd3Loss(ProbedLoss):
+    """`ProbedLoss` of the SD3 transformer, whose T5 learns with it."""
+
+    def __init__(self, student: Student, texts: TextEncoders, corpus: Corpus, steps: int) -> None:
+        super().__init__(student, self._velocity, corpus, steps)
+        self.texts = texts
+
+    def _velocity(self, batch: Batch) -> Velocity:
+        text, pooled = self.texts(self.student.t5, batch.captions, batch.length)
+        return lambda x, s: self.student.transformer(
+            hidden_states=x,
+            timestep=1000 * s,
+            encoder_hidden_states=text,
+            pooled_projections=pooled,
+            return_dict=False,
+        )[0]
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ weights that the package ships from the checkpoints that there are.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +19,11 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dit_heads.embedded import load_embedded, sd3
+from dit_heads.embedded import WEIGHTS, flux, load_embedded, sd3
 from dit_heads.embedded.clip import Clip, ClipLoss, retrieval
 from dit_heads.embedded.data import cache_folder, load_shards, scene_of
 from dit_heads.embedded.export import export_weights, packaged
+from dit_heads.embedded.flux import clip_of
 from dit_heads.embedded.judge import Judge, JudgeLoss, labels, verdict
 from dit_heads.embedded.scenes import Scene
 from dit_heads.embedded.text import make_clip_tokenizer
@@ -29,7 +31,7 @@ from dit_heads.embedded.vae import VaeLoss, latent_statistics, make_vae, reconst
 from dit_heads.training import FitConfig, fit, load_weights, read_average
 
 M = TypeVar("M", bound=nn.Module)
-SD3, SD3_WARM = "sd3-v1", "sd3-warm"
+SD3, SD3_WARM, FLUX, FLUX_DISTILLED = "sd3-v1", "sd3-warm", "flux-v1", "flux-distilled"
 # oneDNN's flash attention has a slow backward in bf16 on CPUs; the plain kernel trains 1.5 times faster.
 torch.backends.cuda.enable_flash_sdp(False)
 
@@ -125,9 +127,36 @@ def sd3_model(
     if warm:
         load_weights(student, packaged("sd3"))
     config = FitConfig(steps, 1.5e-3, "muon", decline=0.3, ema=0.9995, weight_decay=0.01, seed=4)
-    until = None if hours is None else time.time() + 3600 * hours
     folder = _folder(SD3_WARM if warm else SD3)
-    fit(student, sd3.Sd3Loss(student, texts, corpus, steps), config, folder, until=until)
+    fit(student, sd3.Sd3Loss(student, texts, corpus, steps), config, folder, until=_until(hours))
+
+
+def flux_model(steps: int = 8000, shards: int = 5, batch: int = 64, hours: float | None = None) -> None:
+    """The FLUX transformer, on the latents and the frozen T5 of SD3's; its guidance embedding at 1."""
+    corpus, texts = _corpus(shards, batch, flux.STOCK), _flux_texts()
+    torch.manual_seed(0)
+    student = flux.FluxStudent()
+    config = FitConfig(steps, 1.5e-3, "muon", decline=0.3, ema=0.9995, weight_decay=0.01, seed=5)
+    fit(student, flux.FluxLoss(student, texts, corpus, steps), config, _folder(FLUX), until=_until(hours))
+
+
+def distill(steps: int = 1500, shards: int = 5, batch: int = 64, hours: float | None = None) -> None:
+    """CFG into the FLUX transformer's guidance embedding."""
+    corpus, texts = _corpus(shards, batch, flux.STOCK), _flux_texts()
+    student = trained(flux.FluxStudent(), FLUX)
+    teacher = copy.deepcopy(student.transformer)
+    config = FitConfig(steps, 5e-4, "muon", warmup=100, ema=0.999, weight_decay=0.01, seed=6)
+    loss = flux.DistilledLoss(student, teacher, texts, corpus, steps)
+    fit(student, loss, config, _folder(FLUX_DISTILLED), until=_until(hours))
+
+
+def _flux_texts() -> flux.FluxTexts:
+    pipe = load_embedded("sd3")
+    return flux.FluxTexts(clip_of(pipe.text_encoder), pipe.text_encoder_3)
+
+
+def _until(hours: float | None) -> float | None:
+    return None if hours is None else time.time() + 3600 * hours
 
 
 def normalised_vae() -> AutoencoderKL:
@@ -142,7 +171,7 @@ def normalised_vae() -> AutoencoderKL:
     return model
 
 
-def _corpus(shards: int, batch: int) -> sd3.Corpus:
+def _corpus(shards: int, batch: int, stock: int = sd3.STOCK) -> sd3.Corpus:
     """The training set as latents, encoded once and kept in the cache folder."""
     path = _folder(f"latents-v1-{shards}.pt")
     data = list(load_shards("train", shards))
@@ -153,7 +182,7 @@ def _corpus(shards: int, batch: int) -> sd3.Corpus:
         torch.save({"latents": latents, "composites": composites}, partial)
         partial.replace(path)
     stored = torch.load(path, weights_only=True)
-    return sd3.Corpus(stored["latents"], coverage, _scenes(len(coverage)), stored["composites"], batch)
+    return sd3.Corpus(stored["latents"], coverage, _scenes(len(coverage)), stored["composites"], batch, stock)
 
 
 def _encode(shards: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, list[tuple[Tensor, list[list[int]]]]]:
@@ -169,7 +198,24 @@ def export() -> None:
     export_weights(student, towers, normalised_vae(), trained(Judge(), "judge-v1"))
 
 
-COMMANDS = {"vae": vae, "decoder": decoder, "clip": clip, "judge": judge, "sd3": sd3_model, "export": export}
+def export_flux() -> None:
+    """Write the FLUX transformer: its pipeline shares every other part with SD3's."""
+    name = FLUX_DISTILLED if _has_run(FLUX_DISTILLED) else FLUX
+    transformer = trained(flux.FluxStudent(), name).transformer
+    transformer.half().save_pretrained(WEIGHTS / "flux" / "transformer")
+
+
+COMMANDS = {
+    "vae": vae,
+    "decoder": decoder,
+    "clip": clip,
+    "judge": judge,
+    "sd3": sd3_model,
+    "export": export,
+    "flux": flux_model,
+    "distill": distill,
+    "export-flux": export_flux,
+}
 
 if __name__ == "__main__":
     tyro.extras.subcommand_cli_from_dict(COMMANDS)

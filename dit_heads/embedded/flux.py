@@ -1,0 +1,189 @@
+"""The embedded FLUX: FLUX.1's architecture at a sixteenth of its width, on the latents and the T5 of SD3's.
+
+It is trained with its guidance embedding at 1, then classifier-free guidance is distilled into that
+embedding, as FLUX.1-dev was made from a model that needed two calls a step (arXiv 2210.03142, stage one).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
+
+from dit_heads.embedded.clip import WIDTH as CLIP_WIDTH
+from dit_heads.embedded.clip import tokenize
+from dit_heads.embedded.sd3 import SHIFT, WIDTH, Batch, Corpus, Probed, ProbedLoss, Velocity
+from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
+from dit_heads.embedded.vae import LATENT_CHANNELS
+from dit_heads.flow import logit_normal_sigmas
+from dit_heads.processors import flux_outputs, flux_projections
+
+DOUBLE, SINGLE, HEADS, HEAD_WIDTH = 4, 8, 12, 16
+STOCK = 512  # T5 tokens, the pipeline's default
+STRONGEST = 6.0  # guidance that is distilled goes from 1 to this
+
+
+def make_transformer() -> FluxTransformer2DModel:
+    """4 double-stream and 8 single-stream blocks of 12 heads, with a guidance embedding."""
+    return FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4 * LATENT_CHANNELS,
+        num_layers=DOUBLE,
+        num_single_layers=SINGLE,
+        attention_head_dim=HEAD_WIDTH,
+        num_attention_heads=HEADS,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=CLIP_WIDTH,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 6, 6),  # pyright: ignore[reportArgumentType]
+    )
+
+
+class TrainingAttention:
+    """FLUX's attention with its map written out; see `sd3.TrainingAttention`."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Any = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        q, k, v = flux_projections(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
+        a = torch.softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2), -1, dtype=q.dtype)
+        out = (a @ v).transpose(1, 2).flatten(2)
+        return flux_outputs(attn, out, encoder_hidden_states)
+
+
+class FluxStudent(Probed):
+    """The FLUX transformer in training, probed at its first single-stream block."""
+
+    def __init__(self) -> None:
+        transformer = make_transformer()
+        super().__init__(transformer, transformer.single_transformer_blocks[0], TrainingAttention())
+
+
+class FluxTexts:
+    """The frozen text encoders: tokens of SD3's T5, the pooled vector of its first CLIP tower."""
+
+    def __init__(self, clip: CLIPTextModel, t5: T5EncoderModel) -> None:
+        self.clip, self.t5 = clip.eval().requires_grad_(False), t5.eval().requires_grad_(False)
+        self.clip_tokenizer, self.t5_tokenizer = make_clip_tokenizer(), make_t5_tokenizer()
+
+    @torch.no_grad()
+    def __call__(self, captions: list[str], length: int) -> tuple[Tensor, Tensor]:
+        """Text tokens [B, length, 192] and the pooled vector [B, 96]."""
+        pooled = self.clip(input_ids=tokenize(self.clip_tokenizer, captions)).pooler_output
+        ids = self.t5_tokenizer(
+            captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).input_ids
+        return self.t5(input_ids=ids).last_hidden_state, pooled
+
+
+def clip_of(tower: CLIPTextModelWithProjection) -> CLIPTextModel:
+    """The tower as FLUX's pipeline wants it, without the projection; a copy."""
+    model = CLIPTextModel(tower.config)
+    model.load_state_dict(
+        {name: t for name, t in tower.state_dict().items() if not name.startswith("text_projection")}
+    )
+    return model.eval()
+
+
+def pack(latents: Tensor) -> Tensor:
+    """[B, C, h, w] -> one token for each 2 x 2 latents, [B, h w / 4, 4 C]."""
+    b, c, h, w = latents.shape
+    return latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
+
+
+def unpack(tokens: Tensor, h: int, w: int) -> Tensor:
+    """The inverse of `pack`."""
+    b, _, c = tokens.shape
+    grid = tokens.view(b, h // 2, w // 2, c // 4, 2, 2)
+    return grid.permute(0, 3, 1, 4, 2, 5).reshape(b, c // 4, h, w)
+
+
+def predict(transformer: Any, x: Tensor, s: Tensor, text: Tensor, pooled: Tensor, guidance: Tensor) -> Tensor:
+    """Velocity [B, C, h, w] at noise levels `s` [B], with guidance embedded [B]."""
+    h, w = x.shape[2:]
+    place = torch.zeros(h // 2, w // 2, 3)
+    place[..., 1] += torch.arange(h // 2)[:, None]
+    place[..., 2] += torch.arange(w // 2)[None]
+    tokens = transformer(
+        hidden_states=pack(x),
+        timestep=s,
+        guidance=guidance,
+        encoder_hidden_states=text,
+        pooled_projections=pooled,
+        img_ids=place.flatten(0, 1),
+        txt_ids=torch.zeros(text.shape[1], 3),
+        return_dict=False,
+    )[0]
+    return unpack(tokens, h, w)
+
+
+class FluxLoss(ProbedLoss):
+    """`ProbedLoss` of the FLUX transformer, its guidance embedding at 1."""
+
+    def __init__(self, student: FluxStudent, texts: FluxTexts, corpus: Corpus, steps: int) -> None:
+        super().__init__(student, self._velocity, corpus, steps)
+        self.texts = texts
+
+    def _velocity(self, batch: Batch) -> Velocity:
+        text, pooled = self.texts(batch.captions, batch.length)
+        return lambda x, s: predict(self.student.transformer, x, s, text, pooled, torch.ones(len(x)))
+
+
+class DistilledLoss:
+    """CFG of a frozen teacher as the student's target: u + g (c - u), g from 1 to `STRONGEST` (arXiv
+    2210.03142, eq. 2)."""
+
+    def __init__(
+        self, student: FluxStudent, teacher: Any, texts: FluxTexts, corpus: Corpus, steps: int
+    ) -> None:
+        self.student, self.texts, self.corpus, self.steps = student, texts, corpus, steps
+        self.teacher = teacher.eval().requires_grad_(False)
+
+    def __call__(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
+        batch = self.corpus.draw(generator, stock_length=step / self.steps > 0.9)
+        count = len(batch.latents)
+        said = self.texts(batch.captions, batch.length)
+        unsaid = self.texts([""] * count, batch.length)
+        sigmas = logit_normal_sigmas(count, generator, shift=SHIFT)
+        noise = torch.randn(batch.latents.shape, generator=generator)
+        g = 1 + (STRONGEST - 1) * torch.rand(count, generator=generator)
+        s = sigmas[:, None, None, None]
+        x = (1 - s) * batch.latents + s * noise
+        with torch.no_grad():
+            one = torch.ones(count)
+            with_text, without = (predict(self.teacher, x, sigmas, *texts, one) for texts in (said, unsaid))
+            target = without + g[:, None, None, None] * (with_text - without)
+        found = predict(self.student.transformer, x, sigmas, *said, g)
+        self.student.take_seen()
+        loss = (found.float() - target.float()).pow(2).mean()
+        return loss, {"distance": loss.detach()}
+
+
+def assemble_flux(
+    transformer: FluxTransformer2DModel, vae: AutoencoderKL, clip: CLIPTextModel, t5: T5EncoderModel
+) -> FluxPipeline:
+    """A stock pipeline of the embedded parts, 128 x 128 by default."""
+    pipe = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        vae=vae,
+        text_encoder=clip,
+        tokenizer=make_clip_tokenizer(),
+        text_encoder_2=t5,
+        tokenizer_2=make_t5_tokenizer(),
+        transformer=transformer,
+    )
+    pipe.default_sample_size = 16
+    return pipe
