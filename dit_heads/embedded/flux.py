@@ -6,6 +6,7 @@ embedding, as FLUX.1-dev was made from a model that needed two calls a step (arX
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from diffusers import (
     FluxTransformer2DModel,
 )
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
+from transformers import CLIPTextModel, T5EncoderModel
 
 from dit_heads.embedded.clip import WIDTH as CLIP_WIDTH
 from dit_heads.embedded.clip import tokenize
@@ -87,15 +88,6 @@ class FluxTexts:
             captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         ).input_ids
         return self.t5(input_ids=ids).last_hidden_state, pooled
-
-
-def clip_of(tower: CLIPTextModelWithProjection) -> CLIPTextModel:
-    """The tower as FLUX's pipeline wants it, without the projection; a copy."""
-    model = CLIPTextModel(tower.config)
-    model.load_state_dict(
-        {name: t for name, t in tower.state_dict().items() if not name.startswith("text_projection")}
-    )
-    return model.eval()
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -187,3 +179,21 @@ def assemble_flux(
     )
     pipe.default_sample_size = 16
     return pipe
+
+
+def load_flux(folder: Path) -> FluxPipeline:
+    """The pipeline of `folder`/flux, whose other parts are those of `folder`/sd3; fp32."""
+    transformer = FluxTransformer2DModel.from_pretrained(
+        folder / "flux" / "transformer", local_files_only=True
+    )
+    vae = AutoencoderKL.from_pretrained(folder / "sd3" / "vae", local_files_only=True)
+    return assemble_flux(transformer.float(), vae.float(), load_clip_text(folder), load_t5(folder))
+
+
+def load_clip_text(folder: Path) -> CLIPTextModel:
+    """SD3's first text tower as FLUX's pipeline wants it, without the projection."""
+    return CLIPTextModel.from_pretrained(folder / "sd3" / "text_encoder", local_files_only=True)
+
+
+def load_t5(folder: Path) -> T5EncoderModel:
+    return T5EncoderModel.from_pretrained(folder / "sd3" / "text_encoder_3", local_files_only=True)

@@ -23,7 +23,6 @@ from dit_heads.embedded import WEIGHTS, flux, load_embedded, sd3
 from dit_heads.embedded.clip import Clip, ClipLoss, retrieval
 from dit_heads.embedded.data import cache_folder, load_shards, scene_of
 from dit_heads.embedded.export import export_weights, packaged
-from dit_heads.embedded.flux import clip_of
 from dit_heads.embedded.judge import Judge, JudgeLoss, labels, verdict
 from dit_heads.embedded.scenes import Scene
 from dit_heads.embedded.text import make_clip_tokenizer
@@ -151,8 +150,7 @@ def distill(steps: int = 1500, shards: int = 5, batch: int = 64, hours: float | 
 
 
 def _flux_texts() -> flux.FluxTexts:
-    pipe = load_embedded("sd3")
-    return flux.FluxTexts(clip_of(pipe.text_encoder), pipe.text_encoder_3)
+    return flux.FluxTexts(flux.load_clip_text(WEIGHTS), flux.load_t5(WEIGHTS))
 
 
 def _until(hours: float | None) -> float | None:
