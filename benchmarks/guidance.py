@@ -194,13 +194,13 @@ class PeakBytes(TorchDispatchMode):
 def memory(image: int = 4096, text: int = 333) -> None:
     """Peak memory of one attention processor on one row, in activations [image + text, 1536]."""
     model = SD3Transformer2DModel(num_layers=2, num_attention_heads=24, caption_projection_dim=1536)
-    attn = model.transformer_blocks[0].attn
-    given = {
+    attn: Any = model.transformer_blocks[0].attn
+    given: Any = {
         "hidden_states": torch.randn(1, image, 1536),
         "encoder_hidden_states": torch.randn(1, text, 1536),
     }
     one = (image + text) * 1536 * 4
-    stock = JointAttnProcessor2_0()
+    stock: Any = JointAttnProcessor2_0()
     weights = HeadWeights({"attn": torch.ones(1, 24)}, text)
     print("\nPeak memory of a processor on one row\n")
     print("| | MB | activations beyond the stock processor |\n|---|---|---|")
