@@ -85,7 +85,7 @@ def test_head_guidance_changes_its_pictures(pipe):
 
 def test_all_weights_stay_small():
     sizes = {path: path.stat().st_size for path in Path(WEIGHTS).rglob("*") if path.is_file()}
-    assert sum(sizes.values()) < 36e6
+    assert sum(sizes.values()) < 40e6
 
 
 @pytest.mark.slow
