@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import tyro
 
-from dit_heads import HeadGuidance, HeadSet, load_embedded
+from dit_heads import load_embedded
 from dit_heads.embedded.captions import caption
 from dit_heads.embedded.clip import ClipScore
 from dit_heads.embedded.evaluate import OWN_TEXT_TOKENS, paint, unseen_scenes
@@ -56,9 +56,7 @@ def _cell(values: np.ndarray) -> str:
 
 
 def _paint(pipe, scenes, cfg: float, choice: Choice | None, steps: int) -> torch.Tensor:
-    heads = choice and HeadGuidance(
-        pipe, HeadSet.parse(choice.set), scale=choice.scale, softness=choice.softness
-    )
+    heads = choice and choice.guidance(pipe)
     call = {"guidance_scale": cfg, "num_inference_steps": steps, "max_sequence_length": OWN_TEXT_TOKENS}
     return paint(pipe, scenes, guidance=heads, **call)
 

@@ -29,15 +29,19 @@ Weights = Mapping[int, Mapping[str, Tensor]]
 
 def weights_of(layout: Layout, softness: Sequence[Mapping[HeadId, float]], like: Tensor) -> Weights:
     """U of every perturbed attention from u of each head, a mapping for each of R rows; like `like`."""
+    # Filled on the CPU: a write for each head would be as many launches on a GPU, at every step.
     weights: dict[int, dict[str, Tensor]] = {}
     for row, of_row in enumerate(softness):
         for head, u in of_row.items():
             of_block = weights.setdefault(head.block, {})
             name = attention_name(head)
             if name not in of_block:
-                of_block[name] = like.new_zeros(len(softness), layout.count(head))
+                of_block[name] = torch.zeros(len(softness), layout.count(head), dtype=torch.float64)
             of_block[name][row, head.head] = u
-    return weights
+    return {
+        block: {name: u.to(like.device, like.dtype) for name, u in of_block.items()}
+        for block, of_block in weights.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class BranchRunner:
     """Hooks on a transformer that let one call of it return the perturbed prediction too; `remove` takes
     them off.
 
-    `blocks` lists the perturbed attentions of each block. `count(rows)` is called for every block that is
+    `blocks` are those with perturbed heads. `count(rows, second_pass)` is called for every block that is
     evaluated.
     """
 

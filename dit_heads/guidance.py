@@ -68,6 +68,7 @@ class _Run:
     thread: int = field(default_factory=threading.get_ident)
     step: int = -1
     evaluates: bool = False
+    rows: slice = field(default_factory=lambda: slice(0))
     input: Tensor | None = None
     timestep: Tensor | None = None
     difference: Tensor | None = None
@@ -236,9 +237,10 @@ class HeadGuidance:
         arguments = runner.arguments(args, kwargs)
         if self._begins_step(run, arguments):
             self._enter_step(run, arguments)
+            if run.evaluates:
+                run.rows = self._rows(len(arguments["hidden_states"]))
             if run.evaluates and self.report.trunk == "shared":
-                rows = self._rows(len(arguments["hidden_states"]))
-                arguments = runner.forked(arguments, self._weights(arguments, rows), rows)
+                arguments = runner.forked(arguments, self._weights(arguments, run.rows), run.rows)
         return (), arguments
 
     def _after(self, _: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -247,8 +249,7 @@ class HeadGuidance:
         sample = output[0]
         if run.evaluates and run.difference is None:
             assert run.input is not None
-            batch = len(run.input)
-            rows = self._rows(batch)
+            batch, rows = len(run.input), run.rows
             if self.report.trunk == "shared":
                 sample, perturbed = sample[:batch], sample[batch:]
             else:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from dit_heads import HeadGuidance, HeadSet, __version__
+from dit_heads import HeadGuidance, __version__
 from dit_heads.generate import EMBEDDED_TEXT_TOKENS
 from dit_heads.models import load_pipeline
 from dit_heads.pictures import write_png
@@ -33,6 +33,10 @@ class Choice:
     set: str
     scale: float
     softness: float
+
+    def guidance(self, pipe: Any) -> HeadGuidance:
+        """Guidance of `pipe` by these heads, to be attached."""
+        return HeadGuidance(pipe, self.set, scale=self.scale, softness=self.softness)
 
     @property
     def label(self) -> str:
@@ -77,12 +81,7 @@ def draw_column(
     pipe: Any, prompts: Sequence[str], seed: int, steps: int, cfg: float, choice: Choice | None
 ) -> list[Image.Image]:
     """One picture a prompt; row i has seed + i whatever guides it."""
-    guidance = (
-        HeadGuidance(pipe, HeadSet.parse(choice.set), scale=choice.scale, softness=choice.softness)
-        if choice
-        else nullcontext()
-    )
-    with guidance:
+    with choice.guidance(pipe) if choice else nullcontext():
         return pipe(
             list(prompts),
             guidance_scale=cfg,

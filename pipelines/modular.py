@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from typing import Any
 
 from diffusers.configuration_utils import register_to_config
@@ -60,7 +61,7 @@ class HeadPerturbationGuidance(BaseGuidance):
         self.perturbation = Perturbation(perturbation, region, temperature)
         self.head_guidance_scale, self.guidance_scale = head_guidance_scale, guidance_scale
         self.head_guidance_start, self.head_guidance_stop = head_guidance_start, head_guidance_stop
-        self._undo: list[Any] = []
+        self._undo = ExitStack()
 
     def prepare_models(self, denoiser: nn.Module) -> None:
         self._count_prepared += 1
@@ -68,8 +69,7 @@ class HeadPerturbationGuidance(BaseGuidance):
             self._perturb(denoiser)
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
-        while self._undo:
-            self._undo.pop()()
+        self._undo.close()
 
     def prepare_inputs(self, data: Any) -> list[Any]:
         return [self._prepare_batch(data, int(name == "pred_uncond"), name) for name in self._predictions()]
@@ -113,11 +113,11 @@ class HeadPerturbationGuidance(BaseGuidance):
         softness = softness_of(layout.resolve(self.heads), self.softness, layout.resolve)
         blocks = sorted({head.block for head in softness})
         runner = BranchRunner(denoiser, layout, blocks, self.perturbation, lambda *_: None)
-        self._undo.append(runner.remove)
+        self._undo.callback(runner.remove)
 
         def perturbed(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             arguments = runner.arguments(args, kwargs)
             like = arguments["hidden_states"]
             return (), runner.perturbed(arguments, weights_of(layout, [softness] * len(like), like))
 
-        self._undo.append(denoiser.register_forward_pre_hook(perturbed, with_kwargs=True).remove)
+        self._undo.callback(denoiser.register_forward_pre_hook(perturbed, with_kwargs=True).remove)

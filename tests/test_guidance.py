@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from dit_heads import HeadGuidance, HeadSet
-from dit_heads.perturb import TARGETS, Perturbation
 from tests import tiny
 from tests.saved import tiny_pipeline
-from tests.tiny import BLOCKS, HEADS, explicit, inputs, pipeline, prompts, sd3, weights
+from tests.tiny import BLOCKS, HEADS, KINDS, explicit, inputs, pipeline, prompts, sd3, weights
 
 STEPS = 4
 CFG = 3.5
@@ -36,10 +35,10 @@ def run(pipe, count=2, cfg=CFG, **options):
 
 
 @torch.no_grad()
-def by_hand(pipe, softness, scale, *, count=2, cfg=CFG, guided=lambda i: True, steps=STEPS):
+def by_hand(pipe, softness, scale, *, count=2, cfg=CFG, guided=lambda i: True, steps=STEPS, every=1):
     """CFG + head guidance as a loop over single predictions, with explicit attention maps in float64."""
     given, model, scheduler = prompts(count), pipe.transformer, pipe.scheduler
-    x = given["latents"]
+    x, difference = given["latents"], torch.zeros(())
     scheduler.set_timesteps(steps)
 
     def predicted(prompt, softness):
@@ -57,8 +56,10 @@ def by_hand(pipe, softness, scale, *, count=2, cfg=CFG, guided=lambda i: True, s
         if cfg > 1:
             unconditional = predicted("negative_", {})
             velocity = unconditional + cfg * (conditional - unconditional)
+        if i % every == 0:
+            difference = scale * (conditional - predicted("", softness))
         if guided(i):
-            velocity = velocity + scale * (conditional - predicted("", softness))
+            velocity = velocity + difference
         x = scheduler.step(velocity, t, x, return_dict=False)[0]
     return x
 
@@ -107,18 +108,6 @@ def test_softness_of_each_head(sd3_pipe):
         got = run(sd3_pipe)
     everything = [(1, 0, 0.25), *((2, head, 0.75) for head in range(HEADS))]
     assert_close(got, by_hand(sd3_pipe, weights(2, *everything), 1.0))
-
-
-KINDS = [
-    *(
-        Perturbation(name, region)
-        for name in TARGETS
-        if name != "temperature"
-        for region in ("joint", "image")
-    ),
-    *(Perturbation("temperature", region, 2.5) for region in ("joint", "image")),
-    Perturbation("identity", "image_to_image"),
-]
 
 
 @settings(max_examples=6)
@@ -583,27 +572,12 @@ def test_two_guided_pipelines_in_turn_keep_their_heads(sd3_pipe):
 
 @pytest.mark.parametrize("every", [2, 3])
 def test_between_evaluations_the_last_difference_serves_again(sd3_pipe, every):
-    """The rows x blocks of a run say how often the branch ran; a hand loop says with what effect."""
+    """The rows x blocks of a run say how often the branch ran; the loop by hand with what effect."""
     with HeadGuidance(sd3_pipe, "L1H0", scale=2.0, every=every) as guide:
         got = run(sd3_pipe, cfg=1.0)
     assert guide.report.guided == [0, 1, 2, 3]
     assert guide.report.extra == len(range(0, STEPS, every)) * 2 * (BLOCKS - 1)
-    given, scheduler, kept = prompts(2), sd3_pipe.scheduler, torch.zeros(())
-    x = given["latents"]
-    scheduler.set_timesteps(STEPS)
-    for i, t in enumerate(scheduler.timesteps):
-        call = {
-            "hidden_states": x,
-            "encoder_hidden_states": given["prompt_embeds"],
-            "pooled_projections": given["pooled_prompt_embeds"],
-            "timestep": t.expand(2),
-        }
-        with torch.no_grad():
-            clean = explicit(sd3_pipe.transformer, {}, **call)
-            if i % every == 0:
-                kept = 2.0 * (clean - explicit(sd3_pipe.transformer, weights(2, (1, 0, 1.0)), **call))
-        x = scheduler.step(clean + kept, t, x, return_dict=False)[0]
-    assert_close(got, x)
+    assert_close(got, by_hand(sd3_pipe, weights(2, (1, 0, 1.0)), 2.0, cfg=1.0, every=every))
 
 
 @torch.no_grad()

@@ -5,22 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from dit_heads.perturb import TARGETS, Perturbation
-from tests.tiny import attention_map, perturbed_map
+from dit_heads.perturb import Perturbation
+from tests.tiny import KINDS, attention_map, perturbed_map
 
 TEXT = 3
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(TEXT + 1, 9), st.integers(1, 8))
 SEEDS = st.integers(0, 2**31)
-KINDS = [
-    *(
-        Perturbation(name, region)
-        for name in TARGETS
-        if name != "temperature"
-        for region in ("joint", "image")
-    ),
-    *(Perturbation("temperature", region, 2.5) for region in ("joint", "image")),
-    Perturbation("identity", "image_to_image"),
-]
 IMAGES = [slice(TEXT, None), slice(None, -TEXT)]  # text first as in FLUX, image first as in SD3
 
 

@@ -14,7 +14,7 @@ from diffusers import (
 )
 from torch import Tensor
 
-from dit_heads.perturb import Perturbation
+from dit_heads.perturb import TARGETS, Perturbation
 
 BLOCKS, HEADS, DIM, TEXT = 4, 4, 8, 5
 MODELS = ("sd3", "sd3.5-medium", "sd3.5-large", "flux")
@@ -23,6 +23,17 @@ SD3 = {
     "sd3.5-medium": {"dual_attention_layers": (0, 1, 2), "qk_norm": "rms_norm"},
     "sd3.5-large": {"qk_norm": "rms_norm"},
 }
+# Every perturbation with every region that it has a defined map for.
+KINDS = [
+    *(
+        Perturbation(name, region)
+        for name in TARGETS
+        if name != "temperature"
+        for region in ("joint", "image")
+    ),
+    *(Perturbation("temperature", region, 2.5) for region in ("joint", "image")),
+    Perturbation("identity", "image_to_image"),
+]
 # attention module, head -> u
 Softness = Mapping[tuple[int, str], Tensor]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,10 +111,10 @@ class ClipLoss:
         return loss, {"right": hits}
 
 
-def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
-    """Token ids [B, 32]: bos, words, eos and more eos as padding; longer texts are cut."""
+def tokenize(tokenizer: Any, texts: Sequence[str], length: int = CLIP_LENGTH) -> Tensor:
+    """Token ids [B, length] of CLIP's or T5's tokenizer, padded as it pads; longer texts are cut."""
     return tokenizer(
-        list(texts), padding="max_length", max_length=CLIP_LENGTH, truncation=True, return_tensors="pt"
+        list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
     ).input_ids
 
 

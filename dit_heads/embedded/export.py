@@ -54,9 +54,8 @@ def packaged(part: str, folder: Path = WEIGHTS) -> dict[str, Tensor]:
 
 def load_judge(folder: Path = WEIGHTS) -> Judge:
     """The trained judge, fp32, in evaluation mode."""
-    stored = load_file(folder / "judge" / "judge.safetensors")
     judge = Judge()
-    judge.load_state_dict({k: v.float() for k, v in stored.items()})
+    judge.load_state_dict(packaged("judge", folder))
     return judge.eval()
 
 

@@ -21,7 +21,16 @@ from transformers import CLIPTextModel, T5EncoderModel
 
 from dit_heads.embedded.clip import WIDTH as CLIP_WIDTH
 from dit_heads.embedded.clip import tokenize
-from dit_heads.embedded.sd3 import SHIFT, WIDTH, Batch, Corpus, Probed, ProbedLoss, Velocity
+from dit_heads.embedded.sd3 import (
+    SHIFT,
+    WIDTH,
+    Batch,
+    Corpus,
+    Probed,
+    ProbedLoss,
+    Velocity,
+    attention_written_out,
+)
 from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
 from dit_heads.embedded.vae import LATENT_CHANNELS
 from dit_heads.flow import logit_normal_sigmas
@@ -60,9 +69,7 @@ class TrainingAttention:
         image_rotary_emb: Any = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         q, k, v = flux_projections(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
-        a = torch.softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2), -1, dtype=q.dtype)
-        out = (a @ v).transpose(1, 2).flatten(2)
-        return flux_outputs(attn, out, encoder_hidden_states)
+        return flux_outputs(attn, attention_written_out(q, k, v), encoder_hidden_states)
 
 
 class FluxStudent(Probed):
@@ -84,9 +91,7 @@ class FluxTexts:
     def __call__(self, captions: list[str], length: int) -> tuple[Tensor, Tensor]:
         """Text tokens [B, length, 192] and the pooled vector [B, 96]."""
         pooled = self.clip(input_ids=tokenize(self.clip_tokenizer, captions)).pooler_output
-        ids = self.t5_tokenizer(
-            captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).input_ids
+        ids = tokenize(self.t5_tokenizer, captions, length)
         return self.t5(input_ids=ids).last_hidden_state, pooled
 
 
@@ -123,13 +128,9 @@ def predict(transformer: Any, x: Tensor, s: Tensor, text: Tensor, pooled: Tensor
 
 
 class FluxLoss(ProbedLoss):
-    """`ProbedLoss` of the FLUX transformer, its guidance embedding at 1."""
+    """`ProbedLoss` of a `FluxStudent` and `FluxTexts`, the guidance embedding at 1."""
 
-    def __init__(self, student: FluxStudent, texts: FluxTexts, corpus: Corpus, steps: int) -> None:
-        super().__init__(student, self._velocity, corpus, steps)
-        self.texts = texts
-
-    def _velocity(self, batch: Batch) -> Velocity:
+    def velocity(self, batch: Batch) -> Velocity:
         text, pooled = self.texts(batch.captions, batch.length)
         return lambda x, s: predict(self.student.transformer, x, s, text, pooled, torch.ones(len(x)))
 
@@ -179,15 +180,6 @@ def assemble_flux(
     )
     pipe.default_sample_size = 16
     return pipe
-
-
-def load_flux(folder: Path) -> FluxPipeline:
-    """The pipeline of `folder`/flux, whose other parts are those of `folder`/sd3; fp32."""
-    transformer = FluxTransformer2DModel.from_pretrained(
-        folder / "flux" / "transformer", local_files_only=True
-    )
-    vae = AutoencoderKL.from_pretrained(folder / "sd3" / "vae", local_files_only=True)
-    return assemble_flux(transformer.float(), vae.float(), load_clip_text(folder), load_t5(folder))
 
 
 def load_clip_text(folder: Path) -> CLIPTextModel:

@@ -78,9 +78,13 @@ class TrainingAttention:
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any
     ) -> Tensor | tuple[Tensor, Tensor]:
         q, k, v = joint_projections(attn, hidden_states, encoder_hidden_states)
-        a = torch.softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2), -1, dtype=q.dtype)
-        out = (a @ v).transpose(1, 2).flatten(2)
-        return joint_outputs(attn, out, hidden_states.shape[1], joint=True)
+        return joint_outputs(attn, attention_written_out(q, k, v), hidden_states.shape[1], joint=True)
+
+
+def attention_written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v of [B, H, N, D] as [B, N, H D], with the map made."""
+    a = torch.softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2), -1, dtype=q.dtype)
+    return (a @ v).transpose(1, 2).flatten(2)
 
 
 class Probed(nn.Module):
@@ -199,9 +203,7 @@ class TextEncoders:
             outs = [tower(input_ids=ids, output_hidden_states=True) for tower in self.towers]
         clip = torch.cat([o.hidden_states[-2] for o in outs], -1)
         pooled = torch.cat([o.text_embeds for o in outs], -1)
-        t5_ids = self.t5_tokenizer(
-            captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).input_ids
+        t5_ids = tokenize(self.t5_tokenizer, captions, length)
         return torch.cat([clip, t5(input_ids=t5_ids).last_hidden_state], 1), pooled
 
 
@@ -209,13 +211,14 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
 class ProbedLoss:
-    """The flow-matching loss, and in the first part of training the probe's. `velocity` makes of a batch the
-    transformer's prediction from latents [B, C, h, w] and noise levels [B]."""
+    """The flow-matching loss, and in the first part of training the probe's, of a model's `velocity`."""
 
-    def __init__(
-        self, student: Any, velocity: Callable[[Batch], Velocity], corpus: Corpus, steps: int
-    ) -> None:
-        self.student, self.velocity, self.corpus, self.steps = student, velocity, corpus, steps
+    def __init__(self, student: Any, texts: Any, corpus: Corpus, steps: int) -> None:
+        self.student, self.texts, self.corpus, self.steps = student, texts, corpus, steps
+
+    def velocity(self, batch: Batch) -> Velocity:
+        """The student's prediction for a batch, from latents [B, C, h, w] and noise levels [B]."""
+        raise NotImplementedError
 
     def __call__(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
         done = step / self.steps
@@ -235,13 +238,9 @@ class ProbedLoss:
 
 
 class Sd3Loss(ProbedLoss):
-    """`ProbedLoss` of the SD3 transformer, whose T5 learns with it."""
+    """`ProbedLoss` of a `Student`, whose T5 learns with it, and `TextEncoders`."""
 
-    def __init__(self, student: Student, texts: TextEncoders, corpus: Corpus, steps: int) -> None:
-        super().__init__(student, self._velocity, corpus, steps)
-        self.texts = texts
-
-    def _velocity(self, batch: Batch) -> Velocity:
+    def velocity(self, batch: Batch) -> Velocity:
         text, pooled = self.texts(self.student.t5, batch.captions, batch.length)
         return lambda x, s: self.student.transformer(
             hidden_states=x,
