@@ -8,7 +8,11 @@ OUT ?= out
 # The checks that `make test` is made of see no hub, no display and no thread pool larger than the machine.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 MPLBACKEND=Agg TOKENIZERS_PARALLELISM=false
 
-.PHONY: help run test test-slow lint types wheel check clean
+# What touches diffusers from the inside.
+INSIDE := tests/test_guidance.py tests/test_pipelines.py tests/test_processors.py tests/test_backends.py \
+          tests/test_layouts.py tests/test_guided.py tests/test_modular.py tests/embedded/test_shipped.py
+
+.PHONY: help run test test-oldest test-slow lint types wheel check clean
 help: ## list what there is
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -28,6 +32,12 @@ $(VENV)/dev-ready: $(VENV)/run-ready
 	@$(PIP) install --quiet --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+$(VENV)/oldest-ready: $(VENV)/dev-ready tests/oldest.txt
+	@echo "==> installing the oldest diffusers that setup.cfg allows, beside the other one"
+	@rm -rf $(VENV)/oldest
+	@$(PIP) install --quiet --quiet --no-deps --target $(VENV)/oldest --requirement tests/oldest.txt
+	@touch $@
+
 run: $(VENV)/run-ready ## the main job: one sheet of guided and unguided pictures
 	@echo "==> dit-heads run: the same prompts and seeds, unguided and guided, side by side"
 	@$(BIN)/dit-heads run --out $(OUT)/showcase.png
@@ -35,6 +45,10 @@ run: $(VENV)/run-ready ## the main job: one sheet of guided and unguided picture
 test: $(VENV)/dev-ready ## the fast tests, README's code blocks among them
 	@echo "==> fast tests"
 	@$(OFFLINE) $(BIN)/python -m pytest -m 'not slow'
+
+test-oldest: $(VENV)/oldest-ready ## the tests of guidance on the oldest diffusers (constraints.txt has the newest)
+	@echo "==> tests of guidance on the oldest diffusers"
+	@$(OFFLINE) PYTHONPATH=$(VENV)/oldest $(BIN)/python -m pytest -m 'not slow' $(INSIDE)
 
 test-slow: $(VENV)/dev-ready ## the tests that take longer
 	@echo "==> slow tests"
@@ -53,7 +67,7 @@ types: $(VENV)/dev-ready ## basedpyright
 wheel: $(VENV)/dev-ready ## build the wheel, install it into a fresh environment, run the main job from there
 	@bash tests/install_wheel.sh $(PYTHON)
 
-check: lint types test wheel ## all that a change must pass (.ci/run)
+check: lint types test test-oldest wheel ## all that a change must pass (.ci/run)
 
 clean: ## remove the environment and what was built
 	rm -rf $(VENV) .types build dist *.egg-info out

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.attention_processor import FusedJointAttnProcessor2_0, JointAttnProcessor2_0
 from diffusers.models.embeddings import apply_rotary_emb
@@ -69,8 +68,8 @@ class HeadProcessor:
         return out.transpose(1, 2).flatten(2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        if self._attention_backend is None and self._parallel_config is None:
-            return F.scaled_dot_product_attention(q, k, v, mask)
+        """By the backend of the replaced processor, or else the one that is active in diffusers, which SD3's
+        stock processor would ignore."""
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # the dispatcher's [B, N, H, D]
         out = dispatch_attention_fn(
             q,

@@ -6,13 +6,22 @@ import diffusers
 import pytest
 import torch
 from diffusers.hooks import apply_group_offloading
+from diffusers.models.attention_dispatch import attention_backend
 from torch.testing import assert_close
 
 from dit_heads import HeadGuidance
 from tests import tiny
 
 CPU = torch.device("cpu")
-BACKENDS = ["native", "_native_math"]  # what runs on a CPU; the others need a GPU or a compiler
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+BACKENDS = ["native", "_native_math", "flex", pytest.param("xformers", marks=needs_gpu)]
+
+
+@pytest.fixture(autouse=True)
+def active_backend_put_back():
+    """`set_attention_backend` sets it for every model of the process."""
+    with attention_backend("native"):
+        yield
 
 
 @torch.no_grad()
@@ -21,6 +30,7 @@ def guided(model: Any, kind: str, **options: Any) -> torch.Tensor:
         return model(**tiny.inputs(2, kind)).sample
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 @pytest.mark.parametrize("kind", tiny.MODELS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_backends_give_the_same_and_are_kept(kind, backend):

@@ -601,6 +601,16 @@ def test_pag_pipelines_are_refused(sd3_pipe):
         HeadGuidance(pag, "L1H0")
 
 
+@pytest.mark.parametrize("cfg", [1.0, CFG], ids=["no CFG", "CFG"])
+def test_a_whole_block_image_to_image_equals_diffusers_pag(sd3_pipe, cfg):
+    with HeadGuidance(sd3_pipe, "L1", scale=2.0, region="image_to_image"):
+        ours = run(sd3_pipe, cfg=cfg)
+    parts = {k: v for k, v in sd3_pipe.components.items() if k not in ("image_encoder", "feature_extractor")}
+    pag = StableDiffusion3PAGPipeline(**parts, pag_applied_layers=["blocks.1"])
+    assert_close(ours, run(pag, cfg=cfg, pag_scale=2.0))
+    assert not torch.allclose(ours, run(pag, cfg=cfg, pag_scale=0.0), atol=1e-2)
+
+
 @pytest.mark.parametrize(
     "compile",
     [lambda t: t.compile(backend="eager"), lambda t: t.transformer_blocks[2].compile(backend="eager")],

@@ -140,3 +140,10 @@ def test_a_wheel_holds_the_data(wheel):
     files = {str(path.relative_to(ROOT)) for path in weights.rglob("*") if path.is_file()}
     assert presets and files
     assert presets | files <= set(wheel)
+
+
+def test_the_oldest_diffusers_that_is_tested_is_the_floor_of_setup_cfg():
+    requirements = (ROOT / "setup.cfg").read_text().split()
+    tested = (ROOT / "tests/oldest.txt").read_text()
+    floor = next(r for r in requirements if r.startswith("diffusers>=")).removeprefix("diffusers>=")
+    assert f"diffusers=={floor}.0\n" in tested
