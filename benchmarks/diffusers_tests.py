@@ -2,11 +2,12 @@
 
 Bring a checkout of diffusers (and `pip install parameterized requests_mock`), then
 
-    python -m pytest -c /dev/null -p benchmarks.diffusers_tests CHECKOUT/tests/pipelines/flux/test_pipeline_flux.py
+    python -m pytest -c /dev/null -p benchmarks.diffusers_tests CHECKOUT/tests/pipelines/stable_diffusion_3
 
-Every class there that tests a parent of a drop-in class tests the drop-in class instead. With `--classes guided`
-each of its calls also has a head to guide by; with `--classes stock` the parents are tested, for comparison. No
-hub is asked: the tokenizers and the config that these tests take from there are the embedded model's.
+Every class there that tests a parent of a drop-in class tests the drop-in class instead. With
+`--classes guided` each of its calls also has a head to guide by; with `--classes stock` the parents are
+tested, for comparison. No hub is asked: the tokenizers and the config that these tests take from there are
+the embedded model's.
 """
 
 from __future__ import annotations

@@ -5,8 +5,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers.modular_pipelines.modular_pipeline import BlockState
+from diffusers.modular_pipelines.stable_diffusion_3.modular_blocks_stable_diffusion_3 import (
+    StableDiffusion3AutoBlocks,
+)
 from torch.testing import assert_close
 
+from dit_heads import HeadGuidance, load_embedded
 from dit_heads.pipelines.modular import HeadPerturbationGuidance
 from tests import tiny
 from tests.tiny import explicit, weights
@@ -46,6 +50,24 @@ def test_a_step_equals_explicit_maps(kind, cfg, scale):
     )
     assert_close(guided(guider, model), by_hand(model, cfg, scale))
     assert guider.num_conditions == 1 + (cfg != 1) + (scale != 0)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 4.0])
+def test_a_whole_modular_pipeline_draws_what_head_guidance_on_the_ordinary_one_draws(cfg):
+    pipe, modular = load_embedded("sd3"), StableDiffusion3AutoBlocks().init_pipeline()
+    guider = HeadPerturbationGuidance(
+        heads="L1H3, L4", head_guidance_scale=1.5, softness=0.5, guidance_scale=cfg, head_guidance_stop=0.7
+    )
+    parts = {name: part for name, part in pipe.components.items() if part is not None}
+    modular.update_components(**parts, guider=guider)
+    # Unlike the ordinary pipeline, the modular one encodes no negative prompt unless it is given one.
+    asked = {"prompt": "a large red cube on grass", "negative_prompt": "", "num_inference_steps": 4}
+    drawn: dict[str, Any] = {"output_type": "pt", "generator": torch.Generator().manual_seed(0)}
+    got = modular(**asked, **drawn, output="images", height=128, width=128)
+    drawn["generator"].manual_seed(0)
+    with HeadGuidance(pipe, "L1H3, L4", scale=1.5, softness=0.5, stop=0.7):
+        expected = pipe(**asked, **drawn, guidance_scale=cfg).images
+    assert_close(got, expected, atol=1e-4, rtol=0)
 
 
 def test_steps_outside_the_range_are_not_guided():

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dit_heads.perturb import Perturbation
 from tests.tiny import KINDS, attention_map, perturbed_map
@@ -52,6 +53,28 @@ def test_only_weighted_heads_of_weighted_samples_move(kind):
     u[1, 2] = 0.5
     moved = (kind(out, q, k, v, u, IMAGES[0]) != out).flatten(2).any(-1)
     assert torch.equal(moved, u > 0)
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that an operation inside gives."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return out
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_no_map_of_all_tokens_by_all_tokens_is_made(kind):
+    tokens = 1024
+    q, k, v, u = drawn((1, 1, tokens, 4), 0)
+    with Largest() as largest:
+        kind(v, q, k, v, u, IMAGES[0])
+    assert largest.elements < tokens**2 / 2
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

@@ -1,9 +1,10 @@
-"""What the embedded model paints, judged: `python -m dit_heads.embedded.evaluate --cfg 1 4 --count 256`."""
+"""What the embedded model paints, judged: `python -m dit_heads.embedded.evaluate --guidance 1 4 --count 256`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from dit_heads.embedded.captions import caption
 from dit_heads.embedded.export import load_judge
 from dit_heads.embedded.judge import Verdict, verdict
 from dit_heads.embedded.scenes import Scene, Split, sample_scene, split_seed
+from dit_heads.pictures import write_png
+from dit_heads.sheets import plain_grid
 
 OWN_TEXT_TOKENS = 64
 EVALUATED = 5_000_000  # evaluation scenes start here in a split, far from those that training validates on
@@ -69,33 +72,45 @@ def header(judged: Verdict) -> str:
     return f"| | {' | '.join(names)} |\n|---|{'---|' * len(names)}"
 
 
+def settings_of(pipe: Any, guidance: Sequence[float], stock: bool) -> dict[str, dict[str, Any]]:
+    """Calls of the pipeline by what they are named in the table; for FLUX, `guidance` is the embedded one."""
+    name = "guidance" if "Flux" in type(pipe).__name__ else "CFG"
+    own = {"num_inference_steps": 28, "max_sequence_length": OWN_TEXT_TOKENS}
+    settings = {f"{name} {g:g}": {"guidance_scale": g, **own} for g in guidance}
+    return settings | ({"stock defaults": {}} if stock else {})
+
+
+def load(model: str) -> Any:
+    """An embedded pipeline by its name, or one from a folder by diffusers alone."""
+    from diffusers import DiffusionPipeline
+
+    return DiffusionPipeline.from_pretrained(model) if Path(model).is_dir() else load_embedded(model)
+
+
 def main(
-    cfg: tuple[float, ...] = (1.0, 3.0, 4.0, 6.0),
+    model: str = "sd3",
+    guidance: tuple[float, ...] = (1.0, 3.0, 4.0, 6.0),
     count: int = 128,
     stock: bool = True,
-    model: str | None = None,
+    sheet: Path | None = None,
 ) -> None:
-    """Judge `count` pictures of one, two and three objects a setting; `stock` adds the pipeline's own
-    defaults (28 steps, CFG 7, 256 text tokens); `model` is a folder, without it the embedded one."""
-    from diffusers import StableDiffusion3Pipeline
-
-    pipe = StableDiffusion3Pipeline.from_pretrained(model) if model else load_embedded("sd3")
-    judge = load_judge()
-    settings = {
-        f"CFG {g:g}": {"guidance_scale": g, "num_inference_steps": 28, "max_sequence_length": OWN_TEXT_TOKENS}
-        for g in cfg
-    }
-    settings |= {"stock defaults": {}} if stock else {}
-    started = False
-    for name, call in settings.items():
+    """Judge `count` pictures of one, two and three objects and of held-out combinations a setting; `model` is
+    "sd3", "flux" or a folder, `stock` adds the pipeline's own defaults, `sheet` is a PNG for the first 16 of
+    each four of the first setting."""
+    pipe, judge, shown = load(model), load_judge(), []
+    for number, (name, call) in enumerate(settings_of(pipe, guidance, stock).items()):
         for solids, held_out in ((1, False), (2, False), (3, False), (1, True)):
             scenes = unseen_scenes("test", count, solids=solids, held_out=held_out)
-            judged = verdict(judge, paint(pipe, scenes, **call), scenes)
-            if not started:
-                print(header(judged), flush=True)
-                started = True
+            pictures = paint(pipe, scenes, **call)
+            judged = verdict(judge, pictures, scenes)
+            if not number:
+                if not shown:
+                    print(header(judged), flush=True)
+                shown.append(pictures[:16])
             what = "held-out combination" if held_out else f"{solids} object{'s' * (solids > 1)}"
             print(row(f"{name}, {what}", judged), flush=True)
+        if not number and sheet:
+            write_png(plain_grid(pipe.image_processor.postprocess(torch.cat(shown))), sheet, {"call": call})
 
 
 if __name__ == "__main__":
