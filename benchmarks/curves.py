@@ -9,8 +9,8 @@ import matplotlib.pyplot as plt
 import tyro
 
 
-def main(log: Path, out: Path, first: int = 0) -> None:
-    """Every figure of a log over steps, from step `first` on: each 20 steps' mean, and a mean over 9 of these."""
+def main(log: tyro.conf.Positional[Path], out: Path, first: int = 0) -> None:
+    """Every figure of a log over steps, from step `first` on: as logged, and a mean over 9 lines."""
     with log.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if int(row["step"]) >= first]
     names = [name for name in rows[0] if name not in ("step", "seconds", "gradient", "loss")]

@@ -12,7 +12,7 @@ from diffusers.guiders.guider_utils import GuiderOutput
 from torch import Tensor, nn
 
 from dit_heads.branch import BranchRunner, weights_of
-from dit_heads.guidance import softness_of
+from dit_heads.checks import softness_of
 from dit_heads.heads import HeadSet
 from dit_heads.layouts import layout_of
 from dit_heads.perturb import Perturbation

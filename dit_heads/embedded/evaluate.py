@@ -1,4 +1,4 @@
-"""What the embedded model paints, judged: `python -m dit_heads.embedded.evaluate --guidance 1 4 --count 256`."""
+"""What the embedded models paint, judged: `python -m dit_heads.embedded.evaluate --count 256`."""
 
 from __future__ import annotations
 
