@@ -57,7 +57,7 @@ class Heads:
     """List the blocks and heads of a model, by the names that --heads takes."""
 
     model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MODEL")]] = "embedded"
-    """embedded, a folder in diffusers' format, or a model id of the hub"""
+    """embedded, embedded/flux, a folder in diffusers' format, or a model id of the hub"""
 
     def run(self) -> None:
         from dit_heads.models import head_layout

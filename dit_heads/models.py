@@ -13,7 +13,7 @@ import dit_heads.embedded
 from dit_heads.embedded import load_embedded
 from dit_heads.layouts import LAYOUTS, Layout, layout_of
 
-EMBEDDED = {"embedded": "sd3", "embedded/sd3": "sd3"}
+EMBEDDED = {"embedded": "sd3", "embedded/sd3": "sd3", "embedded/flux": "flux"}
 
 
 def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> Any:
@@ -93,7 +93,7 @@ def _location(model: str) -> str:
         raise ValueError(f"model: '{model}' is not a folder in diffusers' format (no model_index.json in it)")
     if not path.exists() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
         raise ValueError(
-            f"model: expected 'embedded', a folder, or an id such as 'owner/name', got '{model}'"
+            f"model: expected {', '.join(EMBEDDED)}, a folder, or an id such as 'owner/name', got '{model}'"
         )
     return str(path) if path.exists() else model
 

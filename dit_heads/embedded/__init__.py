@@ -7,12 +7,16 @@ WEIGHTS = Path(__file__).with_name("weights")
 
 
 def load_embedded(name: str = "sd3") -> Any:
-    """A stock `StableDiffusion3Pipeline` ("sd3") of the embedded model, fp32, on the CPU.
+    """A stock `StableDiffusion3Pipeline` ("sd3") or `FluxPipeline` ("flux") of the embedded model, fp32, on
+    the CPU.
 
     Raises ValueError for another name."""
-    from diffusers import StableDiffusion3Pipeline
+    if name == "sd3":
+        from diffusers import StableDiffusion3Pipeline
 
-    classes = {"sd3": StableDiffusion3Pipeline}
-    if name not in classes:
-        raise ValueError(f"name: expected one of {', '.join(classes)}, got {name!r}")
-    return classes[name].from_pretrained(WEIGHTS / name, local_files_only=True)
+        return StableDiffusion3Pipeline.from_pretrained(WEIGHTS / name, local_files_only=True)
+    if name == "flux":
+        from dit_heads.embedded.flux import load_flux
+
+        return load_flux(WEIGHTS)
+    raise ValueError(f"name: expected 'sd3' or 'flux', got {name!r}")

@@ -1,4 +1,5 @@
-"""The weights that ship: a diffusers folder `sd3/`, CLIP's image tower `clip/`, the judge `judge/`."""
+"""The weights that ship: a diffusers folder `sd3/`, FLUX's transformer `flux/`, CLIP's image tower `clip/`, the
+judge `judge/`."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProject
 
 from dit_heads.embedded import WEIGHTS
 from dit_heads.embedded.clip import Clip
+from dit_heads.embedded.flux import FluxStudent, load_flux
 from dit_heads.embedded.judge import Judge
 from dit_heads.embedded.sd3 import Student, assemble
 from dit_heads.training import save_tensors, write_atomically
@@ -33,17 +35,25 @@ def export_weights(
     write_atomically(folder / "clip" / "scale.json", json.dumps({"logit_scale": towers.scale[0].item()}))
 
 
+def export_flux_weights(student: FluxStudent, folder: Path = WEIGHTS) -> None:
+    """Write FLUX's transformer in fp16, and the index of its pipeline, whose other parts are SD3's. The model
+    given is in fp16 afterwards."""
+    student.transformer.half().save_pretrained(folder / "flux" / "transformer")
+    load_flux(folder).save_config(folder / "flux")
+
+
 # Where a trained module's parameters are, by the prefix of their names.
 _FOLDERS = {
     "sd3": {"transformer.": "sd3/transformer", "t5.": "sd3/text_encoder_3"},
     "vae": {"": "sd3/vae"},
     "clip": {"text.": "sd3/text_encoder", "text_2.": "sd3/text_encoder_2", "image.": "clip"},
     "judge": {"": "judge"},
+    "flux": {"transformer.": "flux/transformer"},
 }
 
 
 def packaged(part: str, folder: Path = WEIGHTS) -> dict[str, Tensor]:
-    """The shipped weights of "sd3", "vae", "clip" or "judge", fp32, by their names in training."""
+    """The shipped weights of "sd3", "vae", "clip", "judge" or "flux", fp32, by their names in training."""
     return {
         prefix + name: tensor.float()
         for prefix, place in _FOLDERS[part].items()

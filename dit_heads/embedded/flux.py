@@ -189,3 +189,10 @@ def load_clip_text(folder: Path) -> CLIPTextModel:
 
 def load_t5(folder: Path) -> T5EncoderModel:
     return T5EncoderModel.from_pretrained(folder / "sd3" / "text_encoder_3", local_files_only=True)
+
+
+def load_flux(folder: Path) -> FluxPipeline:
+    """The pipeline of exported weights: a transformer of its own, every other part SD3's."""
+    transformer = FluxTransformer2DModel.from_pretrained(folder / "flux/transformer", local_files_only=True)
+    vae = AutoencoderKL.from_pretrained(folder / "sd3/vae", local_files_only=True)
+    return assemble_flux(transformer, vae, load_clip_text(folder), load_t5(folder))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dit_heads.embedded import WEIGHTS, flux, load_embedded, sd3
 from dit_heads.embedded.clip import Clip, ClipLoss, retrieval
 from dit_heads.embedded.data import cache_folder, load_shards, scene_of
-from dit_heads.embedded.export import export_weights, packaged
+from dit_heads.embedded.export import export_flux_weights, export_weights, packaged
 from dit_heads.embedded.judge import Judge, JudgeLoss, labels, verdict
 from dit_heads.embedded.scenes import Scene
 from dit_heads.embedded.text import make_clip_tokenizer
@@ -199,8 +199,7 @@ def export() -> None:
 def export_flux() -> None:
     """Write the FLUX transformer: its pipeline shares every other part with SD3's."""
     name = FLUX_DISTILLED if _has_run(FLUX_DISTILLED) else FLUX
-    transformer = trained(flux.FluxStudent(), name).transformer
-    transformer.half().save_pretrained(WEIGHTS / "flux" / "transformer")
+    export_flux_weights(trained(flux.FluxStudent(), name))
 
 
 COMMANDS = {

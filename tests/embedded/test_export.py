@@ -7,11 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import FluxPipeline, StableDiffusion3Pipeline
 
 from dit_heads import embedded
 from dit_heads.embedded.clip import Clip
-from dit_heads.embedded.export import export_weights, load_clip, load_judge, packaged
+from dit_heads.embedded.export import (
+    export_flux_weights,
+    export_weights,
+    load_clip,
+    load_judge,
+    packaged,
+)
+from dit_heads.embedded.flux import FluxStudent
 from dit_heads.embedded.judge import Judge
 from dit_heads.embedded.sd3 import Student
 from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
@@ -57,6 +64,23 @@ def test_the_pipeline_is_stock_in_fp32_and_holds_the_trained_parts(
     assert pipe.tokenizer_3(prompt).input_ids == make_t5_tokenizer()(prompt).input_ids
 
 
+def test_flux_is_a_stock_pipeline_that_shares_sd3s_parts(
+    exported: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+):
+    folder, states = exported
+    student = FluxStudent()
+    trained = {k: v.clone() for k, v in student.transformer.state_dict().items()}
+    export_flux_weights(student, folder)
+    monkeypatch.setattr(embedded, "WEIGHTS", folder)
+    pipe = embedded.load_embedded("flux")
+    assert type(pipe) is FluxPipeline and close(pipe.transformer, trained)
+    modules = [m for m in pipe.components.values() if isinstance(m, torch.nn.Module)]
+    assert len(modules) == 4 and {p.dtype for m in modules for p in m.parameters()} == {torch.float32}
+    assert close(pipe.vae, states["vae"]) and close(pipe.text_encoder_2, part(states["student"], "t5."), 0)
+    assert packaged("flux", folder).keys() == {f"transformer.{name}" for name in trained}
+    assert FluxPipeline.load_config(folder / "flux")["_class_name"] == "FluxPipeline"
+
+
 def test_judge_and_clip_come_back_in_fp32(exported: tuple[Path, dict[str, Any]]):
     folder, states = exported
     judge, (text, image) = load_judge(folder), load_clip(folder)
@@ -67,7 +91,7 @@ def test_judge_and_clip_come_back_in_fp32(exported: tuple[Path, dict[str, Any]])
 
 
 def test_an_unknown_model_is_refused():
-    with pytest.raises(ValueError, match="name: expected one of sd3, got 'sdxl'"):
+    with pytest.raises(ValueError, match="name: expected 'sd3' or 'flux', got 'sdxl'"):
         embedded.load_embedded("sdxl")
 
 
