@@ -1,5 +1,5 @@
-"""The weights that ship: a diffusers folder `sd3/`, FLUX's transformer `flux/`, CLIP's image tower `clip/`, the
-judge `judge/`."""
+"""The weights that ship: a diffusers folder `sd3/`, FLUX's transformer `flux/`, CLIP's image tower `clip/`,
+the judge `judge/`."""
 
 from __future__ import annotations
 
