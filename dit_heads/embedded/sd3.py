@@ -155,8 +155,7 @@ class Corpus:
         if kind[0] < 0.1 and self.composites:
             return self._composites(rng)
         length = self._length(kind[1], stock_length)
-        count = self.batch if length == SHORT else self.batch // 2
-        which = rng.integers(len(self.scenes), size=count)
+        which = rng.integers(len(self.scenes), size=self._count(length))
         said = [self._say(self.scenes[i], length, rng) for i in which]
         return Batch(self.latents[which].float(), _drop(said, rng), length, self._cover(which))
 
@@ -165,6 +164,11 @@ class Corpus:
         if stock_length and draw < 0.5:
             return self.stock
         return LONG if draw > 0.93 else (MEDIUM if draw > 0.83 else SHORT)
+
+    def _count(self, length: int) -> int:
+        """Fewer pictures of longer texts: about as many tokens a step."""
+        image = self.latents.shape[-2] * self.latents.shape[-1] // 4
+        return max(4, self.batch * (image + SHORT) // (image + length))
 
     def _say(self, scene: Scene, length: int, rng: np.random.Generator) -> str:
         if length >= LONG and rng.random() < 0.5:
