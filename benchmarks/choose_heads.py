@@ -25,10 +25,9 @@ from tqdm import tqdm
 
 from dit_heads import HeadGuidance, HeadSet, load_embedded
 from dit_heads.embedded.captions import caption
-from dit_heads.embedded.clip import ClipScore
 from dit_heads.embedded.evaluate import OWN_TEXT_TOKENS, unseen_scenes
-from dit_heads.embedded.export import load_clip
 from dit_heads.embedded.scenes import Scene
+from dit_heads.objectives import embedded_clip
 from dit_heads.training import write_atomically
 
 
@@ -38,7 +37,7 @@ class Bench:
     def __init__(self, scenes: Sequence[Scene], steps: int, batch: int) -> None:
         self.pipe: StableDiffusion3Pipeline = load_embedded("sd3")
         self.pipe.set_progress_bar_config(disable=True)
-        self.score = ClipScore(*load_clip(), self.pipe.tokenizer)
+        self.score = embedded_clip()
         self.prompts, self.steps, self.batch = [caption(s) for s in scenes], steps, batch
 
     @torch.no_grad()
@@ -69,7 +68,7 @@ class Bench:
             max_sequence_length=OWN_TEXT_TOKENS,
             output_type="pt",
         )
-        return self.score(drawn.images.float() * 2 - 1, prompts)
+        return self.score(drawn.images.float(), prompts)
 
 
 def main(

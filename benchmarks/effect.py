@@ -13,10 +13,10 @@ import tyro
 
 from dit_heads import load_embedded
 from dit_heads.embedded.captions import caption
-from dit_heads.embedded.clip import ClipScore
 from dit_heads.embedded.evaluate import OWN_TEXT_TOKENS, paint, unseen_scenes
-from dit_heads.embedded.export import load_clip, load_judge
+from dit_heads.embedded.export import load_judge
 from dit_heads.embedded.judge import verdict
+from dit_heads.objectives import embedded_clip
 from dit_heads.showcase import PRESET, Choice, columns, read_preset
 
 
@@ -32,7 +32,7 @@ def main(count: int = 200, preset: Path = PRESET) -> None:
     """`count` prompts of the test split, one seed each, the same for every column of the main job."""
     chosen = read_preset(preset)
     pipe, judge = load_embedded("sd3"), load_judge()
-    score = ClipScore(*load_clip(), pipe.tokenizer)
+    score = embedded_clip()
     scenes = unseen_scenes("test", count)
     print(f"{count} test prompts, {chosen.steps} steps; in brackets the 95 % interval")
     print("| guidance | attributes right, % | difference to none, paired | CLIP score x 100 |")
@@ -43,7 +43,7 @@ def main(count: int = 200, preset: Path = PRESET) -> None:
         right = 100 * verdict(judge, pictures, scenes).per_picture().numpy()
         pairs = zip(pictures.split(1), scenes, strict=True)
         with torch.no_grad():
-            clip = 100 * torch.cat([score(p, [caption(s)]) for p, s in pairs]).numpy()
+            clip = 100 * torch.cat([score(p / 2 + 0.5, [caption(s)]) for p, s in pairs]).numpy()
         none = right if none is None else none
         name = column.name + (f" ({choice.label.replace(chr(10), ', ')})" if choice else "")
         cells = [_cell(v) for v in (right, right - none, clip)]

@@ -51,6 +51,17 @@ class Layout:
         """Every single head of the set, sorted. Raises ValueError naming what this model lacks."""
         return heads.resolve(self.heads, self.image_only_heads)
 
+    def every_head(self) -> tuple[HeadId, ...]:
+        """All heads, sorted, those of image-only attention too."""
+        kinds = ((False, self.heads), (True, self.image_only_heads))
+        found = (
+            HeadId(block, head, only)
+            for only, counts in kinds
+            for block, count in enumerate(counts)
+            for head in range(count)
+        )
+        return tuple(sorted(found))
+
     def attentions(self, block: int) -> tuple[str, ...]:
         """Names of the attention modules in a block."""
         return (JOINT, IMAGE_ONLY) if self.image_only_heads[block] else (JOINT,)

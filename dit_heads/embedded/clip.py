@@ -128,22 +128,3 @@ def retrieval(
     texts = clip.embed_texts(tokenize(tokenizer, [caption(s) for s in scenes]))
     own = torch.arange(len(images))
     return [((pictures @ t.T).argmax(-1) == own).float().mean().item() for t in texts]
-
-
-class ClipScore:
-    """Cosine of pictures and captions by the embedded CLIP, [B] in [-1, 1]; differentiable in the pixels."""
-
-    def __init__(
-        self,
-        text: CLIPTextModelWithProjection,
-        image: CLIPVisionModelWithProjection,
-        tokenizer: CLIPTokenizer,
-    ):
-        self.text, self.image, self.tokenizer = text, image, tokenizer
-
-    def __call__(self, pixels: Tensor, captions: Sequence[str]) -> Tensor:
-        """`pixels` [B, 3, 128, 128] in [-1, 1]."""
-        with torch.no_grad():
-            said = self.text(input_ids=tokenize(self.tokenizer, captions)).text_embeds
-        seen = self.image(pixel_values=pixels).image_embeds
-        return F.cosine_similarity(seen, said, dim=-1)

@@ -1,0 +1,81 @@
+"""Pictures of a search: scores as a map heads x blocks, scores against the number of heads, contact sheets.
+
+The plots need matplotlib: `pip install 'dit-heads[search]'`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dit_heads.heads import HeadId
+from dit_heads.pictures import atomic_file
+
+NEEDS = "matplotlib is missing, which plots need: pip install 'dit-heads[search]'"
+
+
+def draw_head_map(
+    gains: Mapping[HeadId, float], path: Path, *, chosen: Sequence[HeadId] = (), title: str = ""
+) -> None:
+    """Write a PNG of what each head gains: a column a block, a row a head, blue worse and red better than
+    without it, the chosen ones numbered in their order. Image-only heads have a map of their own."""
+    plt = _pyplot()
+    kinds = [only for only in (False, True) if any(head.image_only is only for head in gains)]
+    shape = _shape(gains)
+    size = (len(kinds) * (1.8 + 0.34 * shape[0]), 1.4 + 0.32 * shape[1])
+    figure, axes = plt.subplots(1, len(kinds), figsize=size, squeeze=False, layout="constrained")
+    limit = max(map(abs, gains.values())) or 1.0
+    for axis, only in zip(axes[0], kinds, strict=True):
+        values = [[float("nan")] * shape[0] for _ in range(shape[1])]
+        for head, gain in gains.items():
+            if head.image_only is only:
+                values[head.head][head.block] = gain
+        drawn = axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower", aspect="equal")
+        for number, head in enumerate(chosen, 1):
+            if head.image_only is only:
+                axis.add_patch(plt.Circle((head.block, head.head), 0.4, facecolor="white", edgecolor="black"))
+                axis.annotate(str(number), (head.block, head.head), ha="center", va="center", fontsize=8)
+        axis.set(xlabel="block", ylabel="head", title="image-only attention" if only else "")
+        axis.set_xticks(range(0, shape[0], max(1, shape[0] // 12)))
+        axis.set_yticks(range(0, shape[1], max(1, shape[1] // 12)))
+    figure.colorbar(drawn, ax=axes[0].tolist(), label="gain in score", shrink=0.8)
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def draw_curve(
+    means: Sequence[float], path: Path, *, intervals: Sequence[tuple[float, float]] = (), title: str = ""
+) -> None:
+    """Write a PNG of the score with 0, 1, 2 ... heads; `intervals` are drawn as a band."""
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(5.2, 3.2))
+    if intervals:
+        axis.fill_between(range(len(means)), *zip(*intervals, strict=True), color="tab:blue", alpha=0.15)
+    axis.plot(range(len(means)), means, marker="o", markersize=4, color="tab:blue")
+    axis.axhline(means[0], color="0.6", linewidth=0.8, linestyle="--")
+    axis.set(xlabel="heads, in the order of choice", ylabel="score", title=title)
+    axis.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def _shape(gains: Mapping[HeadId, float]) -> tuple[int, int]:
+    """Blocks and heads that a map must have room for."""
+    return max(head.block for head in gains) + 1, max(head.head for head in gains) + 1
+
+
+def _save(figure: Any, path: Path) -> None:
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=130, bbox_inches="tight")
+    _pyplot().close(figure)
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ValueError(NEEDS) from error
+    return plt

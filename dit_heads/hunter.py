@@ -1,0 +1,241 @@
+"""HeadHunter: the attention heads that raise an objective (arXiv 2506.10978, algorithm 1)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import diffusers
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from dit_heads import __version__
+from dit_heads.heads import HeadId, HeadSet
+from dit_heads.layouts import layout_of
+from dit_heads.objectives import Objective, name_of
+from dit_heads.sheets import Column, contact_sheet
+from dit_heads.trials import (
+    Execute,
+    Scorer,
+    Trial,
+    TrialLog,
+    batches_of,
+    evaluate,
+    fingerprint,
+    in_process,
+)
+
+
+@dataclass(frozen=True)
+class HuntConfig:
+    """How a search goes: the names in brackets are those of algorithm 1.
+
+    rounds [R], per_round [k]: heads that each round adds. scale [w], softness [u], steps: of the pictures.
+    guidance_scale: CFG, off (1) in the paper's searches. seeds: each with every prompt, M pairs in all.
+    batch: pictures side by side. perturbation, region: as in `HeadGuidance`.
+    """
+
+    rounds: int = 1
+    per_round: int = 3
+    scale: float = 3.0
+    softness: float = 1.0
+    steps: int = 20
+    guidance_scale: float = 1.0
+    seeds: tuple[int, ...] = (0,)
+    batch: int = 16
+    perturbation: str = "identity"
+    region: str = "joint"
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "per_round", "steps", "batch"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if not self.seeds:
+            raise ValueError("seeds: expected at least one, got none")
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a round found: the heads it added, best first, and the scores of every candidate, a number for
+    each (prompt, seed) pair, of pictures guided by the heads chosen before and the candidate."""
+
+    chosen: tuple[HeadId, ...]
+    scores: Mapping[HeadId, Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a search; `unguided` are the scores without heads, `pictures` what it took."""
+
+    rounds: tuple[Round, ...]
+    unguided: Sequence[float]
+    pictures: int
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def chosen(self) -> tuple[HeadId, ...]:
+        """Every chosen head, in the order of choice."""
+        return tuple(head for found in self.rounds for head in found.chosen)
+
+    @property
+    def heads(self) -> HeadSet:
+        return HeadSet(self.chosen)
+
+    def to_json(self) -> dict[str, Any]:
+        """`HeadSet.load` reads it, and whoever wants the figures."""
+        means = [{str(h): fmean(s) for h, s in found.scores.items()} for found in self.rounds]
+        chosen = [[str(h) for h in found.chosen] for found in self.rounds]
+        return {
+            **self.heads.to_json(),
+            "order": chosen,
+            "unguided": fmean(self.unguided),
+            "scores": means,
+            "pictures": self.pictures,
+            "provenance": dict(self.provenance),
+        }
+
+
+class HeadHunter:
+    """Search the heads of a pipeline for those that raise an objective.
+
+    >>> hunter = HeadHunter(pipe, embedded_clip(), prompts, Path("hunts/night"))   # doctest: +SKIP
+    >>> result = hunter.run()                                                      # doctest: +SKIP
+
+    prompts: each is drawn with every seed of the config. folder: where the log is; the same search started
+    again goes on where it was, another one is refused. candidates: the heads to choose among, all by default.
+    call: further arguments of the pipeline. execute: runs batches, in this process by default.
+
+    Raises ValueError for bad arguments, and for an objective that does not give one finite number a picture.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        objective: Objective,
+        prompts: Sequence[str],
+        folder: Path,
+        config: HuntConfig | None = None,
+        *,
+        candidates: HeadSet | str | None = None,
+        call: Mapping[str, Any] | None = None,
+        execute: Execute | None = None,
+    ) -> None:
+        if not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
+            raise ValueError(f"prompts: expected at least one, and none empty, got {list(prompts)}")
+        self.config = config = config or HuntConfig()
+        self.pairs = list(itertools.product(prompts, config.seeds))
+        self.candidates = _candidates(pipe, candidates)
+        if config.rounds * config.per_round > len(self.candidates):
+            raise ValueError(
+                f"rounds, per_round: expected at most {len(self.candidates)} heads in all, the number of "
+                f"candidates, got {config.rounds} x {config.per_round}"
+            )
+        call = {"guidance_scale": config.guidance_scale, **(call or {})}
+        scorer = Scorer(pipe, objective, call, perturbation=config.perturbation, region=config.region)
+        self.header = _header(pipe, objective, config, call)
+        self.log = TrialLog(Path(folder) / "trials.jsonl", self.header)
+        self.scorer, self.execute = scorer, execute or in_process(scorer)
+
+    def run(self) -> Result:
+        """Search until the end, with a progress bar; interrupted, call it again."""
+        rounds: list[Round] = []
+        chosen: tuple[HeadId, ...] = ()
+        with tqdm(total=self._pictures(), unit="picture", desc="hunting") as bar:
+            unguided = self._score([()], bar)[0]
+            for _ in range(self.config.rounds):
+                rounds.append(self._round(chosen, bar))
+                chosen += rounds[-1].chosen
+        return Result(tuple(rounds), unguided, len(self.log), self.header | _versions())
+
+    def curve(self, result: Result) -> list[list[float]]:
+        """Scores of the first 0, 1, 2 ... chosen heads, a number for each pair."""
+        sets = [result.chosen[:n] for n in range(len(result.chosen) + 1)]
+        with tqdm(total=len(sets) * len(self.pairs), unit="picture", desc="curve") as bar:
+            return self._score(sets, bar)
+
+    def sheet(self, result: Result, rows: int = 5) -> Image.Image:
+        """Pictures without heads and after each round (columns) of the first pairs (rows)."""
+        after = list(itertools.accumulate((found.chosen for found in result.rounds), initial=()))
+        pairs = self.pairs[:rows]
+        cells = [self._pictures_of([self._trial(heads, *pair) for pair in pairs]) for heads in after]
+        labels = [Column("no heads")]
+        labels += [
+            Column(f"round {number}", f"+ {HeadSet(found.chosen)}")
+            for number, found in enumerate(result.rounds, 1)
+        ]
+        return contact_sheet(
+            [list(line) for line in zip(*cells, strict=True)],
+            labels,
+            [f"{prompt}\nseed {seed}" for prompt, seed in pairs],
+            title=f"Heads that raise {self.header['objective']}",
+            footer=f"scale {self.config.scale:g}, softness {self.config.softness:g}. AI-generated.",
+        )
+
+    def _pictures_of(self, trials: Sequence[Trial]) -> list[Image.Image]:
+        batches = batches_of(trials, self.config.batch)
+        images = torch.cat([self.scorer.paint(batch) for batch in batches])
+        return self.scorer.pipe.image_processor.postprocess(images, do_denormalize=[False] * len(images))
+
+    def _round(self, chosen: tuple[HeadId, ...], bar: Any) -> Round:
+        """Every head that is not chosen yet, together with those that are; the best of them."""
+        left = [head for head in self.candidates if head not in chosen]
+        scores = dict(zip(left, self._score([(*chosen, head) for head in left], bar), strict=True))
+        best = sorted(left, key=lambda head: (-fmean(scores[head]), head))
+        return Round(tuple(best[: self.config.per_round]), scores)
+
+    def _score(self, sets: Sequence[tuple[HeadId, ...]], bar: Any) -> list[list[float]]:
+        """Scores of head sets, a number for each pair."""
+        trials = [[self._trial(heads, *pair) for pair in self.pairs] for heads in sets]
+        flat = list(itertools.chain.from_iterable(trials))
+        found = evaluate(flat, self.log, self.execute, size=self.config.batch, done=bar.update)
+        return [[found[trial] for trial in of_set] for of_set in trials]
+
+    def _trial(self, heads: tuple[HeadId, ...], prompt: str, seed: int) -> Trial:
+        config = self.config
+        if not heads:
+            return Trial("", prompt, seed, config.steps, 0.0, 0.0)
+        return Trial(str(HeadSet(heads)), prompt, seed, config.steps, config.scale, config.softness)
+
+    def _pictures(self) -> int:
+        sets = (len(self.candidates) - r * self.config.per_round for r in range(self.config.rounds))
+        return len(self.pairs) * (1 + sum(sets))
+
+
+def _candidates(pipe: Any, heads: HeadSet | str | None) -> tuple[HeadId, ...]:
+    layout = layout_of(pipe.transformer)
+    if heads is None:
+        return tuple(layout.every_head())
+    return layout.resolve(HeadSet.parse(heads) if isinstance(heads, str) else heads)
+
+
+def _header(pipe: Any, objective: Objective, config: HuntConfig, call: Mapping[str, Any]) -> dict[str, Any]:
+    """What scores depend on. Rounds may be added, so neither they nor the prompts are part of it."""
+    free = ("rounds", "per_round", "seeds", "steps", "scale", "softness")  # each trial has its own
+    settings = {name: value for name, value in asdict(config).items() if name not in free}
+    model = {"pipeline": type(pipe).__name__, "weights": fingerprint(pipe.transformer)}
+    return {**model, "objective": name_of(objective), "call": dict(call), **settings}
+
+
+def _versions() -> dict[str, str]:
+    return {"dit_heads": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
+
+
+def style_prompts(template: str, styles: Sequence[str], contents: Sequence[str]) -> list[str]:
+    """A template such as "{style}, {content}" with every style and content. Raises ValueError if it lacks
+    either."""
+    if "{style}" not in template or "{content}" not in template:
+        raise ValueError(f"template: expected {{style}} and {{content}} in it, got {template!r}")
+    return [template.format(style=s, content=c) for s, c in itertools.product(styles, contents)]
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a text file that are not empty. Raises ValueError if there is none."""
+    prompts = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"prompts: '{path}' holds none")
+    return prompts

@@ -1,0 +1,180 @@
+"""The search against algorithm 1 written out, resumption, and what it refuses."""
+
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+import torch
+
+from dit_heads import HeadGuidance, HeadId, HeadSet
+from dit_heads.hunter import HeadHunter, HuntConfig, read_prompts, style_prompts
+from dit_heads.trials import Scorer, in_process
+from tests.saved import tiny_pipeline
+
+PROMPTS = ("a cat", "two dogs")
+CONFIG = HuntConfig(rounds=2, per_round=2, scale=4.0, steps=2, seeds=(0, 5), batch=5)
+CALL = {"max_sequence_length": 8}
+
+
+def red(images: torch.Tensor, prompts: Any) -> torch.Tensor:
+    return images[:, 0].mean((1, 2))
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    pipe = tiny_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def hunter(pipe, folder: Path, **options) -> HeadHunter:
+    given = {"config": CONFIG, "call": CALL, "candidates": "L0H0-2, L2H1-3"} | options
+    return HeadHunter(pipe, red, PROMPTS, folder, **given)
+
+
+def drawn(pipe, heads: list[HeadId], prompt: str, seed: int) -> float:
+    """The score of one picture, guided by hand."""
+    call = {"guidance_scale": 1.0, "num_inference_steps": 2, "output_type": "pt", **CALL}
+    generator = torch.Generator().manual_seed(seed)
+    if not heads:
+        return pipe(prompt, generator=generator, **call).images[0, 0].mean().item()
+    with HeadGuidance(pipe, HeadSet(heads), scale=4.0, softness=1.0):
+        return pipe(prompt, generator=generator, **call).images[0, 0].mean().item()
+
+
+def test_exhaustive_search_is_algorithm_1(pipe, tmp_path):
+    result = hunter(pipe, tmp_path).run()
+    candidates = [HeadId(0, h) for h in range(3)] + [HeadId(2, h) for h in (1, 2, 3)]
+    pairs = [(prompt, seed) for prompt in PROMPTS for seed in (0, 5)]
+    chosen: list[HeadId] = []
+    for found in result.rounds:
+        scores = {
+            head: [drawn(pipe, [*chosen, head], *pair) for pair in pairs]
+            for head in candidates
+            if head not in chosen
+        }
+        assert found.scores.keys() == scores.keys()
+        for head, of_head in scores.items():
+            assert list(found.scores[head]) == pytest.approx(of_head, abs=1e-5)
+        best = sorted(scores, key=lambda head: -fmean(scores[head]))[:2]
+        assert list(found.chosen) == best
+        chosen += best
+    assert result.heads == HeadSet(chosen) and result.chosen == tuple(chosen)
+    assert list(result.unguided) == pytest.approx([drawn(pipe, [], *pair) for pair in pairs], abs=1e-5)
+    assert result.pictures == len(pairs) * (1 + 6 + 4)
+
+
+@pytest.mark.parametrize("broken_at", [0, 1, 4, 9])
+def test_an_interrupted_search_goes_on_to_the_same_result(pipe, tmp_path, broken_at):
+    whole = hunter(pipe, tmp_path / "whole").run()
+    drawn = 0
+
+    def breaking(batches):
+        nonlocal drawn
+        for batch, scores in in_process(Scorer(pipe, red, {"guidance_scale": 1.0, **CALL}))(batches):
+            if drawn == broken_at:
+                raise KeyboardInterrupt
+            drawn += 1
+            yield batch, scores
+
+    with pytest.raises(KeyboardInterrupt):
+        hunter(pipe, tmp_path / "broken", execute=breaking).run()
+    assert hunter(pipe, tmp_path / "broken").run() == whole
+    lines = [(tmp_path / name / "trials.jsonl").read_text() for name in ("whole", "broken")]
+    assert lines[0] == lines[1]
+
+
+def test_the_order_in_which_batches_come_back_does_not_matter(pipe, tmp_path):
+    local = in_process(Scorer(pipe, red, {"guidance_scale": 1.0, **CALL}))
+    backwards = hunter(pipe, tmp_path / "a", execute=lambda batches: local(batches[::-1])).run()
+    assert backwards == hunter(pipe, tmp_path / "b").run()
+
+
+def test_every_head_is_a_candidate_by_default(pipe, tmp_path):
+    found = hunter(pipe, tmp_path, candidates=None, config=HuntConfig(steps=1, per_round=1)).run()
+    assert set(found.rounds[0].scores) == {HeadId(b, h) for b in range(3) for h in range(4)}
+
+
+def test_more_rounds_of_the_same_search_use_its_log(pipe, tmp_path):
+    first = hunter(pipe, tmp_path, config=HuntConfig(rounds=1, per_round=2, scale=4.0, steps=2)).run()
+    more = hunter(pipe, tmp_path, config=HuntConfig(rounds=2, per_round=2, scale=4.0, steps=2)).run()
+    assert more.rounds[0] == first.rounds[0] and more.pictures == first.pictures + 2 * 4
+
+
+def test_another_search_in_the_same_folder_is_refused(pipe, tmp_path):
+    hunter(pipe, tmp_path)
+    with pytest.raises(ValueError, match=r"of another search .*region: 'joint' there, 'image' here"):
+        hunter(pipe, tmp_path, config=HuntConfig(region="image"))
+    with pytest.raises(ValueError, match=r"of another search .*weights"):
+        other = tiny_pipeline()
+        torch.nn.init.normal_(other.transformer.proj_out.weight)
+        hunter(other, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"candidates": "L0H9"}, "heads: block 0 has heads up to L0H3"),
+        ({"config": HuntConfig(rounds=3, per_round=3)}, "expected at most 6 heads in all.*3 x 3"),
+    ],
+)
+def test_bad_arguments_are_refused(pipe, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        hunter(pipe, tmp_path, **options)
+
+
+@pytest.mark.parametrize("prompts", [[], ["a cat", " "]])
+def test_no_prompts_or_empty_ones_are_refused(pipe, tmp_path, prompts):
+    with pytest.raises(ValueError, match="prompts: expected at least one"):
+        HeadHunter(pipe, red, prompts, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("rounds", 0), ("per_round", 0), ("steps", 0), ("batch", 0), ("seeds", ())]
+)
+def test_bad_settings_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}: expected at least"):
+        HuntConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (torch.tensor([1.0, float("nan"), 1.0, 1.0]), "not finite for 'a cat'"),
+        (torch.zeros(4, 2), r"gave \(4, 2\), expected a tensor \(4,\)"),
+        (3.0, "gave float"),
+    ],
+)
+def test_scores_that_are_none_end_the_search(pipe, tmp_path, scores, message):
+    def odd(images, prompts):
+        return scores
+
+    odd.name = "odd"  # pyright: ignore[reportFunctionMemberAccess]
+    with pytest.raises(ValueError, match=message):
+        HeadHunter(pipe, odd, PROMPTS, tmp_path, CONFIG, call=CALL).run()
+
+
+def test_a_result_file_is_a_head_set_file(pipe, tmp_path):
+    import json
+
+    result = hunter(pipe, tmp_path).run()
+    (tmp_path / "heads.json").write_text(json.dumps(result.to_json()))
+    assert HeadSet.load(tmp_path / "heads.json") == result.heads
+
+
+def test_style_prompts():
+    assert style_prompts("{style}, {content}", ["at night"], ["a cat", "a dog"]) == [
+        "at night, a cat",
+        "at night, a dog",
+    ]
+    with pytest.raises(ValueError, match=r"template: expected \{style\} and \{content\}"):
+        style_prompts("{style}", ["a"], ["b"])
+
+
+def test_prompts_of_a_file(tmp_path):
+    (tmp_path / "p.txt").write_text("a cat\n\n  two dogs \n")
+    assert read_prompts(tmp_path / "p.txt") == ["a cat", "two dogs"]
+    (tmp_path / "p.txt").write_text("\n \n")
+    with pytest.raises(ValueError, match="holds none"):
+        read_prompts(tmp_path / "p.txt")

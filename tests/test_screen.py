@@ -1,0 +1,76 @@
+"""The gradient screen against finite differences of guidance written out."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from dit_heads import HeadId
+from dit_heads.perturb import Perturbation
+from dit_heads.screen import Recorder, slopes
+from tests import tiny
+from tests.saved import tiny_pipeline
+from tests.tiny import explicit
+
+SCALE, SIGMA, STEP = 2.0, 0.5, 1e-4
+
+
+def red(images: torch.Tensor, prompts: Any) -> torch.Tensor:
+    return images[:, 0].pow(2).mean(tuple(range(1, images.ndim - 1)))
+
+
+def clean(latents: torch.Tensor, velocity: torch.Tensor) -> torch.Tensor:
+    return (latents - SIGMA * velocity).tanh()
+
+
+@torch.no_grad()
+def score(model: Any, call: dict[str, Any], u: dict[HeadId, float], kind: Perturbation) -> float:
+    weights: dict[tuple[int, str], torch.Tensor] = {}
+    for head, value in u.items():
+        place = (head.block, "attn2" if head.image_only else "attn")
+        of_attention = weights.setdefault(place, torch.zeros(2, tiny.HEADS, dtype=torch.float64))
+        of_attention[:, head.head] = value
+    plain = explicit(model, {}, **call)
+    perturbed = explicit(model, weights, kind, **call)
+    return red(clean(call["hidden_states"], plain + SCALE * (plain - perturbed)), None).mean().item()
+
+
+@pytest.mark.parametrize("kind", [Perturbation(), Perturbation("uniform", "image")], ids=str)
+@pytest.mark.parametrize("model", tiny.MODELS)
+@pytest.mark.parametrize("chosen", [{}, {HeadId(1, 2): 0.7}], ids=["none chosen", "one chosen"])
+def test_slopes_are_those_of_finite_differences(model, chosen, kind):
+    transformer, call = tiny.transformer(model), tiny.inputs(2, model)
+    found = slopes(
+        SimpleNamespace(transformer=transformer), red, ["a", "b"], call, clean,
+        scale=SCALE, chosen=chosen, perturbation=kind,
+    )  # fmt: skip
+    heads = [HeadId(b, h) for b in range(tiny.BLOCKS) for h in range(tiny.HEADS)]
+    assert {head for head in found if not head.image_only} == set(heads)
+    dual = [HeadId(1, 3, True)] if "medium" in model else []
+    for head in [HeadId(0, 1), HeadId(1, 2), HeadId(3, 0), *dual]:
+        at = chosen.get(head, 0.0)
+        low, high = (score(transformer, call, chosen | {head: at + d}, kind) for d in (-STEP, STEP))
+        # qk-norm rounds to fp32, which a difference of two scores shows
+        assert found[head] == pytest.approx((high - low) / (2 * STEP), rel=3e-3, abs=1e-6)
+
+
+def test_the_model_is_put_back():
+    transformer, call = tiny.transformer("sd3"), tiny.inputs(2)
+    before = {name: id(p) for name, p in transformer.attn_processors.items()}
+    slopes(
+        SimpleNamespace(transformer=transformer), red, ["a", "b"], call, clean,
+        scale=1.0, chosen={}, perturbation=Perturbation(),
+    )  # fmt: skip
+    assert {name: id(p) for name, p in transformer.attn_processors.items()} == before
+    assert all(p.grad is None for p in transformer.parameters())
+
+
+def test_a_recorder_keeps_the_calls_of_chosen_steps():
+    pipe: Any = tiny_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    with Recorder(pipe, [1, 3]) as recorder:
+        pipe("a cat", num_inference_steps=4, guidance_scale=1.0, output_type="latent")
+    times = pipe.scheduler.timesteps
+    assert [call["timestep"].tolist() for call in recorder.calls] == [[times[1]], [times[3]]]
+    assert not pipe.transformer._forward_pre_hooks
