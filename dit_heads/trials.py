@@ -67,7 +67,7 @@ class Scorer:
         region: str = "joint",
     ) -> None:
         self.pipe, self.objective, self.call = pipe, objective, dict(call)
-        self.options = {"perturbation": perturbation, "region": region}
+        self.options: dict[str, Any] = {"perturbation": perturbation, "region": region}
 
     def __call__(self, batch: Batch) -> list[float]:
         """A score a picture. Raises ValueError if the objective gives anything else."""
@@ -79,8 +79,8 @@ class Scorer:
         """The pictures in [0, 1]."""
         first = batch[0]
         heads = [trial.heads for trial in batch]
-        strength = {"scale": first.scale, "softness": first.softness}
-        with HeadGuidance(self.pipe, heads, **strength, **self.options) if first.heads else nullcontext():
+        options = self.options | {"scale": first.scale, "softness": first.softness}
+        with HeadGuidance(self.pipe, heads, **options) if first.heads else nullcontext():
             return self.pipe(
                 [trial.prompt for trial in batch],
                 num_inference_steps=first.steps,

@@ -18,7 +18,8 @@ PARTS = {
     "demo": "dit_heads.demo",
 }
 # Each may import those before it, never those after it.
-CORE = ["heads", "layouts", "perturb", "processors", "branch", "checks", "guidance", "objectives", "trials", "screen", "hunter"]
+CORE = ["heads", "layouts", "perturb", "processors", "branch", "checks", "guidance"]
+CORE += ["objectives", "trials", "screen", "hunter"]
 OUTER = ("dit_heads.pipelines", "dit_heads.loras", "dit_heads.demo")
 
 

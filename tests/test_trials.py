@@ -120,7 +120,12 @@ def test_scores_that_are_known_are_not_computed_again(tmp_path):
     filled(tmp_path / "log", listed)
     done: list[int] = []
     log = TrialLog(tmp_path / "log", HEADER)
-    evaluate(listed, log, lambda batches: iter(()) if not batches else 1 / 0, size=3, done=done.append)
+
+    def nothing(batches):
+        assert not batches
+        return []
+
+    evaluate(listed, log, nothing, size=3, done=done.append)
     assert done == [5] and len(log) == 5
 
 
