@@ -79,7 +79,7 @@ class Scorer:
         """The pictures in [0, 1]."""
         first = batch[0]
         heads = [trial.heads for trial in batch]
-        options = self.options | {"scale": first.scale, "softness": first.softness}
+        options: dict[str, Any] = {**self.options, "scale": first.scale, "softness": first.softness}
         with HeadGuidance(self.pipe, heads, **options) if first.heads else nullcontext():
             return self.pipe(
                 [trial.prompt for trial in batch],
