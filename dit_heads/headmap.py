@@ -31,7 +31,7 @@ def draw_head_map(
         for head, gain in gains.items():
             if head.image_only is only:
                 values[head.head][head.block] = gain
-        drawn = axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower", aspect="equal")
+        axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower", aspect="equal")
         for number, head in enumerate(chosen, 1):
             if head.image_only is only:
                 axis.add_patch(plt.Circle((head.block, head.head), 0.4, facecolor="white", edgecolor="black"))
@@ -39,7 +39,7 @@ def draw_head_map(
         axis.set(xlabel="block", ylabel="head", title="image-only attention" if only else "")
         axis.set_xticks(range(0, shape[0], max(1, shape[0] // 12)))
         axis.set_yticks(range(0, shape[1], max(1, shape[1] // 12)))
-    figure.colorbar(drawn, ax=axes[0].tolist(), label="gain in score", shrink=0.8)
+    figure.colorbar(axes[0][0].images[0], ax=axes[0].tolist(), label="gain in score", shrink=0.8)
     figure.suptitle(title, fontsize=10)
     _save(figure, path)
 
