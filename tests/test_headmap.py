@@ -10,7 +10,8 @@ GAINS = {HeadId(b, h): 0.01 * (b - h) for b in range(3) for h in range(4)}
 
 
 def colours(path) -> set:
-    return set(Image.open(path).convert("RGB").get_flattened_data())
+    with Image.open(path) as image:
+        return set(image.convert("RGB").get_flattened_data())
 
 
 @pytest.mark.parametrize("gains", [GAINS, GAINS | {HeadId(1, 2, True): 0.5}], ids=["joint", "image-only too"])
@@ -28,7 +29,7 @@ def test_scores_that_are_all_alike_can_be_drawn(tmp_path):
 
 def test_a_curve_with_its_intervals(tmp_path):
     draw_curve([0.1, 0.3, 0.2], tmp_path / "curve.png", intervals=[(0, 0.2), (0.2, 0.4), (0.1, 0.3)])
-    assert Image.open(tmp_path / "curve.png").width > 300
+    assert len(colours(tmp_path / "curve.png")) > 3
 
 
 def test_without_matplotlib_the_error_says_what_to_install(tmp_path, monkeypatch):
