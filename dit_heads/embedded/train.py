@@ -1,4 +1,5 @@
-"""Train the embedded models: `python -m dit_heads.embedded.train vae|decoder|clip|judge|sd3|export`.
+"""Train the embedded models: `python -m dit_heads.embedded.train vae|clip|judge|sd3|export`, then FLUX by
+`flux|distill|export-flux`.
 
 Every run lives in the cache folder, can be stopped at any time and goes on where it was. `export` writes the
 weights that the package ships from the checkpoints that there are.
@@ -30,7 +31,8 @@ from dit_heads.embedded.vae import VaeLoss, latent_statistics, make_vae, reconst
 from dit_heads.training import FitConfig, fit, load_weights, read_average
 
 M = TypeVar("M", bound=nn.Module)
-SD3, SD3_WARM, FLUX, FLUX_DISTILLED = "sd3-v1", "sd3-warm", "flux-v1", "flux-distilled"
+SD3, SD3_WARM = "sd3-v1", "sd3-warm"
+FLUX, FLUX_WARM, FLUX_DISTILLED = "flux-v1", "flux-warm", "flux-distilled"
 # oneDNN's flash attention has a slow backward in bf16 on CPUs; the plain kernel trains 1.5 times faster.
 torch.backends.cuda.enable_flash_sdp(False)
 
@@ -55,6 +57,11 @@ def _has_run(name: str) -> bool:
     return (_folder(name) / "checkpoint.safetensors").exists()
 
 
+def _latest(*names: str) -> str:
+    """The first run that there is; the last name if there is none."""
+    return next((name for name in names if _has_run(name)), names[-1])
+
+
 def trained(model: M, name: str) -> M:
     """`model` with the averaged weights of a run such as "clip-v1", or without one the shipped weights."""
     if _has_run(name):
@@ -77,15 +84,6 @@ def vae(steps: int = 4000, shards: int = 6) -> None:
     model = make_vae()
     config = FitConfig(steps, 2e-3, "muon", warmup=100, ema=0.998, weight_decay=1e-4, seed=1)
     fit(model, VaeLoss(model, _train_images(shards)), config, _folder("vae-v2"))
-    print(f"validation PSNR {reconstruction_psnr(model, _validation(512)):.2f} dB")
-
-
-def decoder(steps: int = 6000, shards: int = 7) -> None:
-    """The autoencoder's decoder alone, on the latents as they are: sharper pictures, latents stay valid."""
-    model = _channels_last(trained(make_vae(), "vae-v2"))
-    model.encoder.requires_grad_(False)
-    config = FitConfig(steps, 1e-3, "muon", warmup=100, ema=0.998, weight_decay=1e-4, seed=11)
-    fit(model, VaeLoss(model, _train_images(shards)), config, _folder("decoder-v1"))
     print(f"validation PSNR {reconstruction_psnr(model, _validation(512)):.2f} dB")
 
 
@@ -130,19 +128,25 @@ def sd3_model(
     fit(student, sd3.Sd3Loss(student, texts, corpus, steps), config, folder, until=_until(hours))
 
 
-def flux_model(steps: int = 8000, shards: int = 5, batch: int = 64, hours: float | None = None) -> None:
-    """The FLUX transformer, on the latents and the frozen T5 of SD3's; its guidance embedding at 1."""
+def flux_model(
+    steps: int = 8000, shards: int = 5, batch: int = 64, hours: float | None = None, warm: bool = False
+) -> None:
+    """The FLUX transformer, on the latents and the frozen T5 of SD3's; its guidance embedding at 1. `warm` as
+    for SD3."""
     corpus, texts = _corpus(shards, batch, flux.STOCK), _flux_texts()
     torch.manual_seed(0)
     student = flux.FluxStudent()
+    if warm:
+        load_weights(student, packaged("flux"))
     config = FitConfig(steps, 1.5e-3, "muon", decline=0.3, ema=0.9995, weight_decay=0.01, seed=5)
-    fit(student, flux.FluxLoss(student, texts, corpus, steps), config, _folder(FLUX), until=_until(hours))
+    folder = _folder(FLUX_WARM if warm else FLUX)
+    fit(student, flux.FluxLoss(student, texts, corpus, steps), config, folder, until=_until(hours))
 
 
 def distill(steps: int = 1500, shards: int = 5, batch: int = 64, hours: float | None = None) -> None:
     """CFG into the FLUX transformer's guidance embedding."""
     corpus, texts = _corpus(shards, batch, flux.STOCK), _flux_texts()
-    student = trained(flux.FluxStudent(), FLUX)
+    student = trained(flux.FluxStudent(), _latest(FLUX_WARM, FLUX))
     teacher = copy.deepcopy(student.transformer)
     config = FitConfig(steps, 5e-4, "muon", warmup=100, ema=0.999, weight_decay=0.01, seed=6)
     loss = flux.DistilledLoss(student, teacher, texts, corpus, steps)
@@ -158,13 +162,11 @@ def _until(hours: float | None) -> float | None:
 
 
 def normalised_vae() -> AutoencoderKL:
-    """The trained encoder with the best decoder there is; its config holds the latents' shift and scale."""
+    """The trained autoencoder, its config with the latents' shift and scale."""
     if not _has_run("vae-v2"):
         return load_embedded("sd3").vae
     model = trained(make_vae(), "vae-v2")
     shift, scale = latent_statistics(model, _validation(512))
-    if _has_run("decoder-v1"):
-        trained(model, "decoder-v1")
     model.register_to_config(shift_factor=round(shift, 5), scaling_factor=round(scale, 5))
     return model
 
@@ -191,20 +193,18 @@ def _encode(shards: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, list[tuple[Ten
 
 def export() -> None:
     """Write the package's weights from the runs in the cache folder; parts without a run stay as they are."""
-    student = trained(sd3.Student(len(sd3.make_t5_tokenizer())), SD3_WARM if _has_run(SD3_WARM) else SD3)
+    student = trained(sd3.Student(len(sd3.make_t5_tokenizer())), _latest(SD3_WARM, SD3))
     towers = trained(Clip(len(make_clip_tokenizer())), "clip-v1")
     export_weights(student, towers, normalised_vae(), trained(Judge(), "judge-v1"))
 
 
 def export_flux() -> None:
     """Write the FLUX transformer: its pipeline shares every other part with SD3's."""
-    name = FLUX_DISTILLED if _has_run(FLUX_DISTILLED) else FLUX
-    export_flux_weights(trained(flux.FluxStudent(), name))
+    export_flux_weights(trained(flux.FluxStudent(), _latest(FLUX_DISTILLED, FLUX_WARM, FLUX)))
 
 
 COMMANDS = {
     "vae": vae,
-    "decoder": decoder,
     "clip": clip,
     "judge": judge,
     "sd3": sd3_model,
