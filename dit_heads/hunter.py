@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,9 +18,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from dit_heads import __version__
+from dit_heads.headmap import draw_curve, draw_head_map
 from dit_heads.heads import HeadId, HeadSet
+from dit_heads.hunt_config import HuntConfig
 from dit_heads.layouts import layout_of
 from dit_heads.objectives import Objective, name_of
+from dit_heads.pictures import atomic_file, write_png
 from dit_heads.sheets import Column, contact_sheet
 from dit_heads.trials import (
     Execute,
@@ -29,34 +35,6 @@ from dit_heads.trials import (
     fingerprint,
     in_process,
 )
-
-
-@dataclass(frozen=True)
-class HuntConfig:
-    """How a search goes: the names in brackets are those of algorithm 1.
-
-    rounds [R], per_round [k]: heads that each round adds. scale [w], softness [u], steps: of the pictures.
-    guidance_scale: CFG, off (1) in the paper's searches. seeds: each with every prompt, M pairs in all.
-    batch: pictures side by side. perturbation, region: as in `HeadGuidance`.
-    """
-
-    rounds: int = 1
-    per_round: int = 3
-    scale: float = 3.0
-    softness: float = 1.0
-    steps: int = 20
-    guidance_scale: float = 1.0
-    seeds: tuple[int, ...] = (0,)
-    batch: int = 16
-    perturbation: str = "identity"
-    region: str = "joint"
-
-    def __post_init__(self) -> None:
-        for name in ("rounds", "per_round", "steps", "batch"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
-        if not self.seeds:
-            raise ValueError("seeds: expected at least one, got none")
 
 
 @dataclass(frozen=True)
@@ -85,6 +63,13 @@ class Result:
     @property
     def heads(self) -> HeadSet:
         return HeadSet(self.chosen)
+
+    def __str__(self) -> str:
+        lines = [f"without heads {fmean(self.unguided):.4f}, mean of {len(self.unguided)} pictures"]
+        for number, found in enumerate(self.rounds, 1):
+            best = ", ".join(f"{head} {fmean(found.scores[head]):.4f}" for head in found.chosen)
+            lines.append(f"round {number}: {best}")
+        return "\n".join([*lines, f"heads: {self.heads}", f"{self.pictures} pictures in all"])
 
     def to_json(self) -> dict[str, Any]:
         """`HeadSet.load` reads it, and whoever wants the figures."""
@@ -138,7 +123,8 @@ class HeadHunter:
         call = {"guidance_scale": config.guidance_scale, **(call or {})}
         scorer = Scorer(pipe, objective, call, perturbation=config.perturbation, region=config.region)
         self.header = _header(pipe, objective, config, call)
-        self.log = TrialLog(Path(folder) / "trials.jsonl", self.header)
+        self.folder = Path(folder)
+        self.log = TrialLog(self.folder / "trials.jsonl", self.header)
         self.scorer, self.execute = scorer, execute or in_process(scorer)
 
     def run(self) -> Result:
@@ -151,6 +137,24 @@ class HeadHunter:
                 rounds.append(self._round(chosen, bar))
                 chosen += rounds[-1].chosen
         return Result(tuple(rounds), unguided, len(self.log), self.header | _versions())
+
+    def write(self, result: Result) -> list[Path]:
+        """Everything that shows a result, into the folder of the search: the head set with its scores
+        (`heads.json`, `scores.csv`), a map of each round, the curve of `curve` and the sheet of `sheet`."""
+        paths = [self.folder / name for name in ("heads.json", "scores.csv", "curve.png", "sheet.png")]
+        for path, text in zip(paths, (_json(result), _table(result, self.pairs)), strict=False):
+            with atomic_file(path) as file:
+                file.write(text.encode())
+        curve = self.curve(result)
+        draw_curve([fmean(scores) for scores in curve], paths[2], title=self.header["objective"])
+        write_png(self.sheet(result), paths[3], {"heads": str(result.heads), **self.header})
+        base = fmean(result.unguided)
+        for number, found in enumerate(result.rounds, 1):
+            paths.append(self.folder / f"round-{number}.png")
+            gains = {head: fmean(scores) - base for head, scores in found.scores.items()}
+            title = f"round {number}: gain over no heads"
+            draw_head_map(gains, paths[-1], chosen=found.chosen, title=title)
+        return paths
 
     def curve(self, result: Result) -> list[list[float]]:
         """Scores of the first 0, 1, 2 ... chosen heads, a number for each pair."""
@@ -221,21 +225,21 @@ def _header(pipe: Any, objective: Objective, config: HuntConfig, call: Mapping[s
     return {**model, "objective": name_of(objective), "call": dict(call), **settings}
 
 
+def _json(result: Result) -> str:
+    return json.dumps(result.to_json(), indent=1) + "\n"
+
+
+def _table(result: Result, pairs: Sequence[tuple[str, int]]) -> str:
+    """Every score as CSV: a line for each round, head and pair."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("round", "head", "chosen", "prompt", "seed", "score"))
+    for number, found in enumerate(result.rounds, 1):
+        for head, scores in found.scores.items():
+            for (prompt, seed), score in zip(pairs, scores, strict=True):
+                writer.writerow((number, head, int(head in found.chosen), prompt, seed, score))
+    return text.getvalue()
+
+
 def _versions() -> dict[str, str]:
     return {"dit_heads": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
-
-
-def style_prompts(template: str, styles: Sequence[str], contents: Sequence[str]) -> list[str]:
-    """A template such as "{style}, {content}" with every style and content. Raises ValueError if it lacks
-    either."""
-    if "{style}" not in template or "{content}" not in template:
-        raise ValueError(f"template: expected {{style}} and {{content}} in it, got {template!r}")
-    return [template.format(style=s, content=c) for s, c in itertools.product(styles, contents)]
-
-
-def read_prompts(path: Path) -> list[str]:
-    """The lines of a text file that are not empty. Raises ValueError if there is none."""
-    prompts = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
-    if not prompts:
-        raise ValueError(f"prompts: '{path}' holds none")
-    return prompts

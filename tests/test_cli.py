@@ -252,3 +252,55 @@ def test_words_that_the_embedded_model_never_read_are_named(tmp_path, capsys, mo
     warning = next(line for line in capsys.readouterr().err.splitlines() if "warning" in line)
     assert "zorgle" in warning and "red" not in warning
     assert (tmp_path / "a.png").exists()
+
+
+# --- hunt ---
+
+HUNT = ["--candidates", "L1H0-2", "--steps", "2", "--seeds", "0", "1"]
+
+
+def test_hunt_writes_a_head_set_that_generate_takes(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("a cat\ntwo dogs\n")
+    asked = ["hunt", "--model", model, "--objective", "tests.test_cli:red", "--prompts", "prompts.txt", *HUNT]
+    assert main([*asked, "--out", "h", "--style", "at night"]) == 0
+    said = capsys.readouterr().out
+    assert "16 pictures in all" in said and "wrote h/heads.json" in said
+    trials = [json.loads(line) for line in (tmp_path / "h/trials.jsonl").read_text().splitlines()[1:]]
+    assert {t["prompt"] for t in trials} == {"at night, a cat", "at night, two dogs"}
+    drawn = ["generate", "a cat", *FAST, "--model", model, "--heads", "h/heads.json", "--out", "a.png"]
+    assert main(drawn) == 0
+    assert read_settings(tmp_path / "a.png")["heads"].startswith("L1H")
+    # Done already, so nothing is drawn again; another setting does not fit into the folder.
+    assert main([*asked, "--out", "h", "--style", "at night"]) == 0
+    assert len((tmp_path / "h/trials.jsonl").read_text().splitlines()) == 1 + len(trials)
+    capsys.readouterr()
+    assert main([*asked, "--out", "h", "--region", "image"]) == 2
+    assert "of another search (region: 'joint' there, 'image' here)" in capsys.readouterr().err
+
+
+def red(images, prompts):
+    return images[:, 0].mean((1, 2))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--candidates", "L9"], "the model has blocks L0 to L2"),
+        (["--objective", "beauty"], "objective: expected clip, "),
+        (["--prompts", "none.txt"], "none.txt"),
+        (["--prompts", "empty.txt"], "prompts: 'empty.txt' holds none"),
+        (["--out", "empty.txt"], "is a file, not a folder"),
+        (["--rounds", "0"], "rounds"),
+        (["--num-prompts", "0"], "num_prompts: expected at least 1"),
+        (["--style", "at night", "--template", "{style}"], "template: expected {style} and {content}"),
+    ],
+)
+def test_bad_input_of_hunt_is_one_line_and_leaves_nothing(
+    flags, message, model, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("\n")
+    assert main(["hunt", "--model", model, "--out", "h", *flags]) == 2
+    assert message in error_line(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["empty.txt"]

@@ -1,5 +1,6 @@
 """The search against algorithm 1 written out, resumption, and what it refuses."""
 
+import csv
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -8,7 +9,8 @@ import pytest
 import torch
 
 from dit_heads import HeadGuidance, HeadId, HeadSet
-from dit_heads.hunter import HeadHunter, HuntConfig, read_prompts, style_prompts
+from dit_heads.hunt_config import HuntConfig, read_prompts, style_prompts
+from dit_heads.hunter import HeadHunter
 from dit_heads.trials import Scorer, in_process
 from tests.saved import tiny_pipeline
 
@@ -155,12 +157,29 @@ def test_scores_that_are_none_end_the_search(pipe, tmp_path, scores, message):
         HeadHunter(pipe, odd, PROMPTS, tmp_path, CONFIG, call=CALL).run()
 
 
-def test_a_result_file_is_a_head_set_file(pipe, tmp_path):
-    import json
-
-    result = hunter(pipe, tmp_path).run()
-    (tmp_path / "heads.json").write_text(json.dumps(result.to_json()))
+def test_what_is_written_shows_the_search(pipe, tmp_path):
+    search = hunter(pipe, tmp_path)
+    result = search.run()
+    written = {path.name for path in search.write(result)}
+    assert written == {"heads.json", "scores.csv", "curve.png", "sheet.png", "round-1.png", "round-2.png"}
+    assert {path.name for path in tmp_path.iterdir()} == written | {"trials.jsonl"}
     assert HeadSet.load(tmp_path / "heads.json") == result.heads
+    with (tmp_path / "scores.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 * (6 + 4)
+    assert {row["head"] for row in rows if row["chosen"] == "1"} == set(map(str, result.chosen))
+    first = result.rounds[0].chosen[0]
+    of_first = [float(row["score"]) for row in rows if row["round"] == "1" and row["head"] == str(first)]
+    assert of_first == list(result.rounds[0].scores[first])
+
+
+def test_the_curve_goes_from_no_heads_to_all_that_were_chosen(pipe, tmp_path):
+    search = hunter(pipe, tmp_path)
+    result = search.run()
+    curve = search.curve(result)
+    assert len(curve) == 5 and curve[0] == list(result.unguided)
+    assert curve[1] == list(result.rounds[0].scores[result.chosen[0]])
+    assert fmean(curve[3]) == pytest.approx(fmean(result.rounds[1].scores[result.chosen[2]]))
 
 
 def test_style_prompts():

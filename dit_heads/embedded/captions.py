@@ -72,10 +72,15 @@ def _listed(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
+def content(scene: Scene) -> str:
+    """The solids from left to right, and the ground."""
+    return f"{_listed([_a(noun(s)) for s in scene.solids])} on {scene.ground}"
+
+
 def caption(scene: Scene) -> str:
     """The canonical caption: it names every attribute, from left to right."""
     style = "" if scene.style == "photo" else f", {scene.style}"
-    return f"{_listed([_a(noun(s)) for s in scene.solids])} on {scene.ground} {WHEN[scene.sky]}{style}"
+    return f"{content(scene)} {WHEN[scene.sky]}{style}"
 
 
 def varied_caption(scene: Scene, rng: np.random.Generator) -> str:

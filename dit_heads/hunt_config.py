@@ -1,0 +1,69 @@
+"""How a search goes, and its prompts; imports nothing heavy, as the command reads it first."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class HuntConfig:
+    """The settings of a search, with the names of arXiv 2506.10978, algorithm 1, in brackets."""
+
+    rounds: int = 1
+    """rounds of choosing [R]"""
+    per_round: int = 3
+    """heads that each round adds [k]"""
+    scale: float = 3.0
+    """head guidance scale of the pictures [w]"""
+    softness: float = 1.0
+    """how far heads are perturbed, from 0 to 1 [u]"""
+    steps: int = 20
+    """denoising steps of a picture"""
+    guidance_scale: float = 1.0
+    """classifier-free guidance; 1 is off, as in the paper's searches"""
+    seeds: tuple[int, ...] = (0,)
+    """each is drawn with every prompt, M pairs in all"""
+    batch: int = 16
+    """pictures that are drawn side by side"""
+    perturbation: str = "identity"
+    """what is done to heads: identity, uniform, mean_query or arg_max"""
+    region: str = "joint"
+    """for which tokens: joint, image or image_to_image"""
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "per_round", "steps", "batch"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if not self.seeds:
+            raise ValueError("seeds: expected at least one, got none")
+
+
+def style_prompts(template: str, styles: Sequence[str], contents: Sequence[str]) -> list[str]:
+    """A template such as "{style}, {content}" with every style and content. Raises ValueError if it lacks
+    either."""
+    if "{style}" not in template or "{content}" not in template:
+        raise ValueError(f"template: expected {{style}} and {{content}} in it, got {template!r}")
+    return [template.format(style=s, content=c) for s, c in itertools.product(styles, contents)]
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a text file that are not empty. Raises ValueError if there is none."""
+    prompts = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"prompts: '{path}' holds none")
+    return prompts
+
+
+def world_prompts(count: int, style: str | None = None) -> list[str]:
+    """Captions of scenes that the embedded models never saw in training; with a style, what they show and on
+    which ground, the rest being the style's."""
+    from dit_heads.embedded.captions import caption, content
+    from dit_heads.embedded.scenes import sample_scene, split_seed
+
+    if count < 1:
+        raise ValueError(f"num_prompts: expected at least 1, got {count}")
+    scenes = [sample_scene(split_seed("validation", 6_000_000 + i)) for i in range(count)]
+    return [content(scene) if style else caption(scene) for scene in scenes]
