@@ -90,7 +90,7 @@ def test_the_core_that_exists_is_walked():
 
 
 def test_every_export_is_there_and_no_other():
-    exports = {"HeadGuidance", "HeadId", "HeadSet", "__version__", "load_embedded"}
+    exports = {"HeadGuidance", "HeadHunter", "HeadId", "HeadSet", "__version__", "load_embedded"}
     assert set(dit_heads.__all__) == exports
     assert exports <= set(dir(dit_heads))
     assert all(getattr(dit_heads, name) is not None for name in exports)
