@@ -3,7 +3,6 @@ the judge `judge/`."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from dit_heads.embedded.clip import Clip
 from dit_heads.embedded.flux import FluxStudent, load_flux
 from dit_heads.embedded.judge import Judge
 from dit_heads.embedded.sd3 import Student, assemble
-from dit_heads.training import save_tensors, write_atomically
+from dit_heads.training import save_tensors
 
 
 def export_weights(
@@ -32,7 +31,6 @@ def export_weights(
     (folder / "judge").mkdir(exist_ok=True)
     halves = {k: v.half() for k, v in judge.state_dict().items()}
     save_tensors(folder / "judge" / "judge.safetensors", halves, {"format": "pt"})
-    write_atomically(folder / "clip" / "scale.json", json.dumps({"logit_scale": towers.scale[0].item()}))
 
 
 def export_flux_weights(student: FluxStudent, folder: Path = WEIGHTS) -> None:

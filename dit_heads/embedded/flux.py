@@ -17,7 +17,7 @@ from diffusers import (
     FluxTransformer2DModel,
 )
 from torch import Tensor
-from transformers import CLIPTextModel, T5EncoderModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
 
 from dit_heads.embedded.clip import WIDTH as CLIP_WIDTH
 from dit_heads.embedded.clip import tokenize
@@ -184,7 +184,11 @@ def assemble_flux(
 
 def load_clip_text(folder: Path) -> CLIPTextModel:
     """SD3's first text tower as FLUX's pipeline wants it, without the projection."""
-    return CLIPTextModel.from_pretrained(folder / "sd3" / "text_encoder", local_files_only=True)
+    whole = CLIPTextModelWithProjection.from_pretrained(folder / "sd3/text_encoder", local_files_only=True)
+    tower = CLIPTextModel(whole.config)
+    # Older versions of transformers have one module more around it.
+    getattr(tower, "text_model", tower).load_state_dict(whole.text_model.state_dict())
+    return tower.eval()
 
 
 def load_t5(folder: Path) -> T5EncoderModel:

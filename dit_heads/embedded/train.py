@@ -163,9 +163,11 @@ def _until(hours: float | None) -> float | None:
 
 def normalised_vae() -> AutoencoderKL:
     """The trained autoencoder, its config with the latents' shift and scale."""
-    if not _has_run("vae-v2"):
-        return load_embedded("sd3").vae
     model = trained(make_vae(), "vae-v2")
+    if not _has_run("vae-v2"):
+        shipped = load_embedded("sd3").vae.config
+        model.register_to_config(shift_factor=shipped.shift_factor, scaling_factor=shipped.scaling_factor)
+        return model
     shift, scale = latent_statistics(model, _validation(512))
     model.register_to_config(shift_factor=round(shift, 5), scaling_factor=round(scale, 5))
     return model

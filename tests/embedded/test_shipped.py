@@ -95,3 +95,8 @@ def test_prompts_of_one_object_are_followed(pipe):
     judged = verdict(load_judge(), paint(pipe, scenes, **call), scenes)
     # What the first 2,000 steps reach; docs/embedded.md says what is aimed at.
     assert min(judged.accuracy().values()) >= 0.7, judged.accuracy()
+
+
+def test_no_config_names_a_path_of_the_machine_that_wrote_it():
+    configs = [path.read_text() for path in Path(WEIGHTS).rglob("*.json") if "tokenizer" not in path.name]
+    assert len(configs) > 5 and not any("_name_or_path" in text for text in configs)
