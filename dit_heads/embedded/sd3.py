@@ -215,10 +215,23 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
 class ProbedLoss:
-    """The flow-matching loss, and in the first part of training the probe's, of a model's `velocity`."""
+    """The flow-matching loss, and in the first part of training the probe's, of a model's `velocity`.
 
-    def __init__(self, student: Any, texts: Any, corpus: Corpus, steps: int) -> None:
+    `shift` moves the noise levels of training; `probed=False` leaves the probe out, for a model that has
+    learned what it teaches."""
+
+    def __init__(
+        self,
+        student: Any,
+        texts: Any,
+        corpus: Corpus,
+        steps: int,
+        *,
+        shift: float = SHIFT,
+        probed: bool = True,
+    ) -> None:
         self.student, self.texts, self.corpus, self.steps = student, texts, corpus, steps
+        self.shift, self.probed = shift, probed
 
     def velocity(self, batch: Batch) -> Velocity:
         """The student's prediction for a batch, from latents [B, C, h, w] and noise levels [B]."""
@@ -228,12 +241,12 @@ class ProbedLoss:
         done = step / self.steps
         batch = self.corpus.draw(generator, stock_length=done > 0.9)
         velocity = self.velocity(batch)
-        sigmas = logit_normal_sigmas(len(batch.latents), generator, shift=SHIFT)
+        sigmas = logit_normal_sigmas(len(batch.latents), generator, shift=self.shift)
         noise = torch.randn(batch.latents.shape, generator=generator)
         loss = flow_matching_loss(velocity, batch.latents, sigmas, noise)
         seen = self.student.take_seen()
         figures: dict[str, float | Tensor] = {"flow": loss.detach()}
-        weight = max(0.0, 1 - done / 0.7)
+        weight = max(0.0, 1 - done / 0.7) if self.probed else 0.0
         if batch.coverage is not None and weight > 0:
             probe = F.binary_cross_entropy_with_logits(self.student.probe(seen).float(), batch.coverage)
             figures["probe"] = probe.detach()

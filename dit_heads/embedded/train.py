@@ -112,10 +112,17 @@ def judge(steps: int = 6000, shards: int = 7) -> None:
 
 
 def sd3_model(
-    steps: int = 12_000, shards: int = 5, batch: int = 64, hours: float | None = None, warm: bool = False
+    steps: int = 12_000,
+    shards: int = 5,
+    batch: int = 64,
+    hours: float | None = None,
+    warm: bool = False,
+    shift: float = sd3.SHIFT,
+    decline: float = 0.3,
 ) -> None:
     """The transformer and its T5. `hours` stops earlier, with a checkpoint; `warm` begins with the shipped
-    weights, in a run of its own."""
+    weights, in a run of its own; a `shift` of 1 trains more at low noise, where textures are made; the rate
+    falls over the last `decline` of the run."""
     corpus = _corpus(shards, batch)
     towers = trained(Clip(len(make_clip_tokenizer())), "clip-v1")
     texts = sd3.TextEncoders(towers.text, towers.text_2)
@@ -123,9 +130,9 @@ def sd3_model(
     student = sd3.Student(len(texts.t5_tokenizer))
     if warm:
         load_weights(student, packaged("sd3"))
-    config = FitConfig(steps, 1.5e-3, "muon", decline=0.3, ema=0.9995, weight_decay=0.01, seed=4)
-    folder = _folder(SD3_WARM if warm else SD3)
-    fit(student, sd3.Sd3Loss(student, texts, corpus, steps), config, folder, until=_until(hours))
+    config = FitConfig(steps, 1.5e-3, "muon", decline=decline, ema=0.9995, weight_decay=0.01, seed=4)
+    loss = sd3.Sd3Loss(student, texts, corpus, steps, shift=shift, probed=not warm)
+    fit(student, loss, config, _folder(SD3_WARM if warm else SD3), until=_until(hours))
 
 
 def flux_model(

@@ -93,6 +93,23 @@ def test_the_probe_fades_and_composites_have_none(student: Student, texts: TextE
         student.take_seen()
 
 
+def test_a_warm_run_has_no_probe_and_may_look_at_lower_noise(
+    student: Student, texts: TextEncoders, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[float] = []
+    drawn = sd3.logit_normal_sigmas
+
+    def sigmas(count: int, generator: torch.Generator, *, shift: float) -> torch.Tensor:
+        seen.append(shift)
+        return drawn(count, generator, shift=shift)
+
+    monkeypatch.setattr(sd3, "logit_normal_sigmas", sigmas)
+    with torch.no_grad():
+        loss = Sd3Loss(student, texts, corpus(batch=2), steps=10, shift=1.0, probed=False)
+        value, figures = loss(0, torch.Generator().manual_seed(0))
+    assert set(figures) == {"flow"} and value == figures["flow"] and seen == [1.0]
+
+
 def test_text_input_is_the_pipelines(pipe: Any, student: Student, texts: TextEncoders):
     said = [caption(SCENES[0]), "", caption(SCENES[1])]
     with torch.no_grad():
