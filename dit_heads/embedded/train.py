@@ -31,8 +31,7 @@ from dit_heads.embedded.vae import VaeLoss, latent_statistics, make_vae, reconst
 from dit_heads.training import FitConfig, fit, load_weights, read_average
 
 M = TypeVar("M", bound=nn.Module)
-SD3, SD3_WARM = "sd3-v1", "sd3-warm"
-FLUX, FLUX_WARM, FLUX_DISTILLED = "flux-v1", "flux-warm", "flux-distilled"
+DISTILLED = "flux-distilled"
 # oneDNN's flash attention has a slow backward in bf16 on CPUs; the plain kernel trains 1.5 times faster.
 torch.backends.cuda.enable_flash_sdp(False)
 
@@ -57,9 +56,14 @@ def _has_run(name: str) -> bool:
     return (_folder(name) / "checkpoint.safetensors").exists()
 
 
-def _latest(*names: str) -> str:
-    """The first run that there is; the last name if there is none."""
-    return next((name for name in names if _has_run(name)), names[-1])
+def _run(part: str, warm: int) -> str:
+    """The name of a run: the one from nothing, or the n-th that begins with the shipped weights."""
+    return f"{part}-warm-{warm}" if warm else f"{part}-v1"
+
+
+def _last(part: str) -> str:
+    """The latest run of a part that there is."""
+    return next(name for n in range(9, -1, -1) if _has_run(name := _run(part, n)) or not n)
 
 
 def trained(model: M, name: str) -> M:
@@ -116,13 +120,13 @@ def sd3_model(
     shards: int = 5,
     batch: int = 64,
     hours: float | None = None,
-    warm: bool = False,
+    warm: int = 0,
     shift: float = sd3.SHIFT,
     decline: float = 0.3,
 ) -> None:
-    """The transformer and its T5. `hours` stops earlier, with a checkpoint; `warm` begins with the shipped
-    weights, in a run of its own; a `shift` of 1 trains more at low noise, where textures are made; the rate
-    falls over the last `decline` of the run."""
+    """The transformer and its T5. `hours` stops earlier, with a checkpoint; `warm` n is the n-th run that
+    begins with the shipped weights; a `shift` of 1 trains more at low noise, where textures are made; the
+    rate falls over the last `decline` of the run."""
     corpus = _corpus(shards, batch)
     towers = trained(Clip(len(make_clip_tokenizer())), "clip-v1")
     texts = sd3.TextEncoders(towers.text, towers.text_2)
@@ -132,11 +136,11 @@ def sd3_model(
         load_weights(student, packaged("sd3"))
     config = FitConfig(steps, 1.5e-3, "muon", decline=decline, ema=0.9995, weight_decay=0.01, seed=4)
     loss = sd3.Sd3Loss(student, texts, corpus, steps, shift=shift, probed=not warm)
-    fit(student, loss, config, _folder(SD3_WARM if warm else SD3), until=_until(hours))
+    fit(student, loss, config, _folder(_run("sd3", warm)), until=_until(hours))
 
 
 def flux_model(
-    steps: int = 8000, shards: int = 5, batch: int = 64, hours: float | None = None, warm: bool = False
+    steps: int = 8000, shards: int = 5, batch: int = 64, hours: float | None = None, warm: int = 0
 ) -> None:
     """The FLUX transformer, on the latents and the frozen T5 of SD3's; its guidance embedding at 1. `warm` as
     for SD3."""
@@ -146,18 +150,18 @@ def flux_model(
     if warm:
         load_weights(student, packaged("flux"))
     config = FitConfig(steps, 1.5e-3, "muon", decline=0.3, ema=0.9995, weight_decay=0.01, seed=5)
-    folder = _folder(FLUX_WARM if warm else FLUX)
-    fit(student, flux.FluxLoss(student, texts, corpus, steps), config, folder, until=_until(hours))
+    loss = flux.FluxLoss(student, texts, corpus, steps, probed=not warm)
+    fit(student, loss, config, _folder(_run("flux", warm)), until=_until(hours))
 
 
 def distill(steps: int = 1500, shards: int = 5, batch: int = 64, hours: float | None = None) -> None:
     """CFG into the FLUX transformer's guidance embedding."""
     corpus, texts = _corpus(shards, batch, flux.STOCK), _flux_texts()
-    student = trained(flux.FluxStudent(), _latest(FLUX_WARM, FLUX))
+    student = trained(flux.FluxStudent(), _last("flux"))
     teacher = copy.deepcopy(student.transformer)
     config = FitConfig(steps, 5e-4, "muon", warmup=100, ema=0.999, weight_decay=0.01, seed=6)
     loss = flux.DistilledLoss(student, teacher, texts, corpus, steps)
-    fit(student, loss, config, _folder(FLUX_DISTILLED), until=_until(hours))
+    fit(student, loss, config, _folder(DISTILLED), until=_until(hours))
 
 
 def _flux_texts() -> flux.FluxTexts:
@@ -202,14 +206,15 @@ def _encode(shards: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, list[tuple[Ten
 
 def export() -> None:
     """Write the package's weights from the runs in the cache folder; parts without a run stay as they are."""
-    student = trained(sd3.Student(len(sd3.make_t5_tokenizer())), _latest(SD3_WARM, SD3))
+    student = trained(sd3.Student(len(sd3.make_t5_tokenizer())), _last("sd3"))
     towers = trained(Clip(len(make_clip_tokenizer())), "clip-v1")
     export_weights(student, towers, normalised_vae(), trained(Judge(), "judge-v1"))
 
 
 def export_flux() -> None:
     """Write the FLUX transformer: its pipeline shares every other part with SD3's."""
-    export_flux_weights(trained(flux.FluxStudent(), _latest(FLUX_DISTILLED, FLUX_WARM, FLUX)))
+    name = DISTILLED if _has_run(DISTILLED) else _last("flux")
+    export_flux_weights(trained(flux.FluxStudent(), name))
 
 
 COMMANDS = {
