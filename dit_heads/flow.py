@@ -23,8 +23,11 @@ def flow_matching_loss(
     latents: Float[Tensor, "B C H W"],
     sigmas: Float[Tensor, " B"],
     noise: Float[Tensor, "B C H W"],
+    weight: Float[Tensor, "B 1 H W"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean squared error of `velocity(x_s, s)` against e - x, in float32; `sigmas` in [0, 1], 1 = noise."""
+    """Mean squared error of `velocity(x_s, s)` against e - x, in float32, each error times its `weight`;
+    `sigmas` in [0, 1], 1 = noise."""
     s = sigmas[:, None, None, None]
     predicted = velocity((1 - s) * latents + s * noise, sigmas)
-    return (predicted.float() - (noise - latents)).pow(2).mean()
+    errors = (predicted.float() - (noise - latents)).pow(2)
+    return (errors if weight is None else weight * errors).mean()

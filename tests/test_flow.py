@@ -25,6 +25,9 @@ def test_hand_worked_case():
     assert asked[0].flatten().tolist() == [1.25, 2.0]  # 0.75 x + 0.25 e
     assert asked[1].tolist() == [0.25]
     assert loss.item() == 8.5  # the mean of (2 - 1)^2 and (-1 - 3)^2
+    weight = torch.tensor([5.0, 0.5]).view(1, 1, 1, 2)
+    loss = flow_matching_loss(silent, latents, torch.tensor([0.25]), noise, weight)
+    assert loss.item() == 6.5  # the mean of 5 and 8
 
 
 def test_the_right_velocity_has_no_loss_and_each_sample_its_own_sigma():

@@ -23,7 +23,7 @@ from dit_heads.embedded.captions import GRIDS, caption, described, joint_caption
 from dit_heads.embedded.clip import WIDTH as CLIP_WIDTH
 from dit_heads.embedded.clip import tokenize
 from dit_heads.embedded.data import COVERAGE_CHANNELS
-from dit_heads.embedded.scenes import Scene
+from dit_heads.embedded.scenes import SHAPES, Scene
 from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
 from dit_heads.embedded.vae import LATENT_CHANNELS, to_tensor
 from dit_heads.flow import flow_matching_loss, logit_normal_sigmas
@@ -32,6 +32,7 @@ from dit_heads.processors import joint_outputs, joint_projections
 BLOCKS, HEADS, HEAD_WIDTH = 8, 12, 16
 WIDTH = HEADS * HEAD_WIDTH
 SHIFT = 2.0  # of the noise schedule, in training and in the pipeline's scheduler
+VISIBLE = 0.6  # the noise level below which a picture shows where its solids are
 SHORT, MEDIUM, LONG, STOCK = 32, 64, 128, 256  # T5 tokens; the last is the pipeline's default
 
 
@@ -217,8 +218,9 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 class ProbedLoss:
     """The flow-matching loss, and in the first part of training the probe's, of a model's `velocity`.
 
-    `shift` moves the noise levels of training; `probed=False` leaves the probe out, for a model that has
-    learned what it teaches."""
+    `shift` moves the noise levels of training; `objects` is how much more errors on solids weigh once noise
+    lets see where they are (most of a picture is ground, whose grain cannot be learned); `probed=False`
+    leaves the probe out, for a model that has learned what it teaches."""
 
     def __init__(
         self,
@@ -228,10 +230,11 @@ class ProbedLoss:
         steps: int,
         *,
         shift: float = SHIFT,
+        objects: float = 0.0,
         probed: bool = True,
     ) -> None:
         self.student, self.texts, self.corpus, self.steps = student, texts, corpus, steps
-        self.shift, self.probed = shift, probed
+        self.shift, self.objects, self.probed = shift, objects, probed
 
     def velocity(self, batch: Batch) -> Velocity:
         """The student's prediction for a batch, from latents [B, C, h, w] and noise levels [B]."""
@@ -243,7 +246,7 @@ class ProbedLoss:
         velocity = self.velocity(batch)
         sigmas = logit_normal_sigmas(len(batch.latents), generator, shift=self.shift)
         noise = torch.randn(batch.latents.shape, generator=generator)
-        loss = flow_matching_loss(velocity, batch.latents, sigmas, noise)
+        loss = flow_matching_loss(velocity, batch.latents, sigmas, noise, self._weight(batch, sigmas))
         seen = self.student.take_seen()
         figures: dict[str, float | Tensor] = {"flow": loss.detach()}
         weight = max(0.0, 1 - done / 0.7) if self.probed else 0.0
@@ -252,6 +255,16 @@ class ProbedLoss:
             figures["probe"] = probe.detach()
             loss = loss + weight * probe
         return loss, figures
+
+    def _weight(self, batch: Batch, sigmas: Tensor) -> Tensor | None:
+        """[B, 1, h, w]: 1, and more on solids below `VISIBLE` noise. Above it the weight would tell the model
+        where solids are likely to be, which is not what the caption says."""
+        if not self.objects or batch.coverage is None:
+            return None
+        height, width = batch.latents.shape[2] // 2, batch.latents.shape[3] // 2
+        solid = batch.coverage[..., : len(SHAPES)].sum(-1).unflatten(1, (1, height, width))
+        solid = solid.repeat_interleave(2, -1).repeat_interleave(2, -2)
+        return 1 + self.objects * solid * (sigmas < VISIBLE)[:, None, None, None]
 
 
 class Sd3Loss(ProbedLoss):

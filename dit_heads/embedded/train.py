@@ -122,11 +122,12 @@ def sd3_model(
     hours: float | None = None,
     warm: int = 0,
     shift: float = sd3.SHIFT,
+    objects: float = 0.0,
     decline: float = 0.3,
 ) -> None:
     """The transformer and its T5. `hours` stops earlier, with a checkpoint; `warm` n is the n-th run that
-    begins with the shipped weights; a `shift` of 1 trains more at low noise, where textures are made; the
-    rate falls over the last `decline` of the run."""
+    begins with the shipped weights; a `shift` of 1 trains more at low noise, where textures are made;
+    `objects` is what errors on solids weigh more; the rate falls over the last `decline` of the run."""
     corpus = _corpus(shards, batch)
     towers = trained(Clip(len(make_clip_tokenizer())), "clip-v1")
     texts = sd3.TextEncoders(towers.text, towers.text_2)
@@ -135,7 +136,7 @@ def sd3_model(
     if warm:
         load_weights(student, packaged("sd3"))
     config = FitConfig(steps, 1.5e-3, "muon", decline=decline, ema=0.9995, weight_decay=0.01, seed=4)
-    loss = sd3.Sd3Loss(student, texts, corpus, steps, shift=shift, probed=not warm)
+    loss = sd3.Sd3Loss(student, texts, corpus, steps, shift=shift, objects=objects, probed=not warm)
     fit(student, loss, config, _folder(_run("sd3", warm)), until=_until(hours))
 
 

@@ -110,6 +110,19 @@ def test_a_warm_run_has_no_probe_and_may_look_at_lower_noise(
     assert set(figures) == {"flow"} and value == figures["flow"] and seen == [1.0]
 
 
+def test_errors_on_solids_weigh_more_where_noise_lets_see_them(student: Student, texts: TextEncoders):
+    source = corpus(batch=2)
+    coverage = torch.zeros(2, 64, COVERAGE_CHANNELS)
+    coverage[:, 9, 2] = 0.5  # half of the token in row 1, column 1, is on a solid
+    batch = Batch(torch.zeros(2, LATENT_CHANNELS, 16, 16), ["", ""], SHORT, coverage)
+    loss = Sd3Loss(student, texts, source, steps=10, objects=4.0)
+    weight = loss._weight(batch, torch.tensor([0.3, 0.8]))
+    expected = torch.ones(2, 1, 16, 16)
+    expected[0, 0, 2:4, 2:4] = 3
+    assert weight is not None and torch.equal(weight, expected)
+    assert Sd3Loss(student, texts, source, steps=10)._weight(batch, torch.tensor([0.3, 0.8])) is None
+
+
 def test_text_input_is_the_pipelines(pipe: Any, student: Student, texts: TextEncoders):
     said = [caption(SCENES[0]), "", caption(SCENES[1])]
     with torch.no_grad():
