@@ -66,7 +66,7 @@ class Heads:
     """List the blocks and heads of a model, by the names that --heads takes."""
 
     model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MODEL")]] = "embedded"
-    """embedded, embedded/flux, a folder in diffusers' format, or a model id of the hub"""
+    """embedded, a folder in diffusers' format, or a model id of the hub"""
 
     def run(self) -> None:
         from dit_heads.models import head_layout
@@ -81,7 +81,7 @@ class Hunt:
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("hunts/general")
     """where they go; the same search started again goes on where it was"""
     model: str = "embedded"
-    """embedded, embedded/flux, a folder in diffusers' format, or a model id of the hub"""
+    """embedded, a folder in diffusers' format, or a model id of the hub"""
     objective: str = "clip"
     """clip (the embedded one), clip:MODEL, pickscore, hpsv2:FOLDER, aesthetic:FILE or MODULE:FUNCTION"""
     prompts: Annotated[Path | None, tyro.conf.arg(metavar="FILE.txt")] = None
@@ -107,10 +107,12 @@ class Hunt:
         if self.style:
             prompts = style_prompts(self.template, [self.style], prompts)
         # Slow to import, so only now; and the model's configs tell a wrong head before its weights are read.
+        from dit_heads.headmap import pyplot
         from dit_heads.hunter import HeadHunter
         from dit_heads.models import EMBEDDED, head_layout, load_pipeline
         from dit_heads.objectives import load_objective
 
+        pyplot()
         layout = head_layout(self.model)
         if candidates is not None:
             layout.resolve(candidates)

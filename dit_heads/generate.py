@@ -27,7 +27,7 @@ class Settings:
     negative_prompt: str = ""
     """what CFG leads away from"""
     model: str = "embedded"
-    """embedded, embedded/flux, a folder in diffusers' format, or a model id of the hub"""
+    """embedded, a folder in diffusers' format, or a model id of the hub"""
     heads: Annotated[str | None, tyro.conf.arg(metavar="HEADS")] = None
     """heads to guide by, such as "L1H10, L7, L12H0-5", or a JSON file of them; without, no head guidance"""
     scale: float = 3.0

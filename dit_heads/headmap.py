@@ -20,7 +20,7 @@ def draw_head_map(
 ) -> None:
     """Write a PNG of what each head gains: a column a block, a row a head, blue worse and red better than
     without it, the chosen ones numbered in their order. Image-only heads have a map of their own."""
-    plt = _pyplot()
+    plt = pyplot()
     kinds = [only for only in (False, True) if any(head.image_only is only for head in gains)]
     shape = _shape(gains)
     size = (len(kinds) * (1.8 + 0.34 * shape[0]), 1.4 + 0.32 * shape[1])
@@ -48,7 +48,7 @@ def draw_curve(
     means: Sequence[float], path: Path, *, intervals: Sequence[tuple[float, float]] = (), title: str = ""
 ) -> None:
     """Write a PNG of the score with 0, 1, 2 ... heads; `intervals` are drawn as a band."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axis = plt.subplots(figsize=(5.2, 3.2))
     if intervals:
         axis.fill_between(range(len(means)), *zip(*intervals, strict=True), color="tab:blue", alpha=0.15)
@@ -67,10 +67,11 @@ def _shape(gains: Mapping[HeadId, float]) -> tuple[int, int]:
 def _save(figure: Any, path: Path) -> None:
     with atomic_file(path) as file:
         figure.savefig(file, format="png", dpi=130, bbox_inches="tight")
-    _pyplot().close(figure)
+    pyplot().close(figure)
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib's, drawing into files. Raises ValueError that says what to install if it is missing."""
     try:
         import matplotlib
 

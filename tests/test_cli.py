@@ -1,5 +1,6 @@
 import json
 import shutil
+import sys
 
 import pytest
 
@@ -304,3 +305,11 @@ def test_bad_input_of_hunt_is_one_line_and_leaves_nothing(
     assert main(["hunt", "--model", model, "--out", "h", *flags]) == 2
     assert message in error_line(capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["empty.txt"]
+
+
+def test_hunt_says_before_it_searches_that_plots_cannot_be_drawn(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["hunt", "--model", model, "--out", "h"]) == 2
+    assert "pip install 'dit-heads[search]'" in error_line(capsys)
+    assert not (tmp_path / "h").exists()
