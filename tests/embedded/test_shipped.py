@@ -93,8 +93,9 @@ def test_prompts_of_one_object_are_followed(pipe):
     scenes = unseen_scenes("test", 64, solids=1)
     call = {"guidance_scale": 4.0, "num_inference_steps": 28, "max_sequence_length": OWN_TEXT_TOKENS}
     judged = verdict(load_judge(), paint(pipe, scenes, **call), scenes)
-    # What the first 2,000 steps reach; docs/embedded.md says what is aimed at.
-    assert min(judged.accuracy().values()) >= 0.7, judged.accuracy()
+    # docs/embedded.md has 90 % of textures and 98 % or more of all else, of 128; two standard errors below.
+    accuracy = judged.accuracy()
+    assert accuracy.pop("texture") >= 0.82 and min(accuracy.values()) >= 0.94, accuracy
 
 
 def test_no_config_names_a_path_of_the_machine_that_wrote_it():
