@@ -128,9 +128,11 @@ class TrialLog:
         return len(self._scores)
 
     def add(self, batch: Batch, scores: Sequence[float]) -> None:
-        """Keep the scores of a batch. Raises OSError if they cannot be written."""
-        self._append([{**asdict(trial), "score": s} for trial, s in zip(batch, scores, strict=True)])
-        self._scores.update(zip(batch, scores, strict=True))
+        """Keep the scores of a batch; a picture that is known keeps its first one, as another batch rounds
+        otherwise. Raises OSError if they cannot be written."""
+        new = {t: s for t, s in zip(batch, scores, strict=True) if t not in self._scores}
+        self._append([{**asdict(trial), "score": score} for trial, score in new.items()])
+        self._scores.update(new)
 
     def _append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(row) + "\n" for row in rows)

@@ -179,7 +179,7 @@ def test_the_curve_goes_from_no_heads_to_all_that_were_chosen(pipe, tmp_path):
     curve = search.curve(result)
     assert len(curve) == 5 and curve[0] == list(result.unguided)
     assert curve[1] == list(result.rounds[0].scores[result.chosen[0]])
-    assert fmean(curve[3]) == pytest.approx(fmean(result.rounds[1].scores[result.chosen[2]]))
+    assert curve[3] == list(result.rounds[1].scores[result.chosen[2]])
 
 
 def test_style_prompts():

@@ -129,6 +129,15 @@ def test_scores_that_are_known_are_not_computed_again(tmp_path):
     assert done == [5] and len(log) == 5
 
 
+def test_a_picture_that_comes_again_in_another_batch_keeps_its_score(tmp_path):
+    log = TrialLog(tmp_path / "log", HEADER)
+    log.add((trial(seed=1), trial(seed=2)), [0.1, 0.2])
+    log.add((trial(seed=2), trial(seed=3)), [0.2000001, 0.3])
+    for found in (log, TrialLog(tmp_path / "log", HEADER)):
+        assert [found[trial(seed=seed)] for seed in (1, 2, 3)] == [0.1, 0.2, 0.3] and len(found) == 3
+    assert len((tmp_path / "log").read_text().splitlines()) == 4
+
+
 def test_the_log_of_another_search_is_refused_with_the_difference(tmp_path):
     filled(tmp_path / "log", [trial()])
     with pytest.raises(ValueError, match=r"of another search \(objective: 'red' there, 'blue' here\)"):
