@@ -38,6 +38,11 @@ def tiny_pipeline() -> StableDiffusion3Pipeline:
     )
 
 
+def red(images: torch.Tensor, prompts: Any) -> torch.Tensor:
+    """An objective: the mean of the red channel."""
+    return images[:, 0].mean((1, 2))
+
+
 def _transformer() -> SD3Transformer2DModel:
     return SD3Transformer2DModel(
         sample_size=16,

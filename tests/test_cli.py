@@ -263,7 +263,7 @@ HUNT = ["--candidates", "L1H0-2", "--steps", "2", "--seeds", "0", "1"]
 def test_hunt_writes_a_head_set_that_generate_takes(model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.txt").write_text("a cat\ntwo dogs\n")
-    asked = ["hunt", "--model", model, "--objective", "tests.test_cli:red", "--prompts", "prompts.txt", *HUNT]
+    asked = ["hunt", "--model", model, "--objective", "tests.saved:red", "--prompts", "prompts.txt", *HUNT]
     assert main([*asked, "--out", "h", "--style", "at night"]) == 0
     said = capsys.readouterr().out
     assert "16 pictures in all" in said and "wrote h/heads.json" in said
@@ -278,10 +278,6 @@ def test_hunt_writes_a_head_set_that_generate_takes(model, tmp_path, monkeypatch
     capsys.readouterr()
     assert main([*asked, "--out", "h", "--region", "image"]) == 2
     assert "of another search (region: 'joint' there, 'image' here)" in capsys.readouterr().err
-
-
-def red(images, prompts):
-    return images[:, 0].mean((1, 2))
 
 
 @pytest.mark.parametrize(

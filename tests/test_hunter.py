@@ -12,15 +12,11 @@ from dit_heads import HeadGuidance, HeadId, HeadSet
 from dit_heads.hunt_config import HuntConfig, read_prompts, style_prompts
 from dit_heads.hunter import HeadHunter
 from dit_heads.trials import Scorer, in_process
-from tests.saved import tiny_pipeline
+from tests.saved import red, tiny_pipeline
 
 PROMPTS = ("a cat", "two dogs")
 CONFIG = HuntConfig(rounds=2, per_round=2, scale=4.0, steps=2, seeds=(0, 5), batch=5)
 CALL = {"max_sequence_length": 8}
-
-
-def red(images: torch.Tensor, prompts: Any) -> torch.Tensor:
-    return images[:, 0].mean((1, 2))
 
 
 @pytest.fixture(scope="module")

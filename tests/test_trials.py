@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from dit_heads import HeadGuidance, trials
 from dit_heads.trials import Scorer, Trial, TrialLog, batches_of, evaluate, fingerprint
-from tests.saved import tiny_pipeline
+from tests.saved import red, tiny_pipeline
 
 HEADER = {"weights": "abc", "objective": "red"}
 SETTINGS = st.tuples(st.sampled_from(["", "L0H1"]), st.integers(1, 2), st.sampled_from([1.0, 2.0]))
@@ -21,10 +21,6 @@ SETTINGS = st.tuples(st.sampled_from(["", "L0H1"]), st.integers(1, 2), st.sample
 
 def trial(heads: str = "L0H1", seed: int = 0, prompt: str = "a cat", steps: int = 2) -> Trial:
     return Trial(heads, prompt, seed, steps, 2.0, 0.5)
-
-
-def red(images: torch.Tensor, prompts: Any) -> torch.Tensor:
-    return images[:, 0].mean((1, 2))
 
 
 @pytest.fixture(scope="module")
