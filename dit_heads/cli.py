@@ -107,12 +107,12 @@ class Hunt:
         if self.style:
             prompts = style_prompts(self.template, [self.style], prompts)
         # Slow to import, so only now; and the model's configs tell a wrong head before its weights are read.
-        from dit_heads.headmap import pyplot
+        from dit_heads.headmap import drawing
         from dit_heads.hunter import HeadHunter
         from dit_heads.models import EMBEDDED, head_layout, load_pipeline
         from dit_heads.objectives import load_objective
 
-        pyplot()
+        drawing()
         layout = head_layout(self.model)
         if candidates is not None:
             layout.resolve(candidates)

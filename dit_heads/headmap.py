@@ -20,11 +20,12 @@ def draw_head_map(
 ) -> None:
     """Write a PNG of what each head gains: a column a block, a row a head, blue worse and red better than
     without it, the chosen ones numbered in their order. Image-only heads have a map of their own."""
-    plt = pyplot()
+    plot = drawing()
     kinds = [only for only in (False, True) if any(head.image_only is only for head in gains)]
     shape = _shape(gains)
     size = (len(kinds) * (1.8 + 0.34 * shape[0]), 1.4 + 0.32 * shape[1])
-    figure, axes = plt.subplots(1, len(kinds), figsize=size, squeeze=False, layout="constrained")
+    figure = plot.figure.Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, len(kinds), squeeze=False)
     limit = max(map(abs, gains.values())) or 1.0
     for axis, only in zip(axes[0], kinds, strict=True):
         values = [[float("nan")] * shape[0] for _ in range(shape[1])]
@@ -34,8 +35,9 @@ def draw_head_map(
         axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower", aspect="equal")
         for number, head in enumerate(chosen, 1):
             if head.image_only is only:
-                axis.add_patch(plt.Circle((head.block, head.head), 0.4, facecolor="white", edgecolor="black"))
-                axis.annotate(str(number), (head.block, head.head), ha="center", va="center", fontsize=8)
+                place = head.block, head.head
+                axis.add_patch(plot.patches.Circle(place, 0.4, facecolor="white", edgecolor="black"))
+                axis.annotate(str(number), place, ha="center", va="center", fontsize=8)
         axis.set(xlabel="block", ylabel="head", title="image-only attention" if only else "")
         axis.set_xticks(range(0, shape[0], max(1, shape[0] // 12)))
         axis.set_yticks(range(0, shape[1], max(1, shape[1] // 12)))
@@ -48,8 +50,8 @@ def draw_curve(
     means: Sequence[float], path: Path, *, intervals: Sequence[tuple[float, float]] = (), title: str = ""
 ) -> None:
     """Write a PNG of the score with 0, 1, 2 ... heads; `intervals` are drawn as a band."""
-    plt = pyplot()
-    figure, axis = plt.subplots(figsize=(5.2, 3.2))
+    figure = drawing().figure.Figure(figsize=(5.2, 3.2))
+    axis = figure.subplots()
     if intervals:
         axis.fill_between(range(len(means)), *zip(*intervals, strict=True), color="tab:blue", alpha=0.15)
     axis.plot(range(len(means)), means, marker="o", markersize=4, color="tab:blue")
@@ -67,16 +69,15 @@ def _shape(gains: Mapping[HeadId, float]) -> tuple[int, int]:
 def _save(figure: Any, path: Path) -> None:
     with atomic_file(path) as file:
         figure.savefig(file, format="png", dpi=130, bbox_inches="tight")
-    pyplot().close(figure)
 
 
-def pyplot() -> Any:
-    """matplotlib's, drawing into files. Raises ValueError that says what to install if it is missing."""
+def drawing() -> Any:
+    """matplotlib, for figures that are files: no window and no backend of the process is touched. Raises
+    ValueError that says what to install if it is missing."""
     try:
         import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
+        import matplotlib.figure
+        import matplotlib.patches
     except ImportError as error:
         raise ValueError(NEEDS) from error
-    return plt
+    return matplotlib

@@ -213,7 +213,7 @@ class HeadHunter:
 def _candidates(pipe: Any, heads: HeadSet | str | None) -> tuple[HeadId, ...]:
     layout = layout_of(pipe.transformer)
     if heads is None:
-        return tuple(layout.every_head())
+        return layout.every_head()
     return layout.resolve(HeadSet.parse(heads) if isinstance(heads, str) else heads)
 
 

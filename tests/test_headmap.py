@@ -25,6 +25,7 @@ def test_a_head_map_is_a_picture_of_gains_and_losses(tmp_path, gains):
 
 def test_scores_that_are_all_alike_can_be_drawn(tmp_path):
     draw_head_map(dict.fromkeys(GAINS, 0.0), tmp_path / "map.png")
+    assert len(colours(tmp_path / "map.png")) > 3
 
 
 def test_a_curve_with_its_intervals(tmp_path):
