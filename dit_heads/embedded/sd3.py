@@ -142,11 +142,16 @@ class Corpus:
         composites: Sequence[tuple[Tensor, list[list[int]]]],
         batch: int,
         stock: int = STOCK,
+        dots: float = 1.0,
     ) -> None:
         """`latents` [N, C, 16, 16]; `composites` has an entry for each of `GRIDS`: latents [n, C, h, w] and
-        the scenes of each one's panels. `stock`: T5 tokens of the pipeline's default."""
+        the scenes of each one's panels. `stock`: T5 tokens of the pipeline's default. `dots`: how much more
+        often a scene with a dotted solid is drawn."""
         self.latents, self.coverage, self.scenes, self.batch = latents, coverage, scenes, batch
         self.composites, self.stock = composites, stock
+        dotted = [any(solid.texture == "dotted" for solid in scene.solids) for scene in scenes]
+        odds = np.where(dotted, dots, 1.0)
+        self.odds = odds / odds.sum()
 
     def draw(self, generator: torch.Generator, *, stock_length: bool) -> Batch:
         """A batch of single pictures, or in one draw of ten of composites, a tenth of them without a caption;
@@ -156,7 +161,7 @@ class Corpus:
         if kind[0] < 0.1 and self.composites:
             return self._composites(rng)
         length = self._length(kind[1], stock_length)
-        which = rng.integers(len(self.scenes), size=self._count(length))
+        which = rng.choice(len(self.scenes), size=self._count(length), p=self.odds)
         said = [self._say(self.scenes[i], length, rng) for i in which]
         return Batch(self.latents[which].float(), _drop(said, rng), length, self._cover(which))
 

@@ -123,12 +123,14 @@ def sd3_model(
     warm: int = 0,
     shift: float = sd3.SHIFT,
     objects: float = 0.0,
+    dots: float = 1.0,
     decline: float = 0.3,
 ) -> None:
     """The transformer and its T5. `hours` stops earlier, with a checkpoint; `warm` n is the n-th run that
     begins with the shipped weights; a `shift` of 1 trains more at low noise, where textures are made;
-    `objects` is what errors on solids weigh more; the rate falls over the last `decline` of the run."""
-    corpus = _corpus(shards, batch)
+    `objects` is what errors on solids weigh more, `dots` how much more often dotted ones are drawn; the rate
+    falls over the last `decline` of the run."""
+    corpus = _corpus(shards, batch, dots=dots)
     towers = trained(Clip(len(make_clip_tokenizer())), "clip-v1")
     texts = sd3.TextEncoders(towers.text, towers.text_2)
     torch.manual_seed(0)
@@ -185,7 +187,7 @@ def normalised_vae() -> AutoencoderKL:
     return model
 
 
-def _corpus(shards: int, batch: int, stock: int = sd3.STOCK) -> sd3.Corpus:
+def _corpus(shards: int, batch: int, stock: int = sd3.STOCK, dots: float = 1.0) -> sd3.Corpus:
     """The training set as latents, encoded once and kept in the cache folder."""
     path = _folder(f"latents-v1-{shards}.pt")
     data = list(load_shards("train", shards))
@@ -196,7 +198,8 @@ def _corpus(shards: int, batch: int, stock: int = sd3.STOCK) -> sd3.Corpus:
         torch.save({"latents": latents, "composites": composites}, partial)
         partial.replace(path)
     stored = torch.load(path, weights_only=True)
-    return sd3.Corpus(stored["latents"], coverage, _scenes(len(coverage)), stored["composites"], batch, stock)
+    scenes = _scenes(len(coverage))
+    return sd3.Corpus(stored["latents"], coverage, scenes, stored["composites"], batch, stock, dots)
 
 
 def _encode(shards: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, list[tuple[Tensor, list[list[int]]]]]:
