@@ -129,7 +129,7 @@ class BranchRunner:
         """What the transformer returns for the conditional rows alone, perturbed."""
         batch = len(arguments["hidden_states"])
         taken = {
-            name: _rows_of(value, rows, batch) if name in self.layout.batched else value
+            name: rows_of(value, rows, batch) if name in self.layout.batched else value
             for name, value in arguments.items()
         }
         # Not the module itself: its hooks are the ones that run this. `forward` holds those of accelerate.
@@ -197,9 +197,10 @@ def _with_branch(arguments: dict[str, Any], branch: Branch) -> dict[str, Any]:
     return {**arguments, "joint_attention_kwargs": {**joint, _BRANCH: branch}}
 
 
-def _rows_of(value: Any, rows: slice, batch: int) -> Any:
+def rows_of(value: Any, rows: slice, batch: int) -> Any:
+    """`rows` of every tensor of `batch` rows, in lists too; anything else as it is."""
     if isinstance(value, list | tuple):
-        return [_rows_of(item, rows, batch) for item in value]
+        return [rows_of(item, rows, batch) for item in value]
     return value[rows] if isinstance(value, Tensor) and value.ndim and len(value) == batch else value
 
 

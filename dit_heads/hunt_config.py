@@ -7,11 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+METHODS = ("exhaustive", "fast")
+
 
 @dataclass(frozen=True)
 class HuntConfig:
     """The settings of a search, with the names of arXiv 2506.10978, algorithm 1, in brackets."""
 
+    method: str = "exhaustive"
+    """exhaustive (algorithm 1 to the letter) or fast: screened by gradients, then successive halving"""
+    share: float = 0.1
+    """of the pictures of an exhaustive search, what a fast one may draw"""
     rounds: int = 1
     """rounds of choosing [R]"""
     per_round: int = 3
@@ -34,6 +40,10 @@ class HuntConfig:
     """for which tokens: joint, image or image_to_image"""
 
     def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {self.method!r}")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share: expected more than 0 and at most 1, got {self.share}")
         for name in ("rounds", "per_round", "steps", "batch"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")

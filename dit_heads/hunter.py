@@ -1,4 +1,8 @@
-"""HeadHunter: the attention heads that raise an objective (arXiv 2506.10978, algorithm 1)."""
+"""HeadHunter: the attention heads that raise an objective (arXiv 2506.10978, algorithm 1), exactly or fast.
+
+The fast search screens all heads by gradients and draws pictures of the most promising alone, most of them of
+the best. What it chooses is chosen by real pictures, as in the exhaustive search.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +22,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from dit_heads import __version__
+from dit_heads.halving import Rung, cost, rungs
 from dit_heads.headmap import draw_curve, draw_head_map
 from dit_heads.heads import HeadId, HeadSet
 from dit_heads.hunt_config import HuntConfig
 from dit_heads.layouts import layout_of
 from dit_heads.objectives import Objective, name_of
+from dit_heads.perturb import Perturbation
 from dit_heads.pictures import atomic_file, write_png
+from dit_heads.screen import Recorder, screened
 from dit_heads.sheets import Column, contact_sheet
 from dit_heads.trials import (
     Execute,
@@ -39,11 +46,14 @@ from dit_heads.trials import (
 
 @dataclass(frozen=True)
 class Round:
-    """What a round found: the heads it added, best first, and the scores of every candidate, a number for
-    each (prompt, seed) pair, of pictures guided by the heads chosen before and the candidate."""
+    """What a round found: the heads it added, best first, and the scores of candidates, a number for each
+    (prompt, seed) pair, of pictures guided by the heads chosen before and the candidate.
+
+    A fast round has `slopes` of every head, and scores of some, some of them for the first pairs only."""
 
     chosen: tuple[HeadId, ...]
     scores: Mapping[HeadId, Sequence[float]]
+    slopes: Mapping[HeadId, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,7 @@ class HeadHunter:
         if not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
             raise ValueError(f"prompts: expected at least one, and none empty, got {list(prompts)}")
         self.config = config = config or HuntConfig()
-        self.pairs = list(itertools.product(prompts, config.seeds))
+        self.pairs = [(prompt, seed) for seed in config.seeds for prompt in prompts]
         self.candidates = _candidates(pipe, candidates)
         if config.rounds * config.per_round > len(self.candidates):
             raise ValueError(
@@ -131,12 +141,13 @@ class HeadHunter:
         """Search until the end, with a progress bar; interrupted, call it again."""
         rounds: list[Round] = []
         chosen: tuple[HeadId, ...] = ()
+        search = self._fast_round if self.config.method == "fast" else self._round
         with tqdm(total=self._pictures(), unit="picture", desc="hunting") as bar:
-            unguided = self._score([()], bar)[0]
             for _ in range(self.config.rounds):
-                rounds.append(self._round(chosen, bar))
+                rounds.append(search(chosen, bar))
                 chosen += rounds[-1].chosen
-        return Result(tuple(rounds), unguided, len(self.log), self.header | _versions())
+            unguided = self._score([()], self.pairs, bar)[0]
+        return Result(tuple(rounds), unguided, len(self.log), self._provenance())
 
     def write(self, result: Result) -> list[Path]:
         """Everything that shows a result, into the folder of the search: the head set with its scores
@@ -160,7 +171,7 @@ class HeadHunter:
         """Scores of the first 0, 1, 2 ... chosen heads, a number for each pair."""
         sets = [result.chosen[:n] for n in range(len(result.chosen) + 1)]
         with tqdm(total=len(sets) * len(self.pairs), unit="picture", desc="curve") as bar:
-            return self._score(sets, bar)
+            return self._score(sets, self.pairs, bar)
 
     def sheet(self, result: Result, rows: int = 5) -> Image.Image:
         """Pictures without heads and after each round (columns) of the first pairs (rows)."""
@@ -187,14 +198,70 @@ class HeadHunter:
 
     def _round(self, chosen: tuple[HeadId, ...], bar: Any) -> Round:
         """Every head that is not chosen yet, together with those that are; the best of them."""
-        left = [head for head in self.candidates if head not in chosen]
-        scores = dict(zip(left, self._score([(*chosen, head) for head in left], bar), strict=True))
-        best = sorted(left, key=lambda head: (-fmean(scores[head]), head))
-        return Round(tuple(best[: self.config.per_round]), scores)
+        left = self._left(chosen)
+        found = self._score([(*chosen, head) for head in left], self.pairs, bar)
+        scores = dict(zip(left, found, strict=True))
+        return Round(tuple(_ranked(scores)[: self.config.per_round]), scores)
 
-    def _score(self, sets: Sequence[tuple[HeadId, ...]], bar: Any) -> list[list[float]]:
+    def _fast_round(self, chosen: tuple[HeadId, ...], bar: Any) -> Round:
+        """The heads of the steepest slopes, by successive halving."""
+        slopes = self._slopes(chosen, bar)
+        left = sorted(self._left(chosen), key=lambda head: (-slopes[head], head))
+        scores: dict[HeadId, list[float]] = {head: [] for head in left}
+        known = 0
+        for rung in self._rungs(len(left)):
+            left = left[: rung.candidates]
+            found = self._score([(*chosen, head) for head in left], self.pairs[known : rung.pairs], bar)
+            for head, of_head in zip(left, found, strict=True):
+                scores[head] += of_head
+            known, left = rung.pairs, _ranked({head: scores[head] for head in left})
+        scores = {head: of_head for head, of_head in scores.items() if of_head}
+        return Round(tuple(left[: self.config.per_round]), scores, slopes)
+
+    def _rungs(self, candidates: int) -> list[Rung]:
+        """The plan of a fast round: its share of an exhaustive round's pictures, less those of the screen."""
+        pairs = len(self.pairs)
+        pictures = int(self.config.share * pairs * (candidates + 1)) - pairs
+        return rungs(candidates, pairs, self.config.per_round, pictures)
+
+    def _slopes(self, chosen: tuple[HeadId, ...], bar: Any) -> dict[HeadId, float]:
+        """The gradient screen of a round on the pictures of its heads so far, or what is stored of it."""
+        config, path = self.config, self.folder / f"screen-{len(chosen) // self.config.per_round + 1}.json"
+        trials = [self._trial(chosen, *pair) for pair in self.pairs]
+        asked = json.loads(json.dumps({"scale": config.scale, "of": [asdict(trial) for trial in trials]}))
+        if path.exists() and (stored := json.loads(path.read_text()))["asked"] == asked:
+            bar.update(len(trials) if chosen else 0)
+            return {head: stored["slopes"][str(head)] for head in self._every_head()}
+        runs = []
+        for batch in batches_of(trials, config.batch):
+            with Recorder(self.scorer.pipe) as recorder:
+                self.log.add(batch, self.scorer(batch))
+            runs.append(([trial.prompt for trial in batch], recorder.calls))
+            bar.update(len(batch) if chosen else 0)  # those without heads count when `run` reads their scores
+        slopes = screened(
+            self.scorer.pipe,
+            self.scorer.objective,
+            runs,
+            scale=config.scale,
+            chosen=dict.fromkeys(chosen, config.softness),
+            perturbation=Perturbation(config.perturbation, config.region),
+        )
+        with atomic_file(path) as file:
+            named = {str(head): slope for head, slope in slopes.items()}
+            file.write(json.dumps({"asked": asked, "slopes": named}).encode())
+        return slopes
+
+    def _every_head(self) -> tuple[HeadId, ...]:
+        return layout_of(self.scorer.pipe.transformer).every_head()
+
+    def _left(self, chosen: tuple[HeadId, ...]) -> list[HeadId]:
+        return [head for head in self.candidates if head not in chosen]
+
+    def _score(
+        self, sets: Sequence[tuple[HeadId, ...]], pairs: Sequence[tuple[str, int]], bar: Any
+    ) -> list[list[float]]:
         """Scores of head sets, a number for each pair."""
-        trials = [[self._trial(heads, *pair) for pair in self.pairs] for heads in sets]
+        trials = [[self._trial(heads, *pair) for pair in pairs] for heads in sets]
         flat = list(itertools.chain.from_iterable(trials))
         found = evaluate(flat, self.log, self.execute, size=self.config.batch, done=bar.update)
         return [[found[trial] for trial in of_set] for of_set in trials]
@@ -205,9 +272,22 @@ class HeadHunter:
             return Trial("", prompt, seed, config.steps, 0.0, 0.0)
         return Trial(str(HeadSet(heads)), prompt, seed, config.steps, config.scale, config.softness)
 
+    def _provenance(self) -> dict[str, Any]:
+        versions = {"dit_heads": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
+        prompts = list(dict.fromkeys(prompt for prompt, _ in self.pairs))
+        return {**self.header, **asdict(self.config), "prompts": prompts, "versions": versions}
+
     def _pictures(self) -> int:
-        sets = (len(self.candidates) - r * self.config.per_round for r in range(self.config.rounds))
-        return len(self.pairs) * (1 + sum(sets))
+        """How many pictures the search takes."""
+        left = [len(self.candidates) - r * self.config.per_round for r in range(self.config.rounds)]
+        if self.config.method == "exhaustive":
+            return len(self.pairs) * (1 + sum(left))
+        return len(self.pairs) * len(left) + sum(cost(self._rungs(n)) for n in left)
+
+
+def _ranked(scores: Mapping[HeadId, Sequence[float]]) -> list[HeadId]:
+    """Best mean first."""
+    return sorted(scores, key=lambda head: (-fmean(scores[head]), head))
 
 
 def _candidates(pipe: Any, heads: HeadSet | str | None) -> tuple[HeadId, ...]:
@@ -218,11 +298,16 @@ def _candidates(pipe: Any, heads: HeadSet | str | None) -> tuple[HeadId, ...]:
 
 
 def _header(pipe: Any, objective: Objective, config: HuntConfig, call: Mapping[str, Any]) -> dict[str, Any]:
-    """What scores depend on. Rounds may be added, so neither they nor the prompts are part of it."""
-    free = ("rounds", "per_round", "seeds", "steps", "scale", "softness")  # each trial has its own
-    settings = {name: value for name, value in asdict(config).items() if name not in free}
-    model = {"pipeline": type(pipe).__name__, "weights": fingerprint(pipe.transformer)}
-    return {**model, "objective": name_of(objective), "call": dict(call), **settings}
+    """What every score depends on; the rest of the settings each trial has itself, so that they may vary."""
+    return {
+        "pipeline": type(pipe).__name__,
+        "weights": fingerprint(pipe.transformer),
+        "objective": name_of(objective),
+        "call": dict(call),
+        "perturbation": config.perturbation,
+        "region": config.region,
+        "batch": config.batch,
+    }
 
 
 def _json(result: Result) -> str:
@@ -239,7 +324,3 @@ def _table(result: Result, pairs: Sequence[tuple[str, int]]) -> str:
             for (prompt, seed), score in zip(pairs, scores, strict=True):
                 writer.writerow((number, head, int(head in found.chosen), prompt, seed, score))
     return text.getvalue()
-
-
-def _versions() -> dict[str, str]:
-    return {"dit_heads": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__}

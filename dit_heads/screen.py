@@ -8,27 +8,34 @@ arXiv 2310.10348). It is a first-order estimate at single noise levels; real pic
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from dit_heads.branch import BranchRunner
+from dit_heads.branch import BranchRunner, rows_of
 from dit_heads.heads import HeadId
 from dit_heads.layouts import IMAGE_ONLY, JOINT, Layout, attention_name, layout_of
-from dit_heads.objectives import Objective
+from dit_heads.objectives import Objective, name_of
 from dit_heads.perturb import Perturbation
+
+LEVELS = (0.5, 0.3, 0.15)  # noise levels of the screen; at higher ones slopes tell little of the picture
 
 
 class Recorder:
-    """Keeps what the transformer was called with in a run, conditional rows only, at chosen steps."""
+    """Keeps what the transformer is called with in a run, at the steps whose noise is nearest to `levels`.
 
-    def __init__(self, pipe: Any, steps: Sequence[int]) -> None:
-        self.pipe, self.steps = pipe, set(steps)
+    `calls` are the first ones of these steps, arguments by name; with SD3's CFG their rows are those of the
+    empty or negative prompt, then the conditional ones."""
+
+    def __init__(self, pipe: Any, levels: Sequence[float] = LEVELS) -> None:
+        self.pipe, self.levels = pipe, levels
         self.calls: list[dict[str, Any]] = []
-        self._call = 0
+        self._wanted: set[float] | None = None
 
     def __enter__(self) -> Recorder:
         self._handle = self.pipe.transformer.register_forward_pre_hook(self._keep, with_kwargs=True)
@@ -38,9 +45,58 @@ class Recorder:
         self._handle.remove()
 
     def _keep(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._call in self.steps:
-            self.calls.append({k: v.clone() if isinstance(v, Tensor) else v for k, v in kwargs.items()})
-        self._call += 1
+        if self._wanted is None:
+            noise = [round(t / 1000, 4) for t in self.pipe.scheduler.timesteps.tolist()]
+            self._wanted = {min(noise, key=lambda s, level=level: abs(s - level)) for level in self.levels}
+        now = round(noise_of(self.pipe.transformer, kwargs), 4)
+        if now in self._wanted:
+            self._wanted.remove(now)
+            self.calls.append(kwargs)
+
+
+def noise_of(transformer: Any, call: Mapping[str, Any]) -> float:
+    """The noise level, from 0 to 1, of a call of the transformer: SD3 takes a thousand times as much."""
+    timestep = call["timestep"].flatten()[0].double().item()
+    return timestep / 1000 if layout_of(transformer).family == "sd3" else timestep
+
+
+def estimated_pictures(
+    pipe: Any, call: Mapping[str, Any], latents: Tensor, velocity: Tensor
+) -> Float[Tensor, "b 3 h w"]:
+    """Pictures, about [0, 1], that latents at the noise level of a call and their velocity lead to:
+    x - s v, decoded."""
+    clean = latents - noise_of(pipe.transformer, call) * velocity
+    if clean.ndim == 3:  # FLUX packs 2 x 2 latents to a token
+        rows, columns = (int(n) + 1 for n in call["img_ids"][:, 1:].amax(0))
+        if clean.shape[1] != rows * columns:
+            raise ValueError(f"pipe: the fast search screens text-to-image only, not {type(pipe).__name__}")
+        size = pipe.vae_scale_factor * 2
+        clean = pipe._unpack_latents(clean, rows * size, columns * size, pipe.vae_scale_factor)
+    config = pipe.vae.config
+    clean = clean / config.scaling_factor + (config.shift_factor or 0)
+    return pipe.vae.decode(clean.to(pipe.vae.dtype), return_dict=False)[0] / 2 + 0.5
+
+
+def screened(
+    pipe: Any,
+    objective: Objective,
+    runs: Sequence[tuple[Sequence[str], Sequence[Mapping[str, Any]]]],
+    **options: Any,
+) -> dict[HeadId, float]:
+    """Slopes of every head, the mean over the recorded calls of runs and their pictures; a run is its prompts
+    and its calls. `options` go to `slopes`."""
+    sums: Counter[HeadId] = Counter()
+    for prompts, calls in runs:
+        for call in calls:
+            arguments = _last_rows(call, len(prompts), layout_of(pipe.transformer))
+
+            def clean(latents: Tensor, velocity: Tensor, call: Mapping[str, Any] = arguments) -> Tensor:
+                return estimated_pictures(pipe, call, latents, velocity)
+
+            for head, slope in slopes(pipe, objective, prompts, arguments, clean, **options).items():
+                sums[head] += slope * len(prompts)
+    total = sum(len(prompts) * len(calls) for prompts, calls in runs)
+    return {head: slope / total for head, slope in sums.items()}
 
 
 def slopes(
@@ -48,7 +104,7 @@ def slopes(
     objective: Objective,
     prompts: Sequence[str],
     call: Mapping[str, Any],
-    clean: Any,
+    clean: Callable[[Tensor, Tensor], Tensor],
     *,
     scale: float,
     chosen: Mapping[HeadId, float],
@@ -57,26 +113,53 @@ def slopes(
     """d objective / d u of every head, the mean over a batch, at one recorded call of the transformer.
 
     `call` are its arguments; `clean(latents, velocity)` gives pictures in [0, 1] from latents and a predicted
-    velocity at the call's noise level; `chosen` heads are perturbed already."""
+    velocity at the call's noise level; `chosen` heads are perturbed already. Raises ValueError for an
+    objective that has no gradient."""
     layout = layout_of(pipe.transformer)
-    rows = len(prompts)
-    u = _leaves(layout, rows, chosen, call["hidden_states"])
-    runner = BranchRunner(pipe.transformer, layout, list(u), perturbation, lambda *_: None)
-    try:
-        arguments = runner.arguments((), {**call, "return_dict": False})
-        with torch.no_grad():
-            plain = pipe.transformer(**arguments)[0]
-        perturbed = pipe.transformer(**runner.perturbed(arguments, u))[0]
-    finally:
-        runner.remove()
-    pictures = clean(call["hidden_states"], plain + scale * (plain - perturbed))
-    leaves = {(block, name): leaf for block, of_block in u.items() for name, leaf in of_block.items()}
-    gradients = torch.autograd.grad(objective(pictures, prompts).sum(), list(leaves.values()))
+    u = _leaves(layout, len(prompts), chosen, call["hidden_states"])
+    with _frozen(pipe.transformer):
+        runner = BranchRunner(pipe.transformer, layout, list(u), perturbation, lambda *_: None)
+        try:
+            arguments = runner.arguments((), {**call, "return_dict": False})
+            with torch.no_grad():
+                plain = pipe.transformer(**arguments)[0]
+            perturbed = pipe.transformer(**runner.perturbed(arguments, u))[0]
+        finally:
+            runner.remove()
+        pictures = clean(call["hidden_states"], plain + scale * (plain - perturbed))
+        exact = pictures.to(torch.promote_types(pictures.dtype, torch.float32))
+        scores = objective(exact, prompts)
+        if not scores.requires_grad:
+            raise ValueError(
+                f"objective: the fast search takes its gradient, which {name_of(objective)} does not give; "
+                "search with method exhaustive"
+            )
+        leaves = {(block, name): leaf for block, of_block in u.items() for name, leaf in of_block.items()}
+        gradients = torch.autograd.grad(scores.sum(), list(leaves.values()))
     return {
         HeadId(block, head, name == IMAGE_ONLY): slope
         for (block, name), gradient in zip(leaves, gradients, strict=True)
         for head, slope in enumerate(gradient.float().mean(0).tolist())
     }
+
+
+def _last_rows(call: Mapping[str, Any], rows: int, layout: Layout) -> dict[str, Any]:
+    """A call's conditional rows: its last ones."""
+    batch, last = len(call["hidden_states"]), slice(-rows, None)
+    return {k: rows_of(v, last, batch) if k in layout.batched else v for k, v in call.items()}
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """No gradient of a module's weights, nor what it would take to compute one."""
+    learning = [p for p in module.parameters() if p.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
 
 def _leaves(

@@ -1,6 +1,7 @@
 """The search against algorithm 1 written out, resumption, and what it refuses."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -44,7 +45,7 @@ def drawn(pipe, heads: list[HeadId], prompt: str, seed: int) -> float:
 def test_exhaustive_search_is_algorithm_1(pipe, tmp_path):
     result = hunter(pipe, tmp_path).run()
     candidates = [HeadId(0, h) for h in range(3)] + [HeadId(2, h) for h in (1, 2, 3)]
-    pairs = [(prompt, seed) for prompt in PROMPTS for seed in (0, 5)]
+    pairs = [(prompt, seed) for seed in (0, 5) for prompt in PROMPTS]
     chosen: list[HeadId] = []
     for found in result.rounds:
         scores = {
@@ -63,9 +64,60 @@ def test_exhaustive_search_is_algorithm_1(pipe, tmp_path):
     assert result.pictures == len(pairs) * (1 + 6 + 4)
 
 
-@pytest.mark.parametrize("broken_at", [0, 1, 4, 9])
-def test_an_interrupted_search_goes_on_to_the_same_result(pipe, tmp_path, broken_at):
-    whole = hunter(pipe, tmp_path / "whole").run()
+def test_a_fast_search_draws_what_its_plan_says_and_chooses_by_real_pictures(pipe, tmp_path):
+    config = replace(CONFIG, method="fast", share=0.9)
+    search = hunter(pipe, tmp_path, config=config)
+    result = search.run()
+    for number, found in enumerate(result.rounds):
+        chosen = list(result.chosen[: 2 * number])
+        plan = search._rungs(6 - 2 * number)
+        counts = sorted((len(scores) for scores in found.scores.values()), reverse=True)
+        assert [sum(n >= rung.pairs for n in counts) for rung in plan] == [rung.candidates for rung in plan]
+        steepest = sorted(found.scores, key=lambda head: -found.slopes[head])
+        skipped = [h for h in search.candidates if h not in found.scores and h not in chosen]
+        assert all(found.slopes[steepest[-1]] >= found.slopes[head] for head in skipped)
+        for head, scores in found.scores.items():
+            pairs = search.pairs[: len(scores)]
+            assert list(scores) == pytest.approx([drawn(pipe, [*chosen, head], *p) for p in pairs], abs=1e-5)
+        whole = {head: scores for head, scores in found.scores.items() if len(scores) == 4}
+        assert list(found.chosen) == sorted(whole, key=lambda head: -fmean(whole[head]))[:2]
+    assert result.pictures == search._pictures()
+    assert list(result.unguided) == pytest.approx([drawn(pipe, [], *p) for p in search.pairs], abs=1e-5)
+
+
+def test_a_fast_search_of_every_picture_finds_what_the_exhaustive_one_does(pipe, tmp_path):
+    options = replace(CONFIG, per_round=1)
+    fast = hunter(pipe, tmp_path / "fast", config=replace(options, method="fast", share=1.0)).run()
+    whole = hunter(pipe, tmp_path / "whole", config=options).run()
+    assert fast.rounds[0].chosen == whole.rounds[0].chosen
+
+
+def test_a_fast_search_and_an_exhaustive_one_share_a_folder(pipe, tmp_path):
+    whole = hunter(pipe, tmp_path).run()
+    calls = 0
+
+    def none(batches):
+        nonlocal calls
+        calls += len(batches)
+        return in_process(Scorer(pipe, red, {"guidance_scale": 1.0, **CALL}))(batches)
+
+    config = replace(CONFIG, method="fast", rounds=1)
+    fast = hunter(pipe, tmp_path, config=config, execute=none).run()
+    assert (
+        calls == 0
+        and fast.rounds[0].scores.items()
+        <= {
+            head: scores[: len(fast.rounds[0].scores.get(head, ()))]
+            for head, scores in whole.rounds[0].scores.items()
+        }.items()
+    )
+
+
+@pytest.mark.parametrize("broken_at", [0, 1, 2, 4])
+@pytest.mark.parametrize("method", ["exhaustive", "fast"])
+def test_an_interrupted_search_goes_on_to_the_same_result(pipe, tmp_path, broken_at, method):
+    config = replace(CONFIG, method=method, share=1.0)
+    whole = hunter(pipe, tmp_path / "whole", config=config).run()
     drawn = 0
 
     def breaking(batches):
@@ -77,8 +129,8 @@ def test_an_interrupted_search_goes_on_to_the_same_result(pipe, tmp_path, broken
             yield batch, scores
 
     with pytest.raises(KeyboardInterrupt):
-        hunter(pipe, tmp_path / "broken", execute=breaking).run()
-    assert hunter(pipe, tmp_path / "broken").run() == whole
+        hunter(pipe, tmp_path / "broken", config=config, execute=breaking).run()
+    assert hunter(pipe, tmp_path / "broken", config=config).run() == whole
     lines = [(tmp_path / name / "trials.jsonl").read_text() for name in ("whole", "broken")]
     assert lines[0] == lines[1]
 
@@ -139,8 +191,8 @@ def test_bad_settings_are_refused(name, value):
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
-        (torch.tensor([1.0, float("nan"), 1.0, 1.0]), "not finite for 'a cat'"),
-        (torch.zeros(4, 2), r"gave \(4, 2\), expected a tensor \(4,\)"),
+        (torch.tensor([1.0, float("nan"), 1.0, 1.0, 1.0]), "not finite for 'two dogs'"),
+        (torch.zeros(5, 2), r"gave \(5, 2\), expected a tensor \(5,\)"),
         (3.0, "gave float"),
     ],
 )
