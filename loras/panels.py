@@ -1,0 +1,270 @@
+"""Panels of a composite: where each lies in pixels, latents and tokens; joining pictures and splitting back
+(In-Context LoRA, arXiv 2410.23775, joins images, not tokens).
+
+A composite is a grid read row by row. Every cell measures a multiple of 16 pixels, so that no latent (the
+autoencoder shrinks 8 times) and no token (2 x 2 latents) belongs to two panels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal, TypeVar, get_args
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+Unit = Literal["pixels", "latents", "tokens"]
+Fit = Literal["crop", "pad"]
+Picture = TypeVar("Picture", Image.Image, Tensor)
+
+PIXELS: dict[Unit, int] = {"pixels": 1, "latents": 8, "tokens": 16}  # a side, of one of each
+WHITE = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle of a composite, in the unit that it was asked for."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.top, self.top + self.height)
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.left, self.left + self.width)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A grid whose row r is `heights[r]` pixels high and whose column c is `widths[c]` pixels wide.
+
+    Raises ValueError unless all are positive multiples of 16."""
+
+    heights: tuple[int, ...]
+    widths: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name, sides in (("heights", self.heights), ("widths", self.widths)):
+            if not sides:
+                raise ValueError(f"{name}: expected at least one number of pixels, got none")
+            for side in sides:
+                check_side(name, side)
+
+    @classmethod
+    def row(cls, count: int, *, height: int, width: int) -> Layout:
+        """`count` panels side by side; `height` and `width` are one panel's, in pixels."""
+        return cls.grid(1, count, height=height, width=width)
+
+    @classmethod
+    def column(cls, count: int, *, height: int, width: int) -> Layout:
+        """`count` panels from top to bottom; `height` and `width` are one panel's, in pixels."""
+        return cls.grid(count, 1, height=height, width=width)
+
+    @classmethod
+    def grid(cls, rows: int, columns: int, *, height: int, width: int) -> Layout:
+        """Equal panels; `height` and `width` are one panel's, in pixels."""
+        check_grid(rows, columns)
+        return cls((height,) * rows, (width,) * columns)
+
+    def __len__(self) -> int:
+        """The number of panels."""
+        return len(self.heights) * len(self.widths)
+
+    @property
+    def height(self) -> int:
+        """Of the composite, in pixels."""
+        return sum(self.heights)
+
+    @property
+    def width(self) -> int:
+        """Of the composite, in pixels."""
+        return sum(self.widths)
+
+    def boxes(self, unit: Unit = "pixels") -> tuple[Box, ...]:
+        """Every panel's rectangle, row by row. Token boxes hold rows and columns of the token grid."""
+        if unit not in PIXELS:
+            raise ValueError(f"unit: expected {', '.join(PIXELS)}, got {unit!r}")
+        heights = [height // PIXELS[unit] for height in self.heights]
+        widths = [width // PIXELS[unit] for width in self.widths]
+        tops, lefts = accumulate(heights, initial=0), list(accumulate(widths, initial=0))
+        return tuple(
+            Box(top, left, height, width)
+            for top, height in zip(tops, heights, strict=False)
+            for left, width in zip(lefts, widths, strict=False)
+        )
+
+    def token_indices(self, panel: int) -> Int[Tensor, " n"]:
+        """The places, in rising order, of panel `panel` among the image tokens, which run row by row over
+        the whole composite; text tokens are not counted."""
+        if not 0 <= panel < len(self):
+            raise ValueError(f"panel: expected 0 to {len(self) - 1}, got {panel}")
+        places = torch.arange(self.height * self.width // PIXELS["tokens"] ** 2)
+        box = self.boxes("tokens")[panel]
+        return places.view(-1, self.width // PIXELS["tokens"])[box.rows, box.columns].flatten()
+
+
+def check_side(name: str, side: object) -> None:
+    """Raise ValueError unless `side`, in pixels, is a positive multiple of 16."""
+    step = PIXELS["tokens"]
+    if not isinstance(side, int) or side < step or side % step:
+        near = ""
+        if isinstance(side, int) and side > step:
+            near = f"; nearest are {side // step * step} and {(side // step + 1) * step}"
+        raise ValueError(
+            f"{name}: expected multiples of {step} pixels (the autoencoder's factor of 8, times patches of "
+            f"2 x 2), got {side!r}{near}"
+        )
+
+
+def check_grid(rows: object, columns: object) -> None:
+    """Raise ValueError unless both are whole numbers of at least 1."""
+    for name, count in (("rows", rows), ("columns", columns)):
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"{name}: expected a whole number of at least 1, got {count!r}")
+
+
+# --- pictures ---
+
+
+def join(panels: Sequence[Picture], layout: Layout, *, fit: Fit = "crop") -> Picture:
+    """One composite of PIL images (as RGB) or of tensors [..., C, h, w], each fitted to its cell.
+
+    Raises ValueError for a wrong number of panels or a mix of images and tensors."""
+    if len(panels) != len(layout):
+        raise ValueError(f"panels: expected {len(layout)} for this layout, got {len(panels)}")
+    boxes = layout.boxes()
+    fitted = [fit_panel(p, box.height, box.width, fit) for p, box in zip(panels, boxes, strict=True)]
+    tensors = [panel for panel in fitted if isinstance(panel, Tensor)]
+    images = [panel for panel in fitted if isinstance(panel, Image.Image)]
+    if tensors and images:
+        raise ValueError("panels: expected images or tensors, got a mix of both")
+    return _join_tensors(tensors, len(layout.widths)) if tensors else _join_images(images, layout)
+
+
+def _join_tensors(panels: Sequence[Tensor], columns: int) -> Tensor:
+    rows = [torch.cat(list(panels[at : at + columns]), dim=-1) for at in range(0, len(panels), columns)]
+    return torch.cat(rows, dim=-2)
+
+
+def _join_images(panels: Sequence[Image.Image], layout: Layout) -> Image.Image:
+    composite = Image.new("RGB", (layout.width, layout.height))
+    for panel, box in zip(panels, layout.boxes(), strict=True):
+        composite.paste(panel, (box.left, box.top))
+    return composite
+
+
+def split(composite: Picture, layout: Layout) -> list[Picture]:
+    """The panels of an image or of a tensor [..., C, H, W], row by row; undoes `join`.
+
+    Raises ValueError if the composite is not of the layout's size."""
+    if isinstance(composite, Tensor):
+        height, width = composite.shape[-2:]
+    else:
+        width, height = composite.size
+    if (height, width) != (layout.height, layout.width):
+        raise ValueError(
+            f"composite: expected height {layout.height} and width {layout.width}, got {height} and {width}"
+        )
+    if isinstance(composite, Tensor):
+        return [composite[..., box.rows, box.columns] for box in layout.boxes()]
+    return [_crop(composite, box) for box in layout.boxes()]
+
+
+def cut(image: Image.Image, rows: int, columns: int) -> list[Image.Image]:
+    """The equal panels of a ready composite of any size; where that does not divide, a cut is rounded to the
+    nearest pixel."""
+    check_grid(rows, columns)
+    tops = [round(row * image.height / rows) for row in range(rows + 1)]
+    lefts = [round(column * image.width / columns) for column in range(columns + 1)]
+    return [
+        _crop(image, Box(tops[r], lefts[c], tops[r + 1] - tops[r], lefts[c + 1] - lefts[c]))
+        for r in range(rows)
+        for c in range(columns)
+    ]
+
+
+def _crop(image: Image.Image, box: Box) -> Image.Image:
+    return image.crop((box.left, box.top, box.columns.stop, box.rows.stop))
+
+
+def fit_panel(panel: Picture, height: int, width: int, fit: Fit = "crop") -> Picture:
+    """A picture scaled to a cell, its aspect ratio kept: "crop" fills the cell and loses what sticks out on
+    both sides, "pad" shows the whole picture between white bars.
+
+    White is 255 of an image or an integer tensor and 1 of a floating one. A PIL image comes out as RGB; one
+    that has the cell's size is not touched otherwise."""
+    if fit not in get_args(Fit):
+        raise ValueError(f"fit: expected crop or pad, got {fit!r}")
+    if isinstance(panel, Tensor):
+        return _fit_tensor(panel, height, width, fit)
+    size = _scaled(panel.height, panel.width, height, width, fit)
+    canvas = Image.new("RGB", (width, height), WHITE)
+    scaled = to_rgb(panel).resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    canvas.paste(scaled, ((width - size[1]) // 2, (height - size[0]) // 2))
+    return canvas
+
+
+def _fit_tensor(panel: Tensor, height: int, width: int, fit: Fit) -> Tensor:
+    if panel.ndim < 3:
+        raise ValueError(f"panels: expected tensors [..., C, h, w], got the shape {tuple(panel.shape)}")
+    h, w = _scaled(*panel.shape[-2:], height, width, fit)
+    if (h, w) != panel.shape[-2:]:
+        panel = _resize(panel, h, w)
+    top, left = (height - h) // 2, (width - w) // 2
+    white = 1 if panel.is_floating_point() else 255
+    # A negative number cuts off instead of adding.
+    return functional.pad(panel, (left, width - w - left, top, height - h - top), value=white)
+
+
+def _resize(panel: Tensor, height: int, width: int) -> Tensor:
+    flat = panel.float().flatten(0, -4) if panel.ndim > 3 else panel.float()[None]  # [N, C, h, w]
+    scaled = functional.interpolate(flat, (height, width), mode="bilinear", antialias=True)
+    scaled = scaled if panel.is_floating_point() else scaled.round()
+    return scaled.to(panel.dtype).view(*panel.shape[:-2], height, width)
+
+
+def _scaled(height: int, width: int, cell_height: int, cell_width: int, fit: Fit) -> tuple[int, int]:
+    """Height and width of a picture that just covers a cell ("crop") or just fits into it ("pad")."""
+    scale = (max if fit == "crop" else min)(cell_height / height, cell_width / width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB of any image: transparent parts on white, grey repeated, 16 bits a channel scaled to 8."""
+    if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
+        image = image.convert("I").point(lambda value: value / 257, "F").convert("L")
+    if image.has_transparency_data:
+        colours = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (*WHITE, 255)), colours).convert("RGB")
+    return image.convert("RGB")
+
+
+# --- loss ---
+
+
+def loss_weight(layout: Layout, weights: Sequence[float]) -> Float[Tensor, "1 h w"]:
+    """The weight of each latent in the loss: `weights[p]` inside panel p, scaled to a mean of 1.
+
+    `flow_matching_loss(..., weight=loss_weight(...)[None])` is then the weighted mean of the latents' errors:
+    equal weights change nothing, and with weights 1 and 0 it is the mean error inside the first panel. Raises
+    ValueError unless there is a finite weight of at least 0 for each panel and one above 0."""
+    if len(weights) != len(layout):
+        raise ValueError(f"weights: expected {len(layout)}, one a panel, got {len(weights)}")
+    if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
+        raise ValueError(f"weights: expected numbers from 0 up, not all of them 0, got {list(weights)}")
+    height, width = (side // PIXELS["latents"] for side in (layout.height, layout.width))
+    grid = torch.empty(1, height, width, dtype=torch.float64)
+    for box, weight in zip(layout.boxes("latents"), weights, strict=True):
+        grid[:, box.rows, box.columns] = weight
+    return (grid / grid.mean()).float()
