@@ -1,0 +1,184 @@
+"""Joint captions of In-Context LoRA (arXiv 2410.23775): an optional trigger, a summary, each panel behind its
+marker; identities such as `<Leo>` that several panels share; what a text encoder would cut off."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# Rows, columns -> the names of places, row by row. Any grid may count its panels instead.
+PLACES: dict[tuple[int, int], tuple[str, ...]] = {
+    (1, 2): ("[LEFT]", "[RIGHT]"),
+    (1, 3): ("[LEFT]", "[MIDDLE]", "[RIGHT]"),
+    (2, 1): ("[TOP]", "[BOTTOM]"),
+    (3, 1): ("[TOP]", "[MIDDLE]", "[BOTTOM]"),
+    (2, 2): ("[TOP-LEFT]", "[TOP-RIGHT]", "[BOTTOM-LEFT]", "[BOTTOM-RIGHT]"),
+}
+STYLES = ("places", "scenes", "images")
+_NAMES = sorted({marker[1:-1] for places in PLACES.values() for marker in places})
+_MARKER = re.compile(rf"\[(?:{'|'.join(_NAMES)}|SCENE-[0-9]+|IMAGE[0-9]+)\]")
+_IDENTITY = re.compile(r"<[A-Za-z][A-Za-z0-9_-]*>")
+_BROKEN_IDENTITY = re.compile(r"<[A-Za-z][^\s<>]*|\b[A-Z][A-Za-z0-9_-]*>")  # not "a -> b" or "<3"
+
+
+def markers(rows: int, columns: int, style: str = "places") -> tuple[str, ...]:
+    """One marker a panel, row by row: [LEFT] [RIGHT] and the like ("places"), [SCENE-1] [SCENE-2] ...
+    ("scenes") or [IMAGE1] [IMAGE2] ... ("images"). Raises ValueError for a grid whose places have no names.
+    """
+    if style not in STYLES:
+        raise ValueError(f"style: expected {', '.join(STYLES)}, got {style!r}")
+    if style == "places":
+        if (rows, columns) not in PLACES:
+            grids = ", ".join(f"{r} x {c}" for r, c in PLACES)
+            raise ValueError(
+                f"style: places have names in grids of {grids} (rows x columns), got {rows} x {columns}; "
+                "choose scenes or images"
+            )
+        return PLACES[rows, columns]
+    return _counted(rows * columns, style)
+
+
+def _counted(count: int, style: str) -> tuple[str, ...]:
+    form = "[SCENE-{}]" if style == "scenes" else "[IMAGE{}]"
+    return tuple(form.format(k) for k in range(1, count + 1))
+
+
+def _check_markers(found: Sequence[str]) -> None:
+    count = len(found)
+    families = [*PLACES.values(), _counted(count, "scenes"), _counted(count, "images")]
+    if not found or tuple(found) not in families:
+        forms = "[LEFT] [RIGHT], [TOP] [BOTTOM], the four corners, [SCENE-1] [SCENE-2] ..., [IMAGE1] ..."
+        raise ValueError(
+            f"markers: expected each once and in order: {forms}; got {' '.join(found) or 'none'}"
+        )
+
+
+@dataclass(frozen=True)
+class JointCaption:
+    """A caption in its parts; `str()` joins them, `parse` takes them apart again.
+
+    `panels[k]` stands behind `markers[k]`. Runs of white space become one space. Raises ValueError for empty
+    panels, markers that are no family in order, and markers inside other parts.
+
+    >>> str(JointCaption("Two views of <Leo>.", ("<Leo> smiles.", "<Leo> runs."), markers(1, 2)))
+    'Two views of <Leo>. [LEFT] <Leo> smiles. [RIGHT] <Leo> runs.'
+    """
+
+    summary: str
+    panels: tuple[str, ...]
+    markers: tuple[str, ...]
+    trigger: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("summary", "trigger"):
+            object.__setattr__(self, name, _one_line(getattr(self, name)))
+        object.__setattr__(self, "panels", tuple(_one_line(panel) for panel in self.panels))
+        object.__setattr__(self, "markers", tuple(self.markers))
+        _check_markers(self.markers)
+        if len(self.panels) != len(self.markers):
+            raise ValueError(f"panels: expected {len(self.markers)}, one a marker, got {len(self.panels)}")
+        if empty := [m for m, panel in zip(self.markers, self.panels, strict=True) if not panel]:
+            raise ValueError(f"panels: expected words behind each marker, got none behind {', '.join(empty)}")
+        for part in (self.summary, self.trigger, *self.panels):
+            if found := _MARKER.findall(part):
+                raise ValueError(f"caption: expected no marker inside a part, got {found[0]} in {part!r}")
+
+    def __str__(self) -> str:
+        marked = [f"{m} {panel}" for m, panel in zip(self.markers, self.panels, strict=True)]
+        return " ".join(part for part in (self.trigger, self.summary, *marked) if part)
+
+    @classmethod
+    def parse(cls, text: str, *, trigger: str = "") -> JointCaption:
+        """The parts of a joint caption. What precedes the first marker is the summary, after `trigger`, which
+        only the caller can tell from it. Raises ValueError if the markers or the trigger are not there."""
+        head, *panels = (_one_line(part) for part in _MARKER.split(text))
+        trigger = _one_line(trigger)
+        if trigger and not f"{head} ".startswith(f"{trigger} "):
+            raise ValueError(f"trigger: expected the caption to begin with {trigger!r}, got {text[:60]!r}")
+        return cls(head.removeprefix(trigger), tuple(panels), markers_in(text), trigger)
+
+
+def markers_in(text: str) -> tuple[str, ...]:
+    """The panel markers of any text, in order."""
+    return tuple(_MARKER.findall(text))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+# --- identities ---
+
+
+def identities(caption: JointCaption) -> dict[str, tuple[int, ...]]:
+    """Every identity of a caption, such as `<Leo>`, and the panels that show it (0 = the first).
+
+    Raises ValueError for a tag that is not closed, or not of letters, digits, `-` and `_`."""
+    for part in (caption.summary, *caption.panels):
+        if broken := _BROKEN_IDENTITY.search(_IDENTITY.sub(" ", part)):
+            raise ValueError(f"identity: expected a tag such as <Leo>, got {broken[0]!r} in {part!r}")
+    names = dict.fromkeys(_IDENTITY.findall(" ".join((caption.summary, *caption.panels))))
+    return {
+        name: tuple(k for k, panel in enumerate(caption.panels) if name in _IDENTITY.findall(panel))
+        for name in names
+    }
+
+
+def check_identities(caption: JointCaption) -> None:
+    """Warn of identities that fewer than two panels show: nothing would tie panels together. Raises
+    ValueError for a malformed one."""
+    alone = [name for name, panels in identities(caption).items() if len(panels) < 2]
+    if alone:
+        warnings.warn(
+            f"identity: expected each in two panels or more, got {', '.join(alone)} in fewer", stacklevel=2
+        )
+
+
+# --- length ---
+
+
+def check_length(
+    tokenizers: Sequence[Any], caption: str, max_lengths: Sequence[int | None]
+) -> tuple[str, ...]:
+    """The words at the end of `caption` that no text encoder would read; warns if there are any.
+
+    `tokenizers` are transformers tokenizers that read the caption side by side, as SD3's three or FLUX's two
+    do; None stands for one that was left out. `max_lengths` are their limits in tokens, start and end tokens
+    counted; None means `model_max_length`. A word counts as read when one encoder reads all of it: CLIP's cut
+    at 77 is no loss while a T5 reads on, and is one without it. Raises ValueError if no tokenizer is left or
+    the lengths of the lists differ."""
+    if len(max_lengths) != len(tokenizers):
+        raise ValueError(f"max_lengths: expected {len(tokenizers)}, one a tokenizer, got {len(max_lengths)}")
+    encoders = [
+        (tokenizer, tokenizer.model_max_length if limit is None else limit)
+        for tokenizer, limit in zip(tokenizers, max_lengths, strict=True)
+        if tokenizer is not None
+    ]
+    if not encoders:
+        raise ValueError("tokenizers: expected at least one that is not None, got none")
+    words = caption.split()
+    lost = tuple(words[max(_words_read(tokenizer, words, limit) for tokenizer, limit in encoders) :])
+    if lost:
+        who = ", ".join(
+            f"{type(tokenizer).__name__} reads {limit} of {_tokens(tokenizer, words)} tokens"
+            for tokenizer, limit in encoders
+        )
+        warnings.warn(f"caption: {who}; these words are lost: {' '.join(lost)}", stacklevel=2)
+    return lost
+
+
+def _words_read(tokenizer: Any, words: Sequence[str], limit: int) -> int:
+    """How many words fit, whole, into `limit` tokens. A search by halves, since not every tokenizer can say
+    which characters a token came from."""
+    if _tokens(tokenizer, words) <= limit:
+        return len(words)
+    fits = range(len(words))
+    return max(0, bisect_right(fits, limit, key=lambda count: _tokens(tokenizer, words[:count])) - 1)
+
+
+def _tokens(tokenizer: Any, words: Sequence[str]) -> int:
+    return len(tokenizer(" ".join(words), truncation=False, verbose=False).input_ids)
