@@ -1,4 +1,4 @@
-"""The `dit-heads` command: generate pictures, list and search heads, run the main job.
+"""The `dit-heads` command: generate pictures, list, search and tune heads, run the main job.
 
 Bad input ends with exit code 2 and one line on stderr. Nothing heavy is imported before the arguments, the
 output path among them, are known to be right.
@@ -17,16 +17,14 @@ from typing import Annotated, Any
 import tyro
 
 from dit_heads.generate import (
-    EMBEDDED_TEXT_TOKENS,
     Settings,
     checked,
     draw,
     from_file_settings,
     stored_settings,
 )
-from dit_heads.heads import HeadSet
-from dit_heads.hunt_config import HuntConfig, read_prompts, style_prompts, world_prompts
 from dit_heads.pictures import check_writable, read_settings, write_png
+from dit_heads.search import Hunt, Tune
 from dit_heads.sheets import plain_grid
 
 
@@ -75,57 +73,6 @@ class Heads:
 
 
 @dataclass(frozen=True)
-class Hunt:
-    """Search the heads that raise an objective; results and the evidence go into a folder."""
-
-    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("hunts/general")
-    """where they go; the same search started again goes on where it was"""
-    model: str = "embedded"
-    """embedded, a folder in diffusers' format, or a model id of the hub"""
-    objective: str = "clip"
-    """clip (the embedded one), clip:MODEL, pickscore, hpsv2:FOLDER, aesthetic:FILE or MODULE:FUNCTION"""
-    prompts: Annotated[Path | None, tyro.conf.arg(metavar="FILE.txt")] = None
-    """a prompt a line; without, captions of the embedded model's world"""
-    num_prompts: int = 5
-    """how many of those captions"""
-    style: Annotated[str | None, tyro.conf.arg(metavar="STYLE")] = None
-    """search the heads of a style, such as "at night"; the prompts are its contents"""
-    template: str = "{style}, {content}"
-    """how style and content make a prompt"""
-    candidates: Annotated[str | None, tyro.conf.arg(metavar="HEADS")] = None
-    """heads to choose among, such as "L0-5"; without, all"""
-    config: Annotated[HuntConfig, tyro.conf.arg(name="")] = field(default_factory=HuntConfig)
-    dtype: str = "auto"
-    """auto, float32, bfloat16 or float16"""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps, ..."""
-
-    def run(self) -> None:
-        check_writable(self.out / "heads.json")
-        candidates = None if self.candidates is None else HeadSet.parse(self.candidates)
-        prompts = read_prompts(self.prompts) if self.prompts else world_prompts(self.num_prompts, self.style)
-        if self.style:
-            prompts = style_prompts(self.template, [self.style], prompts)
-        # Slow to import, so only now; and the model's configs tell a wrong head before its weights are read.
-        from dit_heads.headmap import drawing
-        from dit_heads.hunter import HeadHunter
-        from dit_heads.models import EMBEDDED, head_layout, load_pipeline
-        from dit_heads.objectives import load_objective
-
-        drawing()
-        layout = head_layout(self.model)
-        if candidates is not None:
-            layout.resolve(candidates)
-        call = {"max_sequence_length": EMBEDDED_TEXT_TOKENS} if self.model in EMBEDDED else {}
-        objective, pipe = load_objective(self.objective), load_pipeline(self.model, self.dtype, self.device)
-        pipe.set_progress_bar_config(disable=True)
-        hunter = HeadHunter(pipe, objective, prompts, self.out, self.config, candidates=candidates, call=call)
-        found = hunter.run()
-        print(found)
-        print(f"wrote {', '.join(map(str, hunter.write(found)))}")
-
-
-@dataclass(frozen=True)
 class Presets:
     """List head sets that have a name: what each does, to which model, and who says so."""
 
@@ -168,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parsed(argv: list[str]) -> Generate | Heads | Hunt | Presets | Run:
+def _parsed(argv: list[str]) -> Generate | Heads | Hunt | Presets | Run | Tune:
     """The command that the arguments ask for, filled with the settings of `--from` before they apply."""
     generate = tyro.conf.subcommand("generate", default=Generate(_settings_of_from(argv)))
     commands = (
@@ -176,6 +123,7 @@ def _parsed(argv: list[str]) -> Generate | Heads | Hunt | Presets | Run:
         | Annotated[Heads, tyro.conf.subcommand("heads")]
         | Annotated[Hunt, tyro.conf.subcommand("hunt")]
         | Annotated[Presets, tyro.conf.subcommand("presets")]
+        | Annotated[Tune, tyro.conf.subcommand("tune")]
         | Annotated[Run, tyro.conf.subcommand("run")]
     )
     complaint = io.StringIO()

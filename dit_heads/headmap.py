@@ -61,6 +61,37 @@ def draw_curve(
     _save(figure, path)
 
 
+def draw_grid(
+    values: Sequence[Sequence[float]],
+    path: Path,
+    *,
+    rows: tuple[str, Sequence[str]],
+    columns: tuple[str, Sequence[str]],
+    title: str = "",
+    decimals: int = 3,
+) -> None:
+    """Write a PNG of a table as colours, blue below 0 and red above, each value written in its cell; `rows`
+    and `columns` are what they are and their labels. NaN is left white."""
+    plot = drawing()
+    limit = max((abs(v) for row in values for v in row if v == v), default=0.0) or 1.0
+    size = (2.2 + 0.62 * len(columns[1]), 1.6 + 0.42 * len(rows[1]))
+    figure = plot.figure.Figure(figsize=size, layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    for y, row in enumerate(values):
+        for x, value in enumerate(row):
+            if value == value:
+                ink = "white" if abs(value) > 0.6 * limit else "black"
+                axis.annotate(
+                    f"{value:.{decimals}f}", (x, y), ha="center", va="center", fontsize=7, color=ink
+                )
+    axis.set(xlabel=columns[0], ylabel=rows[0])
+    axis.set_xticks(range(len(columns[1])), columns[1])
+    axis.set_yticks(range(len(rows[1])), rows[1])
+    axis.set_title(title, fontsize=10)
+    _save(figure, path)
+
+
 def _shape(gains: Mapping[HeadId, float]) -> tuple[int, int]:
     """Blocks and heads that a map must have room for."""
     return max(head.block for head in gains) + 1, max(head.head for head in gains) + 1

@@ -90,6 +90,7 @@ class Result:
             "order": chosen,
             "unguided": fmean(self.unguided),
             "scores": means,
+            "slopes": [{str(h): slope for h, slope in found.slopes.items()} for found in self.rounds],
             "pictures": self.pictures,
             "provenance": dict(self.provenance),
         }
@@ -146,12 +147,12 @@ class HeadHunter:
             for _ in range(self.config.rounds):
                 rounds.append(search(chosen, bar))
                 chosen += rounds[-1].chosen
-            unguided = self._score([()], self.pairs, bar)[0]
+            unguided = self._score([None], self.pairs, bar)[0]
         return Result(tuple(rounds), unguided, len(self.log), self._provenance())
 
     def write(self, result: Result) -> list[Path]:
         """Everything that shows a result, into the folder of the search: the head set with its scores
-        (`heads.json`, `scores.csv`), a map of each round, the curve of `curve` and the sheet of `sheet`."""
+        (`heads.json`, `scores.csv`), maps of each round, the curve of `curve` and the sheet of `sheet`."""
         paths = [self.folder / name for name in ("heads.json", "scores.csv", "curve.png", "sheet.png")]
         for path, text in zip(paths, (_json(result), _table(result, self.pairs)), strict=False):
             with atomic_file(path) as file:
@@ -159,25 +160,37 @@ class HeadHunter:
         curve = self.curve(result)
         draw_curve([fmean(scores) for scores in curve], paths[2], title=self.header["objective"])
         write_png(self.sheet(result), paths[3], {"heads": str(result.heads), **self.header})
-        base = fmean(result.unguided)
         for number, found in enumerate(result.rounds, 1):
             paths.append(self.folder / f"round-{number}.png")
-            gains = {head: fmean(scores) - base for head, scores in found.scores.items()}
+            gains = {head: fmean(s) - fmean(result.unguided[: len(s)]) for head, s in found.scores.items()}
             title = f"round {number}: gain over no heads"
             draw_head_map(gains, paths[-1], chosen=found.chosen, title=title)
+            if found.slopes:
+                paths.append(self.folder / f"screen-{number}.png")
+                draw_head_map(found.slopes, paths[-1], chosen=found.chosen, title=f"round {number}: slopes")
         return paths
 
     def curve(self, result: Result) -> list[list[float]]:
         """Scores of the first 0, 1, 2 ... chosen heads, a number for each pair."""
-        sets = [result.chosen[:n] for n in range(len(result.chosen) + 1)]
-        with tqdm(total=len(sets) * len(self.pairs), unit="picture", desc="curve") as bar:
-            return self._score(sets, self.pairs, bar)
+        return self.scores([_set_of(result.chosen[:n]) for n in range(len(result.chosen) + 1)])
+
+    def scores(
+        self, sets: Sequence[HeadSet | None], *, scale: float | None = None, softness: float | None = None
+    ) -> list[list[float]]:
+        """Scores of head sets, a number for each pair, from the log or from pictures that are drawn now;
+        `scale` and `softness` are those of the search unless given. None draws without guidance."""
+        strength = (
+            self.config.scale if scale is None else scale,
+            self.config.softness if softness is None else softness,
+        )
+        with tqdm(total=len(sets) * len(self.pairs), unit="picture", desc="scoring", leave=False) as bar:
+            return self._score(sets, self.pairs, bar, strength)
 
     def sheet(self, result: Result, rows: int = 5) -> Image.Image:
         """Pictures without heads and after each round (columns) of the first pairs (rows)."""
         after = list(itertools.accumulate((found.chosen for found in result.rounds), initial=()))
         pairs = self.pairs[:rows]
-        cells = [self._pictures_of([self._trial(heads, *pair) for pair in pairs]) for heads in after]
+        cells = [self.draw(_set_of(heads), pairs) for heads in after]
         labels = [Column("no heads")]
         labels += [
             Column(f"round {number}", f"+ {HeadSet(found.chosen)}")
@@ -191,15 +204,21 @@ class HeadHunter:
             footer=f"scale {self.config.scale:g}, softness {self.config.softness:g}. AI-generated.",
         )
 
-    def _pictures_of(self, trials: Sequence[Trial]) -> list[Image.Image]:
-        batches = batches_of(trials, self.config.batch)
+    def draw(
+        self,
+        heads: HeadSet | None,
+        pairs: Sequence[tuple[str, int]],
+        strength: tuple[float, float] | None = None,
+    ) -> list[Image.Image]:
+        """Pictures of (prompt, seed) pairs with a head set; `strength` is scale and softness."""
+        batches = batches_of([self._trial(heads, *pair, strength) for pair in pairs], self.config.batch)
         images = torch.cat([self.scorer.paint(batch) for batch in batches])
         return self.scorer.pipe.image_processor.postprocess(images, do_denormalize=[False] * len(images))
 
     def _round(self, chosen: tuple[HeadId, ...], bar: Any) -> Round:
         """Every head that is not chosen yet, together with those that are; the best of them."""
         left = self._left(chosen)
-        found = self._score([(*chosen, head) for head in left], self.pairs, bar)
+        found = self._score([HeadSet((*chosen, head)) for head in left], self.pairs, bar)
         scores = dict(zip(left, found, strict=True))
         return Round(tuple(_ranked(scores)[: self.config.per_round]), scores)
 
@@ -211,7 +230,8 @@ class HeadHunter:
         known = 0
         for rung in self._rungs(len(left)):
             left = left[: rung.candidates]
-            found = self._score([(*chosen, head) for head in left], self.pairs[known : rung.pairs], bar)
+            sets = [HeadSet((*chosen, head)) for head in left]
+            found = self._score(sets, self.pairs[known : rung.pairs], bar)
             for head, of_head in zip(left, found, strict=True):
                 scores[head] += of_head
             known, left = rung.pairs, _ranked({head: scores[head] for head in left})
@@ -227,7 +247,7 @@ class HeadHunter:
     def _slopes(self, chosen: tuple[HeadId, ...], bar: Any) -> dict[HeadId, float]:
         """The gradient screen of a round on the pictures of its heads so far, or what is stored of it."""
         config, path = self.config, self.folder / f"screen-{len(chosen) // self.config.per_round + 1}.json"
-        trials = [self._trial(chosen, *pair) for pair in self.pairs]
+        trials = [self._trial(_set_of(chosen), *pair) for pair in self.pairs]
         asked = json.loads(json.dumps({"scale": config.scale, "of": [asdict(trial) for trial in trials]}))
         if path.exists() and (stored := json.loads(path.read_text()))["asked"] == asked:
             bar.update(len(trials) if chosen else 0)
@@ -258,19 +278,24 @@ class HeadHunter:
         return [head for head in self.candidates if head not in chosen]
 
     def _score(
-        self, sets: Sequence[tuple[HeadId, ...]], pairs: Sequence[tuple[str, int]], bar: Any
+        self,
+        sets: Sequence[HeadSet | None],
+        pairs: Sequence[tuple[str, int]],
+        bar: Any,
+        strength: tuple[float, float] | None = None,
     ) -> list[list[float]]:
-        """Scores of head sets, a number for each pair."""
-        trials = [[self._trial(heads, *pair) for pair in pairs] for heads in sets]
+        trials = [[self._trial(heads, *pair, strength) for pair in pairs] for heads in sets]
         flat = list(itertools.chain.from_iterable(trials))
         found = evaluate(flat, self.log, self.execute, size=self.config.batch, done=bar.update)
         return [[found[trial] for trial in of_set] for of_set in trials]
 
-    def _trial(self, heads: tuple[HeadId, ...], prompt: str, seed: int) -> Trial:
+    def _trial(
+        self, heads: HeadSet | None, prompt: str, seed: int, strength: tuple[float, float] | None = None
+    ) -> Trial:
         config = self.config
-        if not heads:
+        if heads is None:
             return Trial("", prompt, seed, config.steps, 0.0, 0.0)
-        return Trial(str(HeadSet(heads)), prompt, seed, config.steps, config.scale, config.softness)
+        return Trial(str(heads), prompt, seed, config.steps, *(strength or (config.scale, config.softness)))
 
     def _provenance(self) -> dict[str, Any]:
         versions = {"dit_heads": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
@@ -283,6 +308,10 @@ class HeadHunter:
         if self.config.method == "exhaustive":
             return len(self.pairs) * (1 + sum(left))
         return len(self.pairs) * len(left) + sum(cost(self._rungs(n)) for n in left)
+
+
+def _set_of(heads: Sequence[HeadId]) -> HeadSet | None:
+    return HeadSet(heads) if heads else None
 
 
 def _ranked(scores: Mapping[HeadId, Sequence[float]]) -> list[HeadId]:
@@ -321,6 +350,6 @@ def _table(result: Result, pairs: Sequence[tuple[str, int]]) -> str:
     writer.writerow(("round", "head", "chosen", "prompt", "seed", "score"))
     for number, found in enumerate(result.rounds, 1):
         for head, scores in found.scores.items():
-            for (prompt, seed), score in zip(pairs, scores, strict=True):
+            for (prompt, seed), score in zip(pairs, scores, strict=False):  # fast: the first ones
                 writer.writerow((number, head, int(head in found.chosen), prompt, seed, score))
     return text.getvalue()

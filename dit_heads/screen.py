@@ -8,7 +8,7 @@ arXiv 2310.10348). It is a first-order estimate at single noise levels; real pic
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -85,7 +85,7 @@ def screened(
 ) -> dict[HeadId, float]:
     """Slopes of every head, the mean over the recorded calls of runs and their pictures; a run is its prompts
     and its calls. `options` go to `slopes`."""
-    sums: Counter[HeadId] = Counter()
+    sums: defaultdict[HeadId, float] = defaultdict(float)
     for prompts, calls in runs:
         for call in calls:
             arguments = _last_rows(call, len(prompts), layout_of(pipe.transformer))

@@ -280,11 +280,33 @@ def test_hunt_writes_a_head_set_that_generate_takes(model, tmp_path, monkeypatch
     assert "of another search (region: 'joint' there, 'image' here)" in capsys.readouterr().err
 
 
+def test_tune_sweeps_what_hunt_found(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("a cat\ntwo dogs\n")
+    asked = ["hunt", "--model", model, "--objective", "tests.saved:red", "--prompts", "prompts.txt", *HUNT]
+    assert main([*asked, "--method", "fast", "--per-round", "1", "--share", "1", "--out", "h"]) == 0
+    monkeypatch.chdir(tmp_path / "h")  # what is stored does not depend on where one stands
+    assert main(["tune", ".", "--scales", "1", "3", "--softnesses", "0.5"]) == 0
+    assert "best at scale" in capsys.readouterr().out
+    grid = json.loads((tmp_path / "h/tune.json").read_text())["grid"]
+    assert [(row["scale"], row["softness"]) for row in grid] == [(1.0, 0.5), (3.0, 0.5)]
+    assert main(["tune", ".", "--scales", "0"]) == 2
+    assert "scales: expected positive numbers" in capsys.readouterr().err
+
+
+def test_tune_needs_a_folder_of_a_search(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["tune", "nothing"]) == 2
+    assert "folder: expected one that dit-heads hunt has filled, got 'nothing'" in error_line(capsys)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--candidates", "L9"], "the model has blocks L0 to L2"),
         (["--objective", "beauty"], "objective: expected clip, "),
+        (["--method", "quick"], "method: expected one of exhaustive, fast"),
+        (["--share", "0"], "share: expected more than 0"),
         (["--prompts", "none.txt"], "none.txt"),
         (["--prompts", "empty.txt"], "prompts: 'empty.txt' holds none"),
         (["--out", "empty.txt"], "is a file, not a folder"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -37,26 +37,23 @@ def paint(
     pipe: Any,
     scenes: Sequence[Scene],
     *,
+    prompts: Sequence[str] | None = None,
     first_seed: int = 0,
     batch: int = 32,
     guidance: AbstractContextManager[Any] | None = None,
     **call: Any,
 ) -> Tensor:
-    """Pictures [B, 3, 128, 128] in [-1, 1] of the scenes' captions, picture i from seed `first_seed + i`
-    whatever the batch; `call` goes to the pipeline."""
+    """Pictures [B, 3, 128, 128] in [-1, 1] of the scenes' captions, or of `prompts`, picture i from seed
+    `first_seed + i` whatever the batch; `call` goes to the pipeline."""
+    said = [caption(s) for s in scenes] if prompts is None else list(prompts)
     pipe.set_progress_bar_config(disable=True)
     parts = []
     with guidance or nullcontext():
-        for at, some in _batches(scenes, batch):
+        for at in tqdm(range(0, len(said), batch), desc="painting", leave=False):
+            some = said[at : at + batch]
             generators = [torch.Generator().manual_seed(first_seed + at + k) for k in range(len(some))]
-            prompts = [caption(s) for s in some]
-            parts.append(pipe(prompts, generator=generators, output_type="pt", **call).images.float() * 2 - 1)
+            parts.append(pipe(some, generator=generators, output_type="pt", **call).images.float() * 2 - 1)
     return torch.cat(parts)
-
-
-def _batches(scenes: Sequence[Scene], size: int) -> Iterator[tuple[int, Sequence[Scene]]]:
-    for at in tqdm(range(0, len(scenes), size), desc="painting", leave=False):
-        yield at, scenes[at : at + size]
 
 
 def row(name: str, judged: Verdict) -> str:

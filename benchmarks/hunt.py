@@ -1,0 +1,322 @@
+"""HeadHunter measured on the embedded SD3: the paper's claims, and the fast search against the exact one.
+
+    python benchmarks/hunt.py general styles interactions cost --folder out/hunt
+
+Searches ask the embedded CLIP on validation prompts; what they found is scored on test prompts by that CLIP
+and by the judge, which no search asks. Every score of a search is kept in the folder: stopped, it goes on.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+import tyro
+
+from dit_heads import HeadGuidance, HeadHunter, HeadId, HeadSet, load_embedded
+from dit_heads.embedded.captions import caption, content
+from dit_heads.embedded.evaluate import OWN_TEXT_TOKENS, paint, unseen_scenes
+from dit_heads.embedded.export import load_judge
+from dit_heads.embedded.judge import verdict
+from dit_heads.embedded.scenes import STYLES, Scene
+from dit_heads.halving import cost, rungs
+from dit_heads.headmap import draw_grid
+from dit_heads.hunt_config import HuntConfig
+from dit_heads.hunter import Result
+from dit_heads.objectives import embedded_clip
+from dit_heads.training import write_atomically
+from dit_heads.trials import batches_of
+
+GENERAL = HuntConfig(per_round=4, scale=2.0, steps=20, batch=32)
+STYLE = HuntConfig(rounds=5, per_round=1, scale=2.0, steps=20, batch=32)
+SCALES, SOFTNESSES = (0.5, 1.0, 2.0), (0.25, 0.5, 1.0)
+CFG, STEPS = 4.0, 28
+Guided = tuple[HeadSet, float, float]  # heads, scale, softness
+
+
+def interval(values: np.ndarray, rounds: int = 4000) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean, resampling prompts."""
+    rng = np.random.default_rng(0)
+    means = values[rng.integers(len(values), size=(rounds, len(values)))].mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> float:
+    """Rank correlation; equal values are not expected."""
+    ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def split_half(scores: np.ndarray, rounds: int = 200) -> float:
+    """How well the ranking of candidates (rows) by a random half of the pairs (columns) agrees with that by
+    the other half: Spearman's coefficient, the mean over splits."""
+    rng = np.random.default_rng(0)
+    half = scores.shape[1] // 2
+    found = []
+    for _ in range(rounds):
+        order = rng.permutation(scores.shape[1])
+        found.append(spearman(scores[:, order[:half]].mean(1), scores[:, order[half : 2 * half]].mean(1)))
+    return fmean(found)
+
+
+def makespan(times: Sequence[float], workers: int) -> float:
+    """Seconds until the last of the tasks is done, each given to the first worker that is free."""
+    free = [0.0] * workers
+    for seconds in times:
+        heapq.heapreplace(free, free[0] + seconds)
+    return max(free)
+
+
+@dataclass
+class Found:
+    """A search and its outcome; `seconds` of all sessions it took."""
+
+    hunter: HeadHunter
+    result: Result
+    seconds: float
+
+
+class Bench:
+    """The parts that all measurements share."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder, self.pipe = folder, load_embedded("sd3")
+        self.pipe.set_progress_bar_config(disable=True)
+        self.judge, self.clip = load_judge(), embedded_clip()
+        self.scenes = unseen_scenes("test", count)
+
+    def hunter(self, name: str, prompts: Sequence[str], config: HuntConfig) -> HeadHunter:
+        call = {"max_sequence_length": OWN_TEXT_TOKENS}
+        return HeadHunter(self.pipe, self.clip, prompts, self.folder / name, config, call=call)
+
+    def search(self, name: str, prompts: Sequence[str], config: HuntConfig) -> Found:
+        """Run a search, or read what is stored of it."""
+        hunter, clock = self.hunter(name, prompts, config), self.folder / name / "seconds.json"
+        before, began = json.loads(clock.read_text()) if clock.exists() else 0.0, time.time()
+        known = len(hunter.log)
+        result = hunter.run()
+        seconds = before + (time.time() - began if len(hunter.log) > known else 0.0)
+        write_atomically(clock, json.dumps(seconds))
+        hunter.write(result)
+        return Found(hunter, result, seconds)
+
+    def strongest(self, hunter: HeadHunter, sets: Sequence[HeadSet]) -> tuple[Guided, str]:
+        """Of head sets x scales x softnesses the best on the prompts of a search, and a line on softness."""
+        means = {
+            (heads, scale, softness): fmean(scores)
+            for scale, softness in itertools.product(SCALES, SOFTNESSES)
+            for heads, scores in zip(sets, hunter.scores(sets, scale=scale, softness=softness), strict=True)
+        }
+        best = {u: max(m for (_, _, v), m in means.items() if v == u) for u in SOFTNESSES}
+        line = ", ".join(f"u {u:g}: {100 * m:.2f}" for u, m in best.items())
+        return max(means, key=lambda key: means[key]), f"best CLIP score x 100 at {line}"
+
+    @torch.no_grad()
+    def held_out(
+        self, scenes: Sequence[Scene], prompts: Sequence[str], rows: dict[str, tuple[float, Guided | None]]
+    ) -> None:
+        """Print scores of test prompts under each guidance, (CFG, heads), with differences to the first."""
+        print("| guidance | attributes right, % | paired difference | CLIP score x 100 | paired difference |")
+        print("|---|---|---|---|---|")
+        none: list[np.ndarray] = []
+        for name, (cfg, guided) in rows.items():
+            heads = guided and HeadGuidance(self.pipe, guided[0], scale=guided[1], softness=guided[2])
+            call = {
+                "guidance_scale": cfg,
+                "num_inference_steps": STEPS,
+                "max_sequence_length": OWN_TEXT_TOKENS,
+            }
+            with heads or nullcontext():
+                pictures = paint(self.pipe, scenes, prompts=prompts, **call)
+            right = 100 * verdict(self.judge, pictures, scenes).per_picture().numpy()
+            parts = [
+                self.clip(p / 2 + 0.5, [said]) for p, said in zip(pictures.split(1), prompts, strict=True)
+            ]
+            values = [right, 100 * torch.cat(parts).numpy()]
+            none = none or values
+            cells = [cell for v, n in zip(values, none, strict=True) for cell in (_cell(v), _cell(v - n))]
+            shown = f"{name} ({guided[0]}, w {guided[1]:g}, u {guided[2]:g})" if guided else name
+            print(f"| {shown} | {' | '.join(cells)} |", flush=True)
+
+
+def _cell(values: np.ndarray) -> str:
+    low, high = interval(values)
+    return f"{values.mean():.2f} [{low:.2f}, {high:.2f}]"
+
+
+def general(bench: Bench) -> None:
+    """The general search, exhaustive and fast, and what both find worth on test prompts."""
+    prompts = [caption(scene) for scene in unseen_scenes("validation", 20)]
+    whole = bench.search("general", prompts, GENERAL)
+    fast = bench.search("general-fast", prompts, replace(GENERAL, method="fast"))
+    compare(whole, fast)
+    heads, line = bench.strongest(whole.hunter, [whole.result.heads])
+    print(f"HeadHunter's set: {line}")
+    fast_heads, _ = bench.strongest(whole.hunter, [fast.result.heads])
+    layer, _ = bench.strongest(whole.hunter, _blocks(bench))
+    rows = _rows(heads, layer) | {"fast HeadHunter": (1.0, fast_heads)}
+    bench.held_out(bench.scenes, [caption(scene) for scene in bench.scenes], rows)
+
+
+def _rows(heads: Guided, layer: Guided) -> dict[str, tuple[float, Guided | None]]:
+    return {
+        "none": (1.0, None),
+        f"CFG {CFG:g}": (CFG, None),
+        "best layer": (1.0, layer),
+        "HeadHunter": (1.0, heads),
+        f"CFG {CFG:g} and HeadHunter": (CFG, heads),
+    }
+
+
+def _blocks(bench: Bench) -> list[HeadSet]:
+    return [HeadSet.parse(f"L{b}") for b in range(bench.pipe.transformer.config.num_layers)]
+
+
+def compare(whole: Found, fast: Found) -> None:
+    """The first round of a fast search against that of the exhaustive one."""
+    singles, screen = whole.result.rounds[0].scores, fast.result.rounds[0]
+    heads = sorted(singles)
+    table = np.array([singles[head] for head in heads])
+    ranked = sorted(heads, key=lambda head: -fmean(singles[head]))
+    drawn = sorted(screen.scores, key=lambda head: ranked.index(head))
+    gained = sum(fmean(singles[head]) > fmean(whole.result.unguided) for head in heads)
+    print(f"{gained} of {len(heads)} heads raise the score alone")
+    print(f"split-half rank correlation of the exhaustive ranking: {split_half(table):.2f}")
+    agreement = spearman([screen.slopes[head] for head in heads], table.mean(1).tolist())
+    print(f"rank correlation of the gradient screen with it: {agreement:.2f}")
+    places = [ranked.index(head) + 1 for head in drawn]
+    print(f"places in it of the {len(drawn)} heads that the fast search drew: {places}")
+    both = set(whole.result.chosen) & set(fast.result.chosen)
+    print(f"chosen by both: {len(both)} of {len(whole.result.chosen)}")
+    print("| search | heads | pictures | steps of the model | seconds |\n|---|---|---|---|---|")
+    for name, found in (("exhaustive", whole), ("fast", fast)):
+        steps = found.result.pictures * found.hunter.config.steps
+        print(f"| {name} | {found.result.heads} | {found.result.pictures} | {steps} | {found.seconds:.0f} |")
+
+
+def styles(bench: Bench) -> None:
+    """Searches of every style: do later rounds help, do the heads transfer to new prompts?"""
+    for style in STYLES[1:]:
+        said: Callable[[Scene], str] = lambda scene, style=style: f"{style}, {content(scene)}"  # noqa: E731
+        name = style.replace(" ", "-")
+        prompts = [said(scene) for scene in unseen_scenes("validation", 5)]
+        whole = bench.search(name, prompts, STYLE)
+        fast = bench.search(f"{name}-fast", prompts, replace(STYLE, method="fast"))
+        print(f"\n### {style}\n{whole.result}")
+        compare(whole, fast)
+        curve = [fmean(scores) for scores in whole.hunter.curve(whole.result)]
+        print("score after each round:", ", ".join(f"{100 * mean:.2f}" for mean in curve))
+        print("place of each chosen head alone:", ", ".join(_places(whole.result)))
+        heads, line = bench.strongest(whole.hunter, [whole.result.heads])
+        print(f"HeadHunter's set: {line}")
+        layer, _ = bench.strongest(whole.hunter, _blocks(bench))
+        fast_heads, _ = bench.strongest(whole.hunter, [fast.result.heads])
+        scenes = [replace(scene, style=style) for scene in bench.scenes[: len(bench.scenes) // 2]]
+        rows = _rows(heads, layer) | {"fast HeadHunter": (1.0, fast_heads)}
+        bench.held_out(scenes, [said(scene) for scene in scenes], rows)
+
+
+def _places(result: Result) -> list[str]:
+    """Of the chosen heads in the ranking of heads that guide alone: late for those that need company."""
+    alone = result.rounds[0].scores
+    ranked = sorted(alone, key=lambda head: -fmean(alone[head]))
+    return [f"{head} {ranked.index(head) + 1}" for head in result.chosen]
+
+
+def interactions(bench: Bench, top: int = 20, pairs: int = 8) -> None:
+    """What two of the best heads gain together beyond what they gain alone, as a picture."""
+    prompts = [caption(scene) for scene in unseen_scenes("validation", 20)]
+    singles = bench.search("general", prompts, GENERAL).result.rounds[0].scores
+    heads: list[HeadId] = sorted(singles, key=lambda head: -fmean(singles[head]))[:top]
+    hunter = bench.hunter("interactions", prompts[:pairs], GENERAL)
+    (base,) = hunter.scores([None])
+    alone = dict(zip(heads, hunter.scores([HeadSet([head]) for head in heads]), strict=True))
+    couples = list(itertools.combinations(heads, 2))
+    joint = hunter.scores([HeadSet(couple) for couple in couples])
+    grid = [[float("nan")] * top for _ in range(top)]
+    found = {}
+    for (a, b), scores in zip(couples, joint, strict=True):
+        extra = np.array(scores) - np.array(alone[a]) - np.array(alone[b]) + np.array(base)
+        found[a, b] = extra
+        for x, y in ((a, b), (b, a)):
+            grid[heads.index(x)][heads.index(y)] = 100 * float(extra.mean())
+    labels = [str(head) for head in heads]
+    title = f"What two heads gain together beyond their gains alone (CLIP score x 100, {pairs} prompts)"
+    path = bench.folder / "interactions.png"
+    draw_grid(grid, path, rows=("", labels), columns=("", labels), title=title, decimals=1)
+    sure = {
+        couple: extra for couple, extra in found.items() if interval(extra)[0] > 0 or interval(extra)[1] < 0
+    }
+    ranked = sorted(found, key=lambda couple: -found[couple].mean())
+    print(f"wrote {path}; {len(sure)} of {len(found)} interactions differ from 0 (95 % intervals)")
+    for a, b in (*ranked[:3], *ranked[-3:]):
+        print(f"  {a}, {b}: {_cell(100 * found[a, b])}")
+
+
+def cost_model(bench: Bench) -> None:
+    """What searches of the real models take, and how they scale: from the paper's figures and measured
+    times here."""
+    # 11,520 pictures of 20 steps took about 3 hours on 8 H100 (arXiv 2506.10978); FLUX.1-dev by parameters.
+    of_sd3 = 8 * 3 / (11_520 * 20)
+    of_flux = of_sd3 * 11.9 / 2.0
+    print("| search | pictures exhaustive | pictures fast | H100 hours exhaustive | H100 hours fast |")
+    print("|---|---|---|---|---|")
+    for name, heads, pairs, rounds, each, steps, hours in (
+        ("SD3-medium, general", 576, 20, 1, 24, 20, of_sd3),
+        ("SD3-medium, a style", 576, 5, 5, 3, 20, of_sd3),
+        ("FLUX.1-dev, a style", 1368, 5, 5, 3, 15, of_flux),
+    ):
+        left = [heads - r * each for r in range(rounds)]
+        whole = pairs * (1 + sum(left))
+        fast = sum(pairs + cost(rungs(n, pairs, each, int(0.1 * pairs * (n + 1)) - pairs)) for n in left)
+        print(f"| {name} | {whole} | {fast} | {whole * steps * hours:.1f} | {fast * steps * hours:.1f} |")
+    times = _task_times(bench)
+    print(
+        f"\nOf {len(times)} measured tasks ({fmean(times):.1f} s each): workers, hours of the round, speed-up"
+    )
+    many = (times * (11_540 // GENERAL.batch // len(times) + 1))[: 11_540 // GENERAL.batch]
+    for workers in (1, 2, 4, 8, 16, 32, 64):
+        span = makespan(many, workers)
+        print(f"| {workers} | {span / 3600:.2f} | {makespan(many, 1) / span:.1f} |")
+
+
+def _task_times(bench: Bench, count: int = 6) -> list[float]:
+    """Seconds of batches of a search."""
+    prompts = [caption(scene) for scene in unseen_scenes("validation", 20)]
+    hunter = bench.hunter("general", prompts, GENERAL)
+    trials = [hunter._trial(HeadSet([head]), *pair) for head in hunter.candidates for pair in hunter.pairs]
+    times = []
+    for batch in batches_of(trials, GENERAL.batch)[:: len(trials) // GENERAL.batch // count][:count]:
+        began = time.perf_counter()
+        hunter.scorer(batch)
+        times.append(time.perf_counter() - began)
+    return times
+
+
+STAGES = {"general": general, "styles": styles, "interactions": interactions, "cost": cost_model}
+
+
+def main(
+    stages: tyro.conf.Positional[tuple[str, ...]] = tuple(STAGES),
+    folder: Path = Path("out/hunt"),
+    count: int = 96,
+) -> None:
+    """Run the stages named, all of them by default, with `count` test prompts."""
+    bench = Bench(folder, count)
+    for name in stages:
+        print(f"\n## {name}", flush=True)
+        STAGES[name](bench)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

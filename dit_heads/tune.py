@@ -1,0 +1,96 @@
+"""After a search: how strongly should the heads guide? Scale w and softness u as a grid of real pictures.
+
+The paper searches at u = 1 and advises to lower it afterwards (arXiv 2506.10978)."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from dit_heads.headmap import draw_grid
+from dit_heads.heads import HeadSet
+from dit_heads.hunter import HeadHunter
+from dit_heads.pictures import atomic_file, write_png
+from dit_heads.sheets import Column, contact_sheet
+
+Strength = tuple[float, float]  # scale, softness
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Scores of one head set, a number for each pair, at every scale and softness, and without heads."""
+
+    heads: HeadSet
+    scores: Mapping[Strength, Sequence[float]]
+    unguided: Sequence[float]
+
+    @property
+    def best(self) -> Strength:
+        """Of the highest mean; of equals the weakest."""
+        return max(self.scores, key=lambda strength: (fmean(self.scores[strength]), [-s for s in strength]))
+
+    def gain(self, strength: Strength) -> float:
+        """Mean score over that without heads."""
+        return fmean(self.scores[strength]) - fmean(self.unguided)
+
+    def __str__(self) -> str:
+        scale, softness = self.best
+        return (
+            f"heads {self.heads}: best at scale {scale:g}, softness {softness:g}, "
+            f"{self.gain(self.best):+.4f} over {fmean(self.unguided):.4f} without heads"
+        )
+
+
+def tune(hunter: HeadHunter, heads: HeadSet, scales: Sequence[float], softnesses: Sequence[float]) -> Tuning:
+    """Score `heads` at every scale and softness on the pairs of a search. Resumable as the search is. Raises
+    ValueError for a scale that is not positive or a softness outside (0, 1]."""
+    if not scales or min(scales) <= 0:
+        raise ValueError(f"scales: expected positive numbers, got {tuple(scales)}")
+    if not softnesses or min(softnesses) <= 0 or max(softnesses) > 1:
+        raise ValueError(f"softnesses: expected numbers above 0 and up to 1, got {tuple(softnesses)}")
+    found = {
+        (scale, softness): hunter.scores([heads], scale=scale, softness=softness)[0]
+        for scale, softness in itertools.product(scales, softnesses)
+    }
+    return Tuning(heads, found, hunter.scores([None])[0])
+
+
+def write_tuning(hunter: HeadHunter, tuning: Tuning, folder: Path) -> list[Path]:
+    """The figures (`tune.json`), the grid of gains (`tune.png`) and the first pair's picture at every
+    strength (`tune-sheet.png`)."""
+    paths = [folder / name for name in ("tune.json", "tune.png", "tune-sheet.png")]
+    scales, softnesses = ([*dict.fromkeys(s[i] for s in tuning.scores)] for i in (0, 1))
+    scale, softness = tuning.best
+    rows = [{"scale": w, "softness": u, "mean": fmean(s)} for (w, u), s in tuning.scores.items()]
+    stored = {
+        **tuning.heads.to_json(),
+        "scale": scale,
+        "softness": softness,
+        "unguided": fmean(tuning.unguided),
+        "grid": rows,
+        "provenance": hunter.header,
+    }
+    with atomic_file(paths[0]) as file:
+        file.write((json.dumps(stored, indent=1) + "\n").encode())
+    draw_grid(
+        [[tuning.gain((w, u)) for w in scales] for u in softnesses],
+        paths[1],
+        rows=("softness u", [f"{u:g}" for u in softnesses]),
+        columns=("scale w", [f"{w:g}" for w in scales]),
+        title=f"{tuning.heads}: gain over no heads",
+    )
+    pair = hunter.pairs[0]
+    cells = [[hunter.draw(tuning.heads, [pair], (w, u))[0] for w in scales] for u in softnesses]
+    sheet = contact_sheet(
+        cells,
+        [Column(f"scale {w:g}") for w in scales],
+        [f"softness {u:g}" for u in softnesses],
+        title=str(tuning.heads),
+        footer=f"{pair[0]}, seed {pair[1]}. AI-generated.",
+    )
+    write_png(sheet, paths[2], {"heads": str(tuning.heads), **hunter.header})
+    return paths
