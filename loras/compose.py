@@ -1,0 +1,112 @@
+"""Several LoRAs at once, each at a scale of its own or with one for each block.
+
+A scale is a number, or numbers for blocks: `{"L0-9": 0.8, "L12, L14": 0.3, "rest": 0.0}`. Blocks are numbered
+as heads are (in FLUX.1 `L0-18` are double and `L19-56` single ones) and matched exactly. `rest` is everything
+not named, modules outside of blocks too, and is 1 where it is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from dit_heads.heads import BlockId, HeadSet
+from dit_heads.layouts import Layout, layout_of
+from dit_heads.loras.files import Lora, LowRank, check_fits, require_peft
+
+Scale = float | Mapping[str, float]
+REST = "rest"
+
+
+def compose(transformer: nn.Module, parts: Sequence[tuple[Lora, Scale]]) -> Lora:
+    """One LoRA of the transformer that changes every weight by the sum of the parts' changes times their
+    scales: ranks add up, A is stacked by rows and scale * B by columns, so nothing is approximated.
+
+    Raises ValueError for a DoRA, whose change of a weight depends on the weight; for a part that does not
+    fit, a scale that is wrong, and a sum of nothing."""
+    layout = layout_of(transformer)
+    stacks: dict[str, list[LowRank]] = {}
+    for place, (lora, scale) in enumerate(parts):
+        _check_additive(lora, transformer, f"parts[{place}]")
+        factor = _factor(scale, layout, f"parts[{place}]")
+        for name, change in lora.modules.items():
+            if at := factor(name):
+                stacks.setdefault(name, []).append(LowRank(change.a, change.b * at))
+    if not stacks:
+        raise ValueError("parts: expected at least one LoRA at a scale other than 0, got none")
+    return Lora({name: _stacked(changes) for name, changes in stacks.items()})
+
+
+def set_scales(transformer: nn.Module, scales: Mapping[str, Scale]) -> None:
+    """Make these adapters of a transformer the active ones, each at its scale, and no other.
+
+    Raises ValueError for none, for a name that is not there, a scale that is wrong, and while an adapter is
+    fused, which would hide the change; the transformer is then as it was."""
+    layers = require_peft().tuners.tuners_utils.BaseTunerLayer
+    there = getattr(transformer, "peft_config", None) or {}
+    if not scales or not scales.keys() <= there.keys():
+        raise ValueError(f"scales: expected names among {', '.join(there) or 'none'}, got {list(scales)}")
+    layout = layout_of(transformer)
+    factors = {name: _factor(scale, layout, f"scales[{name!r}]") for name, scale in scales.items()}
+    tuned: dict[str, Any] = {n: m for n, m in transformer.named_modules() if isinstance(m, layers)}
+    if any(module.merged for module in tuned.values()):
+        raise ValueError("transformer: its adapters are fused; call pipe.unfuse_lora() first")
+    for name, module in tuned.items():
+        module.set_adapter(list(scales))
+        for adapter, factor in factors.items():
+            module.set_scale(adapter, factor(name))
+
+
+def _check_additive(lora: Lora, transformer: nn.Module, label: str) -> None:
+    if lora.dora:
+        raise ValueError(f"{label}: a DoRA is not additive, so it cannot be composed; use set_scales")
+    check_fits(lora, transformer, f"{label}: it")
+
+
+def _stacked(changes: Sequence[LowRank]) -> LowRank:
+    return LowRank(torch.cat([c.a for c in changes]), torch.cat([c.b for c in changes], 1))
+
+
+def _factor(scale: Scale, layout: Layout, label: str) -> Callable[[str], float]:
+    """The scale of a module by its name."""
+    if not isinstance(scale, Mapping):
+        rest, blocks = _number(scale, label), {}
+    else:
+        rest = _number(scale.get(REST, 1.0), f"{label}[{REST!r}]")
+        blocks = _blocks({text: at for text, at in scale.items() if text != REST}, layout, label)
+    # A block's name is two words, so block 1 is not block 10 nor the single block 1.
+    return lambda module: blocks.get(".".join(module.split(".")[:2]), rest)
+
+
+def _blocks(scale: Mapping[str, float], layout: Layout, label: str) -> dict[str, float]:
+    """The scale of each block that is named, by the block's path."""
+    found: dict[str, float] = {}
+    for text, at in scale.items():
+        number = _number(at, f"{label}[{text!r}]")
+        for block in _numbers(text, len(layout.blocks), label):
+            if layout.blocks[block] in found:
+                raise ValueError(f"{label}: expected each block once, L{block} is named twice")
+            found[layout.blocks[block]] = number
+    return found
+
+
+def _numbers(text: str, count: int, label: str) -> list[int]:
+    """The blocks that `text` lists, of `count` that there are."""
+    try:
+        parts = list(HeadSet.parse(text))
+    except ValueError as error:
+        raise ValueError(f"{label}: {error}") from error
+    found = [part.block for part in parts if isinstance(part, BlockId) and not part.image_only]
+    if len(found) < len(parts) or max(found) >= count:
+        raise ValueError(f"{label}: expected blocks of L0-{count - 1} or '{REST}', got '{text}'")
+    return found
+
+
+def _number(value: object, label: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{label}: expected a finite number, got {value!r}")
+    return float(value)
