@@ -21,6 +21,7 @@ from dit_heads.pictures import write_png
 from dit_heads.sheets import plain_grid
 
 OWN_TEXT_TOKENS = 64
+KINDS = ((1, False), (2, False), (3, False), (1, True))  # objects, and whether a combination is held out
 EVALUATED = 5_000_000  # evaluation scenes start here in a split, far from those that training validates on
 
 
@@ -89,14 +90,15 @@ def main(
     guidance: tuple[float, ...] = (1.0, 3.0, 4.0, 6.0),
     count: int = 128,
     stock: bool = True,
+    only: int | None = None,
     sheet: Path | None = None,
 ) -> None:
     """Judge `count` pictures of one, two and three objects and of held-out combinations a setting; `model` is
-    "sd3", "flux" or a folder, `stock` adds the pipeline's own defaults, `sheet` is a PNG for the first 16 of
-    each four of the first setting."""
+    "sd3", "flux" or a folder, `stock` adds the pipeline's own defaults, `only` is a number of objects to keep
+    to, `sheet` is a PNG for the first 16 of each four of the first setting."""
     pipe, judge, shown = load(model), load_judge(), []
     for number, (name, call) in enumerate(settings_of(pipe, guidance, stock).items()):
-        for solids, held_out in ((1, False), (2, False), (3, False), (1, True)):
+        for solids, held_out in KINDS if only is None else ((only, False),):
             scenes = unseen_scenes("test", count, solids=solids, held_out=held_out)
             pictures = paint(pipe, scenes, **call)
             judged = verdict(judge, pictures, scenes)
