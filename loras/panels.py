@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypeVar, get_args, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -137,18 +137,23 @@ def check_grid(rows: object, columns: object) -> None:
 # --- pictures ---
 
 
-def join(panels: Sequence[Picture], layout: Layout, *, fit: Fit = "crop") -> Picture:
+@overload
+def join(panels: Sequence[Image.Image], layout: Layout, *, fit: Fit = "crop") -> Image.Image: ...
+@overload
+def join(panels: Sequence[Tensor], layout: Layout, *, fit: Fit = "crop") -> Tensor: ...
+def join(
+    panels: Sequence[Image.Image] | Sequence[Tensor], layout: Layout, *, fit: Fit = "crop"
+) -> Image.Image | Tensor:
     """One composite of PIL images (as RGB) or of tensors [..., C, h, w], each fitted to its cell.
 
     Raises ValueError for a wrong number of panels or a mix of images and tensors."""
     if len(panels) != len(layout):
         raise ValueError(f"panels: expected {len(layout)} for this layout, got {len(panels)}")
-    boxes = layout.boxes()
-    fitted = [fit_panel(p, box.height, box.width, fit) for p, box in zip(panels, boxes, strict=True)]
-    tensors = [panel for panel in fitted if isinstance(panel, Tensor)]
-    images = [panel for panel in fitted if isinstance(panel, Image.Image)]
-    if tensors and images:
-        raise ValueError("panels: expected images or tensors, got a mix of both")
+    cells = [(panel, box.height, box.width) for panel, box in zip(panels, layout.boxes(), strict=True)]
+    tensors = [fit_panel(p, height, width, fit) for p, height, width in cells if isinstance(p, Tensor)]
+    images = [fit_panel(p, height, width, fit) for p, height, width in cells if isinstance(p, Image.Image)]
+    if max(len(tensors), len(images)) < len(layout):
+        raise ValueError("panels: expected PIL images or tensors, got a mix, or something else")
     return _join_tensors(tensors, len(layout.widths)) if tensors else _join_images(images, layout)
 
 
@@ -218,7 +223,7 @@ def fit_panel(panel: Picture, height: int, width: int, fit: Fit = "crop") -> Pic
 def _fit_tensor(panel: Tensor, height: int, width: int, fit: Fit) -> Tensor:
     if panel.ndim < 3:
         raise ValueError(f"panels: expected tensors [..., C, h, w], got the shape {tuple(panel.shape)}")
-    h, w = _scaled(*panel.shape[-2:], height, width, fit)
+    h, w = _scaled(panel.shape[-2], panel.shape[-1], height, width, fit)
     if (h, w) != panel.shape[-2:]:
         panel = _resize(panel, h, w)
     top, left = (height - h) // 2, (width - w) // 2

@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
@@ -115,46 +116,62 @@ def judge(steps: int = 6000, shards: int = 7) -> None:
     print("accuracy on 1000 fresh renders:", {k: round(v, 4) for k, v in seen.items()})
 
 
-def sd3_model(
-    steps: int = 12_000,
-    shards: int = 5,
-    batch: int = 64,
-    hours: float | None = None,
-    warm: int = 0,
-    shift: float = sd3.SHIFT,
-    objects: float = 0.0,
-    dots: float = 1.0,
-    decline: float = 0.3,
-) -> None:
-    """The transformer and its T5. `hours` stops earlier, with a checkpoint; `warm` n is the n-th run that
-    begins with the shipped weights; a `shift` of 1 trains more at low noise, where textures are made;
-    `objects` is what errors on solids weigh more, `dots` how much more often dotted ones are drawn; the rate
-    falls over the last `decline` of the run."""
-    corpus = _corpus(shards, batch, dots=dots)
+@dataclass(frozen=True)
+class Recipe:
+    """How a transformer is trained."""
+
+    steps: int = 5000
+    shards: int = 5
+    batch: int = 64
+    hours: float | None = None
+    """Stop earlier, with a checkpoint."""
+    warm: int = 0
+    """The n-th run that begins with the shipped weights; 0 begins with nothing."""
+    shift: float = sd3.SHIFT
+    """Of the noise levels; 1 trains more at low noise, where textures are made."""
+    objects: float = 0.0
+    """What errors on solids weigh more."""
+    dots: float = 1.0
+    """How much more often scenes with dotted solids are drawn."""
+    decline: float = 0.3
+    """The last part of the run, in which the rate falls."""
+
+    def fit(self, part: str, student: sd3.Probed, loss: sd3.ProbedLoss, seed: int) -> None:
+        if self.warm:
+            load_weights(student, packaged(part))
+        config = FitConfig(
+            self.steps, 1.5e-3, "muon", decline=self.decline, ema=0.9995, weight_decay=0.01, seed=seed
+        )
+        fit(student, loss, config, _folder(_run(part, self.warm)), until=_until(self.hours))
+
+    def corpus(self, stock: int) -> sd3.Corpus:
+        return _corpus(self.shards, self.batch, stock, self.dots)
+
+    def weights(self) -> dict[str, Any]:
+        return {"shift": self.shift, "objects": self.objects, "probed": not self.warm}
+
+
+Options = Annotated[Recipe, tyro.conf.arg(name="")]
+
+
+def sd3_model(recipe: Options) -> None:
+    """The transformer and its T5."""
     towers = trained(Clip(len(make_clip_tokenizer())), "clip-v1")
     texts = sd3.TextEncoders(towers.text, towers.text_2)
     torch.manual_seed(0)
     student = sd3.Student(len(texts.t5_tokenizer))
-    if warm:
-        load_weights(student, packaged("sd3"))
-    config = FitConfig(steps, 1.5e-3, "muon", decline=decline, ema=0.9995, weight_decay=0.01, seed=4)
-    loss = sd3.Sd3Loss(student, texts, corpus, steps, shift=shift, objects=objects, probed=not warm)
-    fit(student, loss, config, _folder(_run("sd3", warm)), until=_until(hours))
+    corpus = recipe.corpus(sd3.STOCK)
+    loss = sd3.Sd3Loss(student, texts, corpus, recipe.steps, **recipe.weights())
+    recipe.fit("sd3", student, loss, seed=4)
 
 
-def flux_model(
-    steps: int = 8000, shards: int = 5, batch: int = 64, hours: float | None = None, warm: int = 0
-) -> None:
-    """The FLUX transformer, on the latents and the frozen T5 of SD3's; its guidance embedding at 1. `warm` as
-    for SD3."""
-    corpus, texts = _corpus(shards, batch, flux.STOCK), _flux_texts()
+def flux_model(recipe: Options) -> None:
+    """The FLUX transformer, on the latents and the frozen T5 of SD3's; its guidance embedding at 1."""
     torch.manual_seed(0)
     student = flux.FluxStudent()
-    if warm:
-        load_weights(student, packaged("flux"))
-    config = FitConfig(steps, 1.5e-3, "muon", decline=0.3, ema=0.9995, weight_decay=0.01, seed=5)
-    loss = flux.FluxLoss(student, texts, corpus, steps, probed=not warm)
-    fit(student, loss, config, _folder(_run("flux", warm)), until=_until(hours))
+    corpus = recipe.corpus(flux.STOCK)
+    loss = flux.FluxLoss(student, _flux_texts(), corpus, recipe.steps, **recipe.weights())
+    recipe.fit("flux", student, loss, seed=5)
 
 
 def distill(steps: int = 1500, shards: int = 5, batch: int = 64, hours: float | None = None) -> None:

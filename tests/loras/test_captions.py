@@ -39,18 +39,18 @@ def captions(draw: st.DrawFn) -> JointCaption:
 
 
 @pytest.mark.parametrize(
-    ("grid", "style", "expected"),
+    ("rows", "columns", "style", "expected"),
     [
-        ((1, 2), "places", ("[LEFT]", "[RIGHT]")),
-        ((2, 1), "places", ("[TOP]", "[BOTTOM]")),
-        ((2, 2), "places", CORNERS),
-        ((1, 3), "places", ("[LEFT]", "[MIDDLE]", "[RIGHT]")),
-        ((3, 1), "scenes", ("[SCENE-1]", "[SCENE-2]", "[SCENE-3]")),
-        ((1, 2), "images", ("[IMAGE1]", "[IMAGE2]")),
+        (1, 2, "places", ("[LEFT]", "[RIGHT]")),
+        (2, 1, "places", ("[TOP]", "[BOTTOM]")),
+        (2, 2, "places", CORNERS),
+        (1, 3, "places", ("[LEFT]", "[MIDDLE]", "[RIGHT]")),
+        (3, 1, "scenes", ("[SCENE-1]", "[SCENE-2]", "[SCENE-3]")),
+        (1, 2, "images", ("[IMAGE1]", "[IMAGE2]")),
     ],
 )
-def test_markers_of_layouts(grid, style, expected):
-    assert markers(*grid, style) == expected
+def test_markers_of_layouts(rows, columns, style, expected):
+    assert markers(rows, columns, style) == expected
 
 
 def test_places_without_names_are_refused():
