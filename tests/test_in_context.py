@@ -268,7 +268,8 @@ def test_filling_equals_the_inpainting_pipeline_of_diffusers(base):
     noise = torch.randn(2, channels, 8, 16, generator=seeded(), dtype=torch.float64)
     start = noise if base == "sd3" else pipe._pack_latents(noise, 2, channels, 8, 16)
     call = text | own | {"num_inference_steps": 4, "output_type": "latent"}
-    got = InContextPipeline(pipe)(layout=PAIR, given=[None, photo(0)], latents=start, **call).images
+    sets: Any = InContextPipeline(pipe)
+    got = sets(layout=PAIR, given=[None, photo(0)], latents=start, **call).images
 
     with torch.no_grad():
         known = torch.zeros(2, channels, 8, 16, dtype=torch.float64)
