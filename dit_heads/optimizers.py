@@ -1,11 +1,14 @@
-"""AdamW alone, or with Muon for the weight matrices; both with state that can be stored tensor by tensor."""
+"""AdamW, in 8 bits where asked, or with Muon for the weight matrices; state is stored tensor by tensor."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+SCALER = "(scaler)"  # a name that no weight can have
 
 
 class Descent:
@@ -14,7 +17,9 @@ class Descent:
     `muon` orthogonalises the updates of weight matrices (torch's Muon,
     https://kellerjordan.github.io/posts/muon; with the step size matched to AdamW's, arXiv 2502.16982);
     convolutions count as matrices of [out, in * kernel]. Embeddings, biases and gains stay with AdamW. It
-    needs bf16 products that are fast on the machine. Another `kind` is a ValueError."""
+    needs bf16 products that are fast on the machine. `adamw8bit` keeps moments in 8 bits by bitsandbytes, on
+    a GPU. With a `scaler` (fp16), gradients are those of a scaled loss until `unscale`, and steps in which
+    they overflow are left out. Raises ValueError for another `kind`, and for what is missing here."""
 
     def __init__(
         self,
@@ -24,22 +29,35 @@ class Descent:
         rate: float,
         betas: tuple[float, float],
         weight_decay: float,
+        scaler: Any = None,
     ) -> None:
-        if kind not in ("adamw", "muon"):
-            raise ValueError(f"optimizer: expected 'adamw' or 'muon', got {kind!r}")
-        self.rate, self.weights = rate, weights
+        if kind not in ("adamw", "adamw8bit", "muon"):
+            raise ValueError(f"optimizer: expected 'adamw', 'adamw8bit' or 'muon', got {kind!r}")
+        if kind == "muon" and scaler is not None:
+            raise ValueError("optimizer: 'muon' trains in bf16 or without mixed precision, not in fp16")
+        self.rate, self.weights, self.scaler = rate, weights, scaler
         hidden = {n for n, p in weights.items() if kind == "muon" and p.ndim >= 2 and not _is_embedding(n)}
         self.matrices = {
             n: _as_stored(w.detach(), w).view(len(w), -1) for n, w in weights.items() if n in hidden
         }
         plain = [p for n, p in weights.items() if n not in hidden]
         groups = [{"params": plain}]  # a group may be empty, a list of parameters may not
-        self.adamw = torch.optim.AdamW(groups, lr=rate, betas=betas, weight_decay=weight_decay, fused=True)
+        options: dict[str, Any] = {"lr": rate, "betas": betas, "weight_decay": weight_decay}
+        if kind == "adamw8bit":
+            self.adamw = require_bitsandbytes("optimizer").optim.AdamW8bit(groups, **options)
+        else:
+            self.adamw = torch.optim.AdamW(groups, fused=True, **options)
+        self.eight_bit = kind == "adamw8bit"
         self.muon = None
         if self.matrices:
             self.muon = torch.optim.Muon(
                 self.matrices.values(), lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
             )
+
+    def unscale(self) -> None:
+        """Make the gradients those of the loss itself."""
+        if self.scaler is not None:
+            self.scaler.unscale_(self.adamw)
 
     def step(self, share: float) -> None:
         """Apply the gradients at `share` of the peak rate, and forget them."""
@@ -51,7 +69,12 @@ class Descent:
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.rate * share
-            optimizer.step()
+            if self.scaler is None:
+                optimizer.step()
+            else:
+                self.scaler.step(optimizer)
+        if self.scaler is not None:
+            self.scaler.update()
         for weight in self.weights.values():
             weight.grad = None
 
@@ -63,15 +86,38 @@ class Descent:
                 yield name, self.adamw.state[weight]
 
     def state(self) -> dict[str, Tensor]:
-        """Every moment as `<key>/<weight>`."""
-        return {f"{key}/{name}": value for name, state in self._states() for key, value in state.items()}
+        """Every moment as `<key>/<weight>`, and where there is one, the scaler's state as `<key>/scaler`."""
+        found = {f"{key}/{name}": value for name, state in self._states() for key, value in state.items()}
+        if self.scaler is not None:
+            found |= {f"{key}/{SCALER}": value for key, value in self.scaler.state_dict().items()}
+        return {label: torch.as_tensor(value) for label, value in found.items()}
 
     def restore(self, stored: Mapping[str, Tensor]) -> None:
         """Take over what `state` gave."""
         states = dict(self._states())
+        scaler: dict[str, float] = {}
         for label, value in stored.items():
             key, name = label.split("/", 1)
-            states[name][key] = value.to(self.weights[name].device) if key != "step" else value
+            if name == SCALER:
+                scaler[key] = value.item()
+            elif key == "step":
+                count: Any = int(value) if self.eight_bit else value
+                states[name][key] = count
+            else:
+                states[name][key] = value.to(self.weights[name].device)
+        if self.scaler is not None and scaler:
+            self.scaler.load_state_dict(scaler)
+
+
+def require_bitsandbytes(argument: str) -> Any:
+    """The bitsandbytes library. Raises ValueError naming `argument` unless it and a GPU are there."""
+    if not torch.cuda.is_available():
+        raise ValueError(f"{argument}: 8 bits need a CUDA GPU, this machine has none")
+    try:
+        import bitsandbytes  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ValueError(f"{argument}: 8 bits need bitsandbytes: pip install bitsandbytes") from error
+    return bitsandbytes
 
 
 def _as_stored(values: Tensor, weight: Tensor) -> Tensor:

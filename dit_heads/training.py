@@ -1,8 +1,7 @@
 """One training loop for everything: any loss, AdamW, weight averaging, atomic checkpoints, exact resume.
 
 A step's data and noise are functions of (seed, step) alone, so a run that was killed and started again gives
-the same weights as one that was not. Nothing here knows what is trained; `flow_matching_loss` is for
-diffusion transformers.
+the same weights as one that was not. Nothing here knows what is trained.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,15 +26,27 @@ from tqdm import tqdm
 
 from dit_heads.optimizers import Descent
 
-Loss = Callable[[int, torch.Generator], "tuple[Tensor, Mapping[str, float | Tensor]]"]
+
+@dataclass(frozen=True)
+class Part:
+    """What one forward and backward pass takes of the batch of a step: its samples `index::count`."""
+
+    step: int
+    index: int = 0
+    count: int = 1
+
+
+Loss = Callable[[Part, torch.Generator], "tuple[Tensor, Mapping[str, float | Tensor]]"]
+Watch = Callable[[int, Mapping[str, float], Mapping[str, Tensor]], None]
 
 
 @dataclass(frozen=True)
 class FitConfig:
     """`ema` is the decay of the averaged weights, `clip` the largest norm of the gradient. The rate rises
     over `warmup` steps, stays, and falls over the last `decline` share of the run as a cosine to `final_rate`
-    times its peak. `optimizer` is "adamw" or "muon"; `precision` is "no", "bf16", "fp16" or "auto" (a
-    one-second probe of this machine)."""
+    times its peak. `optimizer` is "adamw", "adamw8bit" or "muon"; `precision` is "no", "bf16", "fp16" or
+    "auto" (a one-second probe of this machine). Each process takes its share of a batch in `accumulate`
+    parts."""
 
     steps: int
     learning_rate: float = 1e-3
@@ -51,18 +62,33 @@ class FitConfig:
     checkpoint_minutes: float = 5.0
     log_every: int = 20
     seed: int = 0
+    accumulate: int = 1
 
 
 def fit(
-    model: nn.Module, loss: Loss, config: FitConfig, folder: Path, *, until: float | None = None
+    model: nn.Module,
+    loss: Loss,
+    config: FitConfig,
+    folder: Path,
+    *,
+    until: float | None = None,
+    settings: Mapping[str, Any] | None = None,
+    watch: Watch | None = None,
 ) -> nn.Module:
-    """Train `model` by `loss(step, generator) -> (scalar, figures to log)`, up to its averaged weights.
+    """Train `model` by `loss(part, generator) -> (mean over the part, figures to log)`, up to its averaged
+    weights. Under `accelerate launch`, processes share every batch, and gradients are averaged.
 
     `folder` gets `checkpoint.safetensors` (weights, average, optimiser, step; renamed into place), `log.csv`
-    and `config.json`; a run found there goes on where it stopped, and one of other settings is refused
-    (ValueError). `until` stops early at that `time.time()`, with a checkpoint. Buffers are not stored."""
-    _claim(folder, config)
+    and `config.json`; a run found there goes on where it stopped, and one of other settings, `settings` of
+    the caller among them, is refused (ValueError). `until` stops early at that `time.time()`, with a
+    checkpoint. `watch(steps done, figures, averaged weights)` is called after every step, with figures when
+    they are logged. Frozen weights and buffers are not stored."""
+    if config.accumulate < 1:
+        raise ValueError(f"accumulate: expected at least 1, got {config.accumulate}")
     accelerator = Accelerator(mixed_precision=_precision(config.precision), cpu=not torch.cuda.is_available())
+    main, parts = accelerator.is_main_process, accelerator.num_processes * config.accumulate
+    with accelerator.main_process_first():
+        _claim(folder, config, settings or {})
     model.to(accelerator.device).train()
     weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
     average = {n: p.detach().clone() for n, p in weights.items()}
@@ -72,33 +98,65 @@ def fit(
         rate=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,
+        scaler=accelerator.scaler,
     )
     start, spent = _resume(folder, model, average, descent)
-    log = Log(folder / "log.csv", start)
+    log = Log(folder / "log.csv", start, save=main)
     began = saved = time.time()
     steps = range(start, config.steps)
-    bar = tqdm(steps, initial=start, total=config.steps, desc=folder.name, mininterval=10)
+    bar = tqdm(steps, initial=start, total=config.steps, desc=folder.name, mininterval=10, disable=not main)
     for step in bar:
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        with accelerator.autocast():
-            value, figures = loss(step, generator)
-        accelerator.backward(value)
+        for k in range(config.accumulate):
+            part = Part(step, accelerator.process_index * config.accumulate + k, parts)
+            with accelerator.autocast():
+                value, figures = loss(part, _generator(config.seed, part))
+            accelerator.backward(value / config.accumulate)
+            log.add(step, {"loss": value, **figures})
+        _average_gradients(accelerator, weights.values())
+        descent.unscale()
         norm: Any = accelerator.clip_grad_norm_(list(weights.values()), config.clip)
+        log.add(step, {"gradient": norm})
         descent.step(rate_at(step, config))
         _follow(average, weights, min(config.ema, (1 + step) / (10 + step)))
-        log.add(step, {"loss": value, "gradient": norm, **figures})
         now = time.time()
-        if step % config.log_every == 0:
-            bar.set_postfix(log.means())
-            log.write(spent + now - began)
         last = step + 1 == config.steps or (until is not None and now > until)
-        if last or now - saved > 60 * config.checkpoint_minutes:
+        shown: dict[str, float] = {}
+        if step % config.log_every == 0:
+            shown = _over_processes(accelerator, log.means())
+            bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()})
+            log.write(shown, spent + now - began)
+        if main and (last or now - saved > 60 * config.checkpoint_minutes):
             save_checkpoint(folder, model, average, descent, step + 1, spent + now - began)
             saved = now
+        if watch is not None:
+            watch(step + 1, shown, average)
         if last:
             break
+    accelerator.wait_for_everyone()
     load_weights(model, average)
     return model.eval()
+
+
+def _generator(seed: int, part: Part) -> torch.Generator:
+    return torch.Generator().manual_seed(seed * 1_000_003 + part.step + part.index * 2**40)
+
+
+def _average_gradients(accelerator: Accelerator, weights: Iterable[nn.Parameter]) -> None:
+    """The mean over processes of what each found for its parts."""
+    if accelerator.num_processes == 1:
+        return
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    flat: Any = accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "mean")
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def _over_processes(accelerator: Accelerator, means: dict[str, float]) -> dict[str, float]:
+    if accelerator.num_processes == 1:
+        return means
+    values = torch.tensor(list(means.values()), device=accelerator.device, dtype=torch.float32)
+    reduced: Any = accelerator.reduce(values, "mean")
+    return dict(zip(means, reduced.tolist(), strict=True))
 
 
 def rate_at(step: int, config: FitConfig) -> float:
@@ -146,10 +204,10 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 # --- checkpoints ---
 
 
-def _claim(folder: Path, config: FitConfig) -> None:
+def _claim(folder: Path, config: FitConfig, settings: Mapping[str, Any]) -> None:
     """Write the settings beside a new run; refuse to continue a run of other settings."""
     folder.mkdir(parents=True, exist_ok=True)
-    path, wanted = folder / "config.json", json.loads(json.dumps(asdict(config)))
+    path, wanted = folder / "config.json", json.loads(json.dumps({**settings, **asdict(config)}))
     free = {"steps", "checkpoint_minutes", "log_every", "precision"}  # a run may be made longer
     if path.exists():
         found = json.loads(path.read_text())
@@ -182,7 +240,7 @@ def save_checkpoint(
     seconds: float,
 ) -> None:
     """Store weights, average and optimiser state after `step` steps and `seconds` of training."""
-    tensors = {f"model.{n}": p.detach() for n, p in model.named_parameters()}
+    tensors = {f"model.{n}": p.detach() for n, p in model.named_parameters() if n in average}
     tensors |= {f"average.{n}": t for n, t in average.items()}
     tensors |= {f"optimizer.{n}": t for n, t in descent.state().items()}
     save_tensors(folder / "checkpoint.safetensors", tensors, {"step": str(step), "seconds": f"{seconds:.1f}"})
@@ -220,10 +278,11 @@ def _part(stored: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 class Log:
-    """A CSV of mean figures, a column each; lines of steps that a resumed run repeats are dropped first."""
+    """A CSV of mean figures, a column each; lines of steps that a resumed run repeats are dropped first. With
+    `save=False` nothing is written, as by all processes but the main one."""
 
-    def __init__(self, path: Path, start: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, start: int, *, save: bool = True) -> None:
+        self.path, self.save = path, save
         self._rows = [row for row in _read_rows(path) if int(row["step"]) < start]
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
@@ -243,13 +302,15 @@ class Log:
         """Of each figure, over the steps since the last line that had it."""
         return {k: round(v / self._counts[k], 4) for k, v in self._sums.items()}
 
-    def write(self, seconds: float) -> None:
-        """Add a line of the means so far; `seconds` of training until now."""
-        self._rows.append({"step": self._step, "seconds": round(seconds, 1), **self.means()})
+    def write(self, means: Mapping[str, float], seconds: float) -> None:
+        """Add a line of `means` and begin new ones; `seconds` of training until now."""
+        self._rows.append({"step": self._step, "seconds": round(seconds, 1), **means})
         self._save()
         self._sums, self._counts = {}, {}
 
     def _save(self) -> None:
+        if not self.save:
+            return
         text = io.StringIO()
         names = dict.fromkeys(name for row in self._rows for name in row)
         writer = csv.DictWriter(text, list(names), restval="", lineterminator="\n")

@@ -130,5 +130,5 @@ def test_state_round_trip(kind: str):
 
 
 def test_an_unknown_optimizer_is_refused():
-    with pytest.raises(ValueError, match="optimizer: expected 'adamw' or 'muon', got 'sgd'"):
+    with pytest.raises(ValueError, match="optimizer: expected 'adamw', 'adamw8bit' or 'muon', got 'sgd'"):
         make(parameters(weight=(2, 2)), "sgd")

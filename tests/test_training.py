@@ -17,6 +17,7 @@ from dit_heads.training import (
     FitConfig,
     Log,
     Loss,
+    Part,
     fit,
     load_weights,
     rate_at,
@@ -34,12 +35,12 @@ def network(seed: int = 0) -> nn.Module:
 
 
 def regression(model: nn.Module, *, fails_at: int = -1) -> Loss:
-    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float | Tensor]]:
-        if step == fails_at:
+    def loss(part: Part, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float | Tensor]]:
+        if part.step == fails_at:
             raise InterruptedError("killed")
         x = torch.randn(16, 4, generator=generator)
         value = (model(x) - x[:, :2].sin()).square().mean()
-        return value, {"number": float(step)}
+        return value, {"number": float(part.step)}
 
     return loss
 
@@ -96,7 +97,7 @@ def test_muon_resumes_convolutions_that_lie_channels_last(tmp_path: Path):
         torch.manual_seed(0)
         model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
-        def loss(step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float | Tensor]]:
+        def loss(part: Part, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float | Tensor]]:
             return (model(torch.randn(2, 3, 8, 8, generator=generator)) - 1).square().mean(), {}
 
         fit(model, loss, replace(CONFIG, optimizer="muon"), tmp_path / folder, until=until)
@@ -131,7 +132,7 @@ def test_training_and_average_equal_a_loop_by_hand(tmp_path: Path):
     weights, loss = list(model.parameters()), regression(model)
     average = [w.detach().clone() for w in weights]
     for step in range(CONFIG.steps):
-        value, _ = loss(step, torch.Generator().manual_seed(7_000_021 + step))  # 7 * 1_000_003
+        value, _ = loss(Part(step), torch.Generator().manual_seed(7_000_021 + step))  # 7 * 1_000_003
         descent.zero_grad()
         value.backward()
         nn.utils.clip_grad_norm_(weights, CONFIG.clip)
@@ -210,12 +211,12 @@ def test_the_log_holds_means_of_what_was_added(tmp_path: Path):
     log = Log(tmp_path / "log.csv", 0)
     log.add(0, {"loss": 1.0})
     log.add(1, {"loss": 2.0, "probe": 0.5})
-    log.write(3.0)
+    log.write(log.means(), 3.0)
     log.add(2, {"loss": 4.0})
-    log.write(4.0)
+    log.write(log.means(), 4.0)
     rows = logged(tmp_path)
     assert [(r["step"], r["loss"], r["probe"]) for r in rows] == [("1", "1.5", "0.5"), ("2", "4.0", "")]
-    Log(tmp_path / "log.csv", 2).write(0)
+    Log(tmp_path / "log.csv", 2).write({}, 0)
     assert logged(tmp_path)[0] == rows[0]
 
 
@@ -223,5 +224,5 @@ def test_a_figure_that_comes_late_has_its_own_column(tmp_path: Path):
     log = Log(tmp_path / "log.csv", 0)
     for step, figures in enumerate([{"loss": 1.0}, {"loss": 2.0, "probe": 0.5}]):
         log.add(step, figures)
-        log.write(0.0)
+        log.write(log.means(), 0.0)
     assert [r["probe"] for r in logged(tmp_path)] == ["", "0.5"]

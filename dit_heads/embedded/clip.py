@@ -22,6 +22,7 @@ from dit_heads.embedded.captions import caption, varied_caption
 from dit_heads.embedded.scenes import Scene
 from dit_heads.embedded.text import CLIP_LENGTH
 from dit_heads.embedded.vae import to_tensor
+from dit_heads.training import Part
 
 WIDTH = 96
 
@@ -93,9 +94,9 @@ class ClipLoss:
         self.clip, self.tokenizer, self.batch = clip, tokenizer, batch
         self.images, self.scenes = images, scenes
 
-    def __call__(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
+    def __call__(self, part: Part, generator: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
         which = torch.randint(len(self.images), (self.batch,), generator=generator).numpy()
-        rng = np.random.default_rng(int(which[0]) * 1_000_003 + step)
+        rng = np.random.default_rng(int(which[0]) * 1_000_003 + part.step)
         scenes = [self.scenes[i] for i in which]
         said = [caption(s) if rng.random() < 0.6 else varied_caption(s, rng) for s in scenes]
         pixels = to_tensor(self.images[which])

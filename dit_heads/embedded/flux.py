@@ -35,6 +35,7 @@ from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
 from dit_heads.embedded.vae import LATENT_CHANNELS
 from dit_heads.flow import logit_normal_sigmas
 from dit_heads.processors import flux_outputs, flux_projections
+from dit_heads.training import Part
 
 DOUBLE, SINGLE, HEADS, HEAD_WIDTH = 4, 8, 12, 16
 STOCK = 512  # T5 tokens, the pipeline's default
@@ -145,8 +146,8 @@ class DistilledLoss:
         self.student, self.texts, self.corpus, self.steps = student, texts, corpus, steps
         self.teacher = teacher.eval().requires_grad_(False)
 
-    def __call__(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
-        batch = self.corpus.draw(generator, stock_length=step / self.steps > 0.9)
+    def __call__(self, part: Part, generator: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
+        batch = self.corpus.draw(generator, stock_length=part.step / self.steps > 0.9)
         count = len(batch.latents)
         said = self.texts(batch.captions, batch.length)
         unsaid = self.texts([""] * count, batch.length)

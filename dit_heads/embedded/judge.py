@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dit_heads.embedded.data import ATTRIBUTES, COVERAGE_CHANNELS
 from dit_heads.embedded.scenes import GROUNDS, SKIES, STYLES, Scene
 from dit_heads.embedded.vae import to_tensor
+from dit_heads.training import Part
 
 SLOTS = 3
 COUNTS = (1, 2, 3)
@@ -96,7 +97,7 @@ class JudgeLoss:
     ) -> None:
         self.judge, self.images, self.coverage, self.truth, self.batch = judge, images, coverage, truth, batch
 
-    def __call__(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
+    def __call__(self, part: Part, generator: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
         which = torch.randint(len(self.images), (self.batch,), generator=generator)
         pixels = _degrade(to_tensor(self.images[which.numpy()]), generator)
         said = self.judge(pixels.contiguous(memory_format=torch.channels_last))

@@ -28,6 +28,7 @@ from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
 from dit_heads.embedded.vae import LATENT_CHANNELS, to_tensor
 from dit_heads.flow import flow_matching_loss, logit_normal_sigmas
 from dit_heads.processors import joint_outputs, joint_projections
+from dit_heads.training import Part
 
 BLOCKS, HEADS, HEAD_WIDTH = 8, 12, 16
 WIDTH = HEADS * HEAD_WIDTH
@@ -245,8 +246,8 @@ class ProbedLoss:
         """The student's prediction for a batch, from latents [B, C, h, w] and noise levels [B]."""
         raise NotImplementedError
 
-    def __call__(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
-        done = step / self.steps
+    def __call__(self, part: Part, generator: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
+        done = part.step / self.steps
         batch = self.corpus.draw(generator, stock_length=done > 0.9)
         velocity = self.velocity(batch)
         sigmas = logit_normal_sigmas(len(batch.latents), generator, shift=self.shift)

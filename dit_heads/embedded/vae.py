@@ -14,6 +14,8 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dit_heads.training import Part
+
 LATENT_CHANNELS = 12
 
 
@@ -59,7 +61,7 @@ class VaeLoss:
     ):
         self.vae, self.images, self.batch, self.crop, self.beta = vae, images, batch, crop, beta
 
-    def __call__(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
+    def __call__(self, part: Part, generator: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
         x = self.crops(generator).contiguous(memory_format=torch.channels_last)
         posterior = self.vae.encode(x).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
         mean, std = posterior.mean.float(), posterior.std.float()

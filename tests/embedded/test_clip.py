@@ -14,6 +14,7 @@ from dit_heads.embedded.captions import caption
 from dit_heads.embedded.clip import WIDTH, Clip, ClipLoss, make_text_tower, retrieval, tokenize
 from dit_heads.embedded.scenes import COLOURS, Scene, Solid
 from dit_heads.embedded.text import make_clip_tokenizer
+from dit_heads.training import Part
 
 TOKENIZER = make_clip_tokenizer()
 BATCH = 4
@@ -37,7 +38,7 @@ class Told(nn.Module):
 
 def told_loss(clip: Any) -> tuple[float, float]:
     loss, figures = ClipLoss(clip, TOKENIZER, IMAGES, SCENES, batch=BATCH)(
-        0, torch.Generator().manual_seed(0)
+        Part(0), torch.Generator().manual_seed(0)
     )
     return loss.item(), float(figures["right"])
 

@@ -19,6 +19,7 @@ from dit_heads.embedded.flux import DistilledLoss, FluxLoss, FluxStudent, FluxTe
 from dit_heads.embedded.sd3 import Corpus, make_t5
 from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
 from dit_heads.embedded.vae import LATENT_CHANNELS, make_vae
+from dit_heads.training import Part
 
 SCENES = [scene_of("test", i) for i in range(6)]
 
@@ -90,7 +91,7 @@ def test_training_attention_is_the_stock_one(student: FluxStudent, texts: FluxTe
 def test_a_training_step_reaches_the_transformer_and_not_the_texts(
     student: FluxStudent, texts: FluxTexts, corpus: Corpus
 ):
-    loss, figures = FluxLoss(student, texts, corpus, steps=10)(0, seeded())
+    loss, figures = FluxLoss(student, texts, corpus, steps=10)(Part(0), seeded())
     assert loss.item() == pytest.approx(float(figures["flow"]) + float(figures["probe"]))
     loss.backward()
     parts = (student.transformer.transformer_blocks[0], student.transformer.single_transformer_blocks[-1])
@@ -105,9 +106,9 @@ def test_a_student_that_knows_cfg_already_has_nothing_to_learn(
     """At guidance 1 the target is the teacher's own prediction; elsewhere it is CFG."""
     teacher = copy.deepcopy(student.transformer)
     with torch.no_grad():
-        far, _ = DistilledLoss(student, teacher, texts, corpus, steps=10)(0, seeded())
+        far, _ = DistilledLoss(student, teacher, texts, corpus, steps=10)(Part(0), seeded())
         monkeypatch.setattr(flux, "STRONGEST", 1.0)
-        near, _ = DistilledLoss(student, teacher, texts, corpus, steps=10)(0, seeded())
+        near, _ = DistilledLoss(student, teacher, texts, corpus, steps=10)(Part(0), seeded())
     assert near.item() == pytest.approx(0, abs=1e-9) and far.item() > 1e-6
     assert not any(p.requires_grad for p in teacher.parameters())
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dit_heads.embedded.judge import Judge, JudgeLoss, labels, verdict
 from dit_heads.embedded.scenes import Scene, Solid
+from dit_heads.training import Part
 
 ONE = Scene((Solid("cube", "red", "striped", "large"),), "sand", "night", "poster")
 TWO = Scene((Solid("sphere", "black", x=-0.5), Solid("pyramid", "blue", "checked", "small", x=0.5)))
@@ -101,7 +102,9 @@ def test_the_loss_of_a_judge_without_opinion():
 
     data = np.zeros((2, 128, 128, 3), np.uint8), np.full((2, 8, 8, 19), 51, np.uint8)
     judge: Any = flat
-    loss, figures = JudgeLoss(judge, *data, labels([ONE, TWO]), batch=8)(0, torch.Generator().manual_seed(0))
+    loss, figures = JudgeLoss(judge, *data, labels([ONE, TWO]), batch=8)(
+        Part(0), torch.Generator().manual_seed(0)
+    )
     assert loss.item() == pytest.approx(sum(map(math.log, CLASSES.values())) + 4 * math.log(2), rel=1e-5)
     assert float(figures["colour"]) == pytest.approx(math.log(8), rel=1e-5)
 
@@ -114,7 +117,7 @@ def test_pictures_are_degraded_but_keep_their_content():
     loss = JudgeLoss(judge, step, np.zeros((1, 8, 8, 19), np.uint8), labels([ONE]), batch=1)
     with torch.no_grad():
         for k in range(6):
-            loss(k, torch.Generator().manual_seed(k))
+            loss(Part(k), torch.Generator().manual_seed(k))
     clean = torch.linspace(-1, 1, 128)
     errors = [(x.mean((0, 1, 3)) - clean).abs().mean().item() for x in seen]
     assert max(errors) < 0.02

@@ -17,6 +17,7 @@ from dit_heads.embedded.data import COVERAGE_CHANNELS, scene_of
 from dit_heads.embedded.sd3 import LONG, MEDIUM, SHORT, STOCK, Batch, Corpus, Sd3Loss, Student, TextEncoders
 from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
 from dit_heads.embedded.vae import LATENT_CHANNELS, make_vae, to_tensor
+from dit_heads.training import Part
 
 COUNT = 12
 SCENES = [scene_of("test", i) for i in range(COUNT)]
@@ -66,7 +67,9 @@ def pipe(student: Student, texts: TextEncoders) -> Any:
 
 
 def test_a_training_step_reaches_all_that_is_trained_and_no_more(student: Student, texts: TextEncoders):
-    loss, figures = Sd3Loss(student, texts, corpus(batch=2), steps=10)(0, torch.Generator().manual_seed(0))
+    loss, figures = Sd3Loss(student, texts, corpus(batch=2), steps=10)(
+        Part(0), torch.Generator().manual_seed(0)
+    )
     assert loss.shape == () and loss.item() == pytest.approx(float(figures["flow"]) + float(figures["probe"]))
     loss.backward()
     for part in (student.transformer.transformer_blocks[0], student.t5, student.probe):
@@ -79,7 +82,7 @@ def test_the_probe_fades_and_composites_have_none(student: Student, texts: TextE
     def figures(source: Corpus, step: int, seed: int = 0) -> dict[str, Any]:
         with torch.no_grad():
             loss, found = Sd3Loss(student, texts, source, steps=100)(
-                step, torch.Generator().manual_seed(seed)
+                Part(step), torch.Generator().manual_seed(seed)
             )
         return {k: float(v) for k, v in {**found, "loss": loss}.items()}
 
@@ -106,7 +109,7 @@ def test_a_warm_run_has_no_probe_and_may_look_at_lower_noise(
     monkeypatch.setattr(sd3, "logit_normal_sigmas", sigmas)
     with torch.no_grad():
         loss = Sd3Loss(student, texts, corpus(batch=2), steps=10, shift=1.0, probed=False)
-        value, figures = loss(0, torch.Generator().manual_seed(0))
+        value, figures = loss(Part(0), torch.Generator().manual_seed(0))
     assert set(figures) == {"flow"} and value == figures["flow"] and seen == [1.0]
 
 
@@ -228,7 +231,7 @@ def test_the_loss_of_a_silent_transformer(student: Student, texts: TextEncoders)
         take_seen=lambda: None,
     )
     source = corpus(batch=8)
-    loss, _ = Sd3Loss(silent, texts, source, steps=10)(8, torch.Generator().manual_seed(3))
+    loss, _ = Sd3Loss(silent, texts, source, steps=10)(Part(8), torch.Generator().manual_seed(3))
     drawn = source.draw(torch.Generator().manual_seed(3), stock_length=False)
     expected = 1 + drawn.latents[:, 0, 0, 0].square().mean().item()
     assert loss.item() == pytest.approx(expected, rel=0.03)

@@ -20,6 +20,7 @@ from dit_heads.embedded.vae import (
     reconstruction_psnr,
     to_tensor,
 )
+from dit_heads.training import Part
 
 IMAGES = np.random.default_rng(0).integers(256, size=(19, 32, 32, 3), dtype=np.uint8)
 
@@ -84,7 +85,9 @@ def test_reconstruction_psnr_is_that_of_whole_rounded_pictures():
 
 def test_loss_by_hand():
     vae: Any = FakeVae(mean=0.5, std=2.0, error=0.1)
-    loss, figures = VaeLoss(vae, IMAGES, batch=4, crop=16, beta=0.2)(0, torch.Generator().manual_seed(0))
+    loss, figures = VaeLoss(vae, IMAGES, batch=4, crop=16, beta=0.2)(
+        Part(0), torch.Generator().manual_seed(0)
+    )
     kl = 12 * 8 * 8 * 0.5 * (0.25 + 4 - 1 - math.log(4))  # of N(0.5, 2) from N(0, 1), a picture
     expected = math.log(0.01 + 1e-5) + 0.2 * 2 / (3 * 16 * 16) * kl
     assert loss.item() == pytest.approx(expected, rel=1e-4)
