@@ -28,7 +28,6 @@ from dit_heads.embedded.sd3 import (
     Corpus,
     Probed,
     ProbedLoss,
-    Velocity,
     attention_written_out,
 )
 from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
@@ -36,6 +35,7 @@ from dit_heads.embedded.vae import LATENT_CHANNELS
 from dit_heads.flow import logit_normal_sigmas
 from dit_heads.processors import flux_outputs, flux_projections
 from dit_heads.training import Part
+from dit_heads.velocity import Velocity, velocity_of
 
 DOUBLE, SINGLE, HEADS, HEAD_WIDTH = 4, 8, 12, 16
 STOCK = 512  # T5 tokens, the pipeline's default
@@ -96,44 +96,12 @@ class FluxTexts:
         return self.t5(input_ids=ids).last_hidden_state, pooled
 
 
-def pack(latents: Tensor) -> Tensor:
-    """[B, C, h, w] -> one token for each 2 x 2 latents, [B, h w / 4, 4 C]."""
-    b, c, h, w = latents.shape
-    return latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
-
-
-def unpack(tokens: Tensor, h: int, w: int) -> Tensor:
-    """The inverse of `pack`."""
-    b, _, c = tokens.shape
-    grid = tokens.view(b, h // 2, w // 2, c // 4, 2, 2)
-    return grid.permute(0, 3, 1, 4, 2, 5).reshape(b, c // 4, h, w)
-
-
-def predict(transformer: Any, x: Tensor, s: Tensor, text: Tensor, pooled: Tensor, guidance: Tensor) -> Tensor:
-    """Velocity [B, C, h, w] at noise levels `s` [B], with guidance embedded [B]."""
-    h, w = x.shape[2:]
-    place = torch.zeros(h // 2, w // 2, 3)
-    place[..., 1] += torch.arange(h // 2)[:, None]
-    place[..., 2] += torch.arange(w // 2)[None]
-    tokens = transformer(
-        hidden_states=pack(x),
-        timestep=s,
-        guidance=guidance,
-        encoder_hidden_states=text,
-        pooled_projections=pooled,
-        img_ids=place.flatten(0, 1),
-        txt_ids=torch.zeros(text.shape[1], 3),
-        return_dict=False,
-    )[0]
-    return unpack(tokens, h, w)
-
-
 class FluxLoss(ProbedLoss):
     """`ProbedLoss` of a `FluxStudent` and `FluxTexts`, the guidance embedding at 1."""
 
     def velocity(self, batch: Batch) -> Velocity:
         text, pooled = self.texts(batch.captions, batch.length)
-        return lambda x, s: predict(self.student.transformer, x, s, text, pooled, torch.ones(len(x)))
+        return velocity_of(self.student.transformer, text, pooled)
 
 
 class DistilledLoss:
@@ -157,10 +125,9 @@ class DistilledLoss:
         s = sigmas[:, None, None, None]
         x = (1 - s) * batch.latents + s * noise
         with torch.no_grad():
-            one = torch.ones(count)
-            with_text, without = (predict(self.teacher, x, sigmas, *texts, one) for texts in (said, unsaid))
+            with_text, without = (velocity_of(self.teacher, *texts)(x, sigmas) for texts in (said, unsaid))
             target = without + g[:, None, None, None] * (with_text - without)
-        found = predict(self.student.transformer, x, sigmas, *said, g)
+        found = velocity_of(self.student.transformer, *said, guidance=g)(x, sigmas)
         self.student.take_seen()
         loss = (found.float() - target.float()).pow(2).mean()
         return loss, {"distance": loss.detach()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from dit_heads.embedded.vae import LATENT_CHANNELS, to_tensor
 from dit_heads.flow import flow_matching_loss, logit_normal_sigmas
 from dit_heads.processors import joint_outputs, joint_projections
 from dit_heads.training import Part
+from dit_heads.velocity import Velocity, velocity_of
 
 BLOCKS, HEADS, HEAD_WIDTH = 8, 12, 16
 WIDTH = HEADS * HEAD_WIDTH
@@ -218,9 +219,6 @@ class TextEncoders:
         return torch.cat([clip, t5(input_ids=t5_ids).last_hidden_state], 1), pooled
 
 
-Velocity = Callable[[Tensor, Tensor], Tensor]
-
-
 class ProbedLoss:
     """The flow-matching loss, and in the first part of training the probe's, of a model's `velocity`.
 
@@ -278,13 +276,7 @@ class Sd3Loss(ProbedLoss):
 
     def velocity(self, batch: Batch) -> Velocity:
         text, pooled = self.texts(self.student.t5, batch.captions, batch.length)
-        return lambda x, s: self.student.transformer(
-            hidden_states=x,
-            timestep=1000 * s,
-            encoder_hidden_states=text,
-            pooled_projections=pooled,
-            return_dict=False,
-        )[0]
+        return velocity_of(self.student.transformer, text, pooled)
 
 
 @torch.no_grad()

@@ -15,11 +15,12 @@ from dit_heads.embedded import flux
 from dit_heads.embedded.captions import caption
 from dit_heads.embedded.clip import make_text_tower
 from dit_heads.embedded.data import COVERAGE_CHANNELS, scene_of
-from dit_heads.embedded.flux import DistilledLoss, FluxLoss, FluxStudent, FluxTexts, pack, predict, unpack
+from dit_heads.embedded.flux import DistilledLoss, FluxLoss, FluxStudent, FluxTexts
 from dit_heads.embedded.sd3 import Corpus, make_t5
 from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
 from dit_heads.embedded.vae import LATENT_CHANNELS, make_vae
 from dit_heads.training import Part
+from dit_heads.velocity import pack, unpack, velocity_of
 
 SCENES = [scene_of("test", i) for i in range(6)]
 
@@ -71,9 +72,7 @@ def test_a_prediction_is_what_the_pipeline_asks_for(student: FluxStudent, texts:
     prompt = caption(SCENES[0])
     end = unpack(pipe(prompt, latents=pack(noise), **call).images, 16, 16)
     with torch.no_grad():
-        found = predict(
-            student.transformer, noise, torch.ones(1), *texts([prompt], 32), torch.full((1,), 2.5)
-        )
+        found = velocity_of(student.transformer, *texts([prompt], 32), guidance=2.5)(noise, torch.ones(1))
     torch.testing.assert_close(noise - end, found, atol=1e-4, rtol=1e-4)
     assert pipe.default_sample_size == 16
 
@@ -84,7 +83,7 @@ def test_training_attention_is_the_stock_one(student: FluxStudent, texts: FluxTe
     x, s, g = torch.randn(2, LATENT_CHANNELS, 16, 16, generator=seeded()), torch.rand(2), torch.ones(2)
     said = texts([caption(scene) for scene in SCENES[:2]], 32)
     with torch.no_grad():
-        ours, theirs = (predict(t, x, s, *said, g) for t in (student.transformer, stock))
+        ours, theirs = (velocity_of(t, *said, guidance=g)(x, s) for t in (student.transformer, stock))
     torch.testing.assert_close(ours, theirs)
 
 

@@ -225,11 +225,10 @@ def test_latents_are_normalised_by_the_vaes_config():
 
 def test_the_loss_of_a_silent_transformer(student: Student, texts: TextEncoders):
     """The flow loss is against noise minus latents: of constant latents k, mean((e - k)^2) is 1 + k^2."""
-    silent: Any = SimpleNamespace(
-        transformer=lambda hidden_states, **_: (torch.zeros_like(hidden_states),),
-        t5=student.t5,
-        take_seen=lambda: None,
-    )
+    transformer = sd3.make_transformer()
+    for part in transformer.proj_out.parameters():
+        torch.nn.init.zeros_(part)
+    silent: Any = SimpleNamespace(transformer=transformer, t5=student.t5, take_seen=lambda: None)
     source = corpus(batch=8)
     loss, _ = Sd3Loss(silent, texts, source, steps=10)(Part(8), torch.Generator().manual_seed(3))
     drawn = source.draw(torch.Generator().manual_seed(3), stock_length=False)
