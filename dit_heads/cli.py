@@ -1,4 +1,4 @@
-"""The `dit-heads` command: generate pictures, list, search and tune heads, run the main job.
+"""The `dit-heads` command: generate pictures, list, search and tune heads, train LoRAs, run the main job.
 
 Bad input ends with exit code 2 and one line on stderr. Nothing heavy is imported before the arguments, the
 output path among them, are known to be right.
@@ -23,6 +23,7 @@ from dit_heads.generate import (
     from_file_settings,
     stored_settings,
 )
+from dit_heads.loras.config import TrainConfig, read_config
 from dit_heads.pictures import check_writable, read_settings, write_png
 from dit_heads.search import Hunt, Tune
 from dit_heads.sheets import plain_grid
@@ -87,6 +88,20 @@ class Presets:
 
 
 @dataclass(frozen=True)
+class Train:
+    """Train a LoRA on sets of images (In-Context LoRA); flags win over the file."""
+
+    file: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="CONFIG.yaml")]] = None
+    """settings, in sections; without, flags alone"""
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+
+    def run(self) -> None:
+        from dit_heads.loras.train import train
+
+        print(f"wrote {train(self.config)}")
+
+
+@dataclass(frozen=True)
 class Run:
     """The main job: the same prompts and seeds, unguided and guided, side by side in one picture."""
 
@@ -115,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parsed(argv: list[str]) -> Generate | Heads | Hunt | Presets | Run | Tune:
+def _parsed(argv: list[str]) -> Generate | Heads | Hunt | Presets | Run | Train | Tune:
     """The command that the arguments ask for, filled with the settings of `--from` before they apply."""
     generate = tyro.conf.subcommand("generate", default=Generate(_settings_of_from(argv)))
     commands = (
@@ -123,6 +138,7 @@ def _parsed(argv: list[str]) -> Generate | Heads | Hunt | Presets | Run | Tune:
         | Annotated[Heads, tyro.conf.subcommand("heads")]
         | Annotated[Hunt, tyro.conf.subcommand("hunt")]
         | Annotated[Presets, tyro.conf.subcommand("presets")]
+        | Annotated[Train, tyro.conf.subcommand("train", default=_train_of_file(argv))]
         | Annotated[Tune, tyro.conf.subcommand("tune")]
         | Annotated[Run, tyro.conf.subcommand("run")]
     )
@@ -149,6 +165,13 @@ def _settings_of_from(argv: list[str]) -> Settings:
     apart = [value for flag, value in pairwise(argv) if flag == "--from"]
     files = joined + apart
     return from_file_settings(read_settings(Path(files[0]))) if files else Settings()
+
+
+def _train_of_file(argv: list[str]) -> Train:
+    """The settings of the file that `train` names; they are defaults, which any flag given replaces."""
+    if argv[:1] != ["train"] or len(argv) < 2 or argv[1].startswith("-"):
+        return Train()
+    return Train(Path(argv[1]), read_config(Path(argv[1])))
 
 
 def _listing(model: str, layout: Any) -> list[str]:

@@ -11,8 +11,11 @@ import io
 import json
 import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -81,12 +84,14 @@ def fit(
     `folder` gets `checkpoint.safetensors` (weights, average, optimiser, step; renamed into place), `log.csv`
     and `config.json`; a run found there goes on where it stopped, and one of other settings, `settings` of
     the caller among them, is refused (ValueError). `until` stops early at that `time.time()`, with a
-    checkpoint. `watch(steps done, figures, averaged weights)` is called after every step, with figures when
-    they are logged. Frozen weights and buffers are not stored."""
+    checkpoint, and so do Ctrl-C and SIGTERM once the step is done (KeyboardInterrupt). `watch(steps done,
+    figures, averaged weights)` is called after every step, with figures when they are logged. Frozen weights
+    and buffers are not stored."""
     if config.accumulate < 1:
         raise ValueError(f"accumulate: expected at least 1, got {config.accumulate}")
-    accelerator = Accelerator(mixed_precision=_precision(config.precision), cpu=not torch.cuda.is_available())
-    main, parts = accelerator.is_main_process, accelerator.num_processes * config.accumulate
+    precision = training_precision(config.precision)
+    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
+    main, alone = accelerator.is_main_process, accelerator.num_processes == 1
     with accelerator.main_process_first():
         _claim(folder, config, settings or {})
     model.to(accelerator.device).train()
@@ -105,36 +110,68 @@ def fit(
     began = saved = time.time()
     steps = range(start, config.steps)
     bar = tqdm(steps, initial=start, total=config.steps, desc=folder.name, mininterval=10, disable=not main)
-    for step in bar:
-        for k in range(config.accumulate):
-            part = Part(step, accelerator.process_index * config.accumulate + k, parts)
-            with accelerator.autocast():
-                value, figures = loss(part, _generator(config.seed, part))
-            accelerator.backward(value / config.accumulate)
-            log.add(step, {"loss": value, **figures})
-        _average_gradients(accelerator, weights.values())
-        descent.unscale()
-        norm: Any = accelerator.clip_grad_norm_(list(weights.values()), config.clip)
-        log.add(step, {"gradient": norm})
-        descent.step(rate_at(step, config))
-        _follow(average, weights, min(config.ema, (1 + step) / (10 + step)))
-        now = time.time()
-        last = step + 1 == config.steps or (until is not None and now > until)
-        shown: dict[str, float] = {}
-        if step % config.log_every == 0:
-            shown = _over_processes(accelerator, log.means())
-            bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()})
-            log.write(shown, spent + now - began)
-        if main and (last or now - saved > 60 * config.checkpoint_minutes):
-            save_checkpoint(folder, model, average, descent, step + 1, spent + now - began)
-            saved = now
-        if watch is not None:
-            watch(step + 1, shown, average)
-        if last:
-            break
+    with _stop_signals(noted=alone) as stopped:
+        for step in bar:
+            _gradients(accelerator, loss, config, step, log)
+            _average_gradients(accelerator, weights.values())
+            descent.unscale()
+            norm: Any = accelerator.clip_grad_norm_(list(weights.values()), config.clip)
+            log.add(step, {"gradient": norm})
+            descent.step(rate_at(step, config))
+            _follow(average, weights, min(config.ema, (1 + step) / (10 + step)))
+            now = time.time()
+            shown: dict[str, float] = {}
+            if step % config.log_every == 0:
+                shown = _over_processes(accelerator, log.means())
+                bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()})
+                log.write(shown, spent + now - began)
+            last = step + 1 == config.steps or (until is not None and now > until) or bool(stopped)
+            if main and (last or now - saved > 60 * config.checkpoint_minutes):
+                save_checkpoint(folder, model, average, descent, step + 1, spent + now - began)
+                saved = now
+            if stopped:
+                raise KeyboardInterrupt
+            if watch is not None:
+                watch(step + 1, shown, average)
+            if last:
+                break
     accelerator.wait_for_everyone()
     load_weights(model, average)
     return model.eval()
+
+
+@contextmanager
+def _stop_signals(*, noted: bool) -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM, if `noted` and in the main thread: the first one waits in a list for the end of a
+    step, the second one acts at once. Processes that share a batch could not stop at the same step."""
+    seen: list[int] = []
+    if not noted or threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+    before = {sign: signal.getsignal(sign) for sign in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(sign: int, _: object) -> None:
+        seen.append(sign)
+        signal.signal(sign, before[signal.Signals(sign)])
+
+    for sign in before:
+        signal.signal(sign, note)
+    try:
+        yield seen
+    finally:
+        for sign, handler in before.items():
+            signal.signal(sign, handler)
+
+
+def _gradients(accelerator: Accelerator, loss: Loss, config: FitConfig, step: int, log: Log) -> None:
+    """Add up the gradients of this process's parts of a batch."""
+    parts = accelerator.num_processes * config.accumulate
+    for k in range(config.accumulate):
+        part = Part(step, accelerator.process_index * config.accumulate + k, parts)
+        with accelerator.autocast():
+            value, figures = loss(part, _generator(config.seed, part))
+        accelerator.backward(value / config.accumulate)
+        log.add(step, {"loss": value, **figures})
 
 
 def _generator(seed: int, part: Part) -> torch.Generator:
@@ -168,7 +205,8 @@ def rate_at(step: int, config: FitConfig) -> float:
     return config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(done * math.pi))
 
 
-def _precision(wanted: str) -> str:
+def training_precision(wanted: str) -> str:
+    """A precision of `FitConfig`, "auto" settled for this machine."""
     return wanted if wanted != "auto" else ("bf16" if bf16_is_faster() else "no")
 
 

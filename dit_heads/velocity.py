@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dit_heads.flow import flow_matching_loss
 from dit_heads.layouts import layout_of
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a diffusion transformer is trained on in one pass.
+
+    Latents as the model reads them, prompt embeddings as the pipelines make them, a noise level in [0, 1] and
+    noise for each sample; `source` are latents that a widened input reads beside the noisy ones, `weight` is
+    what each latent's error counts."""
+
+    latents: Float[Tensor, "B C H W"]
+    text: Float[Tensor, "B L D"]
+    pooled: Float[Tensor, "B P"]
+    sigmas: Float[Tensor, " B"]
+    noise: Float[Tensor, "B C H W"]
+    source: Float[Tensor, "B S H W"] | None = None
+    weight: Float[Tensor, "B 1 H W"] | None = None
+
+    def loss(self, transformer: Any) -> Float[Tensor, ""]:
+        """The flow-matching loss (`flow.flow_matching_loss`), FLUX's guidance embedding at 1."""
+        velocity = velocity_of(transformer, self.text, self.pooled, source=self.source)
+        return flow_matching_loss(velocity, self.latents, self.sigmas, self.noise, self.weight)
+
 
 Velocity = Callable[[Float[Tensor, "B C H W"], Float[Tensor, " B"]], Float[Tensor, "B C H W"]]
 

@@ -87,14 +87,14 @@ def _blocks(scale: Mapping[str, float], layout: Layout, label: str) -> dict[str,
     found: dict[str, float] = {}
     for text, at in scale.items():
         number = _number(at, f"{label}[{text!r}]")
-        for block in _numbers(text, len(layout.blocks), label):
+        for block in blocks_of(text, len(layout.blocks), label):
             if layout.blocks[block] in found:
                 raise ValueError(f"{label}: expected each block once, L{block} is named twice")
             found[layout.blocks[block]] = number
     return found
 
 
-def _numbers(text: str, count: int, label: str) -> list[int]:
+def blocks_of(text: str, count: int, label: str) -> list[int]:
     """The blocks that `text` lists, of `count` that there are."""
     try:
         parts = list(HeadSet.parse(text))

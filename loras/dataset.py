@@ -132,6 +132,13 @@ class SetDataset:
         """A sample, not mirrored."""
         return self.samples[index]
 
+    def views(self) -> Iterator[Sample]:
+        """Every sample as it can be drawn: as it is, and mirrored if that may happen."""
+        for sample in self.samples:
+            yield sample
+            if self.flip:
+                yield replace(sample, flip=True)
+
     def batch_at(self, step: int, batch_size: int) -> list[Sample]:
         """The samples of batch `step`, all of one size: a function of the arguments and the seed alone.
 

@@ -1,0 +1,174 @@
+"""The frozen model of a LoRA run: loaded in its precision, its encoders cached on disk, its adapter added."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusion3Pipeline
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3_inpaint import retrieve_latents
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dit_heads.layouts import layout_of
+from dit_heads.loras.compose import blocks_of
+from dit_heads.loras.config import AdapterConfig
+from dit_heads.loras.dataset import CachedEncoder, Sample
+from dit_heads.loras.files import linear_modules, require_peft
+from dit_heads.models import load_pipeline
+from dit_heads.optimizers import require_bitsandbytes
+from dit_heads.trials import fingerprint
+
+PIPELINES = (StableDiffusion3Pipeline, FluxPipeline)
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+# What ends a linear module's name, by what the module is part of.
+TARGETS: dict[str, tuple[str, ...]] = {
+    "attention": ATTENTION,
+    "mlp": ("net.0.proj", "net.2", "proj_mlp", "proj_out"),
+    "modulation": ("norm1.linear", "norm1_context.linear", "norm.linear"),
+}
+TEXT_TOKENS = {"sd3": 256, "flux": 512}  # T5 tokens by default, as in the pipelines
+
+
+def load_base(model: str, base: str, precision: str, device: torch.device) -> Any:
+    """A pipeline whose transformer has the number format `base`; "auto" is that of the computation.
+
+    The autoencoder is in float32. Raises ValueError for a base that the precision cannot train, for another
+    kind of pipeline, and for 8 bits where they cannot be had."""
+    name = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision] if base == "auto" else base
+    if precision == "no" and name != "float32":
+        raise ValueError(f"base: expected float32 for precision 'no', got '{name}'")
+    if name == "8bit":
+        pipe = _eight_bit(model)
+    else:
+        on_gpu = device.type == "cuda"
+        pipe = load_pipeline(model, name if on_gpu else "float32", str(device))
+        pipe.transformer.to(getattr(torch, name))
+    if not isinstance(pipe, PIPELINES):
+        names = " or ".join(kind.__name__ for kind in PIPELINES)
+        raise ValueError(f"model: expected a {names}, '{model}' is a {type(pipe).__name__}")
+    pipe.vae.to(torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module):
+            part.requires_grad_(False)
+    return pipe
+
+
+def _eight_bit(model: str) -> Any:
+    require_bitsandbytes("base")
+    from diffusers.quantizers import PipelineQuantizationConfig
+
+    quantization = PipelineQuantizationConfig(
+        quant_backend="bitsandbytes_8bit",
+        quant_kwargs={"load_in_8bit": True},
+        components_to_quantize=["transformer"],
+    )
+    return DiffusionPipeline.from_pretrained(
+        model, quantization_config=quantization, torch_dtype=torch.bfloat16, use_safetensors=True
+    ).to("cuda")
+
+
+# --- encoders ---
+
+
+def latent_encoder(pipe: Any, folder: Path) -> CachedEncoder:
+    """Samples -> {"latents": [C, h, w]}, normalised, by the posterior's mean."""
+
+    @torch.no_grad()
+    def encode(sample: Sample) -> dict[str, Tensor]:
+        return {"latents": latents_of(pipe, sample.composite())}
+
+    return CachedEncoder(encode, folder, {"autoencoder": fingerprint(pipe.vae)})
+
+
+@torch.no_grad()
+def latents_of(pipe: Any, image: Image.Image) -> Tensor:
+    """Normalised latents [C, h, w] of a picture."""
+    vae = pipe.vae
+    pixels = pipe.image_processor.preprocess(image).to(vae.device, vae.dtype)
+    mean = retrieve_latents(vae.encode(pixels), sample_mode="argmax")[0]
+    return (mean - vae.config.shift_factor) * vae.config.scaling_factor
+
+
+def text_encoder(pipe: Any, folder: Path, tokens: int | None) -> CachedEncoder:
+    """Captions -> {"text": [L, D], "pooled": [P]}, the T5 reading `tokens`."""
+    family = layout_of(pipe.transformer).family
+    length = tokens or TEXT_TOKENS[family]
+    encoders = {n: m for n, m in pipe.components.items() if n.startswith("text_encoder") and m is not None}
+
+    @torch.no_grad()
+    def encode(caption: str) -> dict[str, Tensor]:
+        call = {"prompt": caption, "prompt_2": caption, "max_sequence_length": length}
+        if family == "sd3":
+            call |= {"prompt_3": caption, "do_classifier_free_guidance": False}
+            text, _, pooled, _ = pipe.encode_prompt(**call)
+        else:
+            text, pooled, _ = pipe.encode_prompt(**call)
+        return {"text": text[0], "pooled": pooled[0]}
+
+    marks = {name: [fingerprint(module), str(module.dtype)] for name, module in encoders.items()}
+    return CachedEncoder(encode, folder, {**marks, "tokens": length})
+
+
+def fill(encoder: CachedEncoder, items: Sequence[Any], what: str, *, show: bool) -> None:
+    """Encode everything once, so that training only reads."""
+    for item in tqdm(items, desc=f"encoding {what}", leave=False, disable=not show):
+        encoder(item)
+
+
+def drop_text_encoders(pipe: Any) -> None:
+    """Make room: from here on prompts are read from the cache."""
+    for name in [name for name in pipe.components if name.startswith("text_encoder")]:
+        setattr(pipe, name, None)
+
+
+# --- the adapter ---
+
+
+def add_adapter(transformer: Any, config: AdapterConfig, seed: int) -> None:
+    """Put a LoRA that changes nothing yet on the modules that the settings name, its weights in float32.
+
+    Raises ValueError if there are none."""
+    names = targeted(transformer, config)
+    torch.manual_seed(seed)
+    transformer.add_adapter(
+        require_peft().LoraConfig(
+            r=config.rank,
+            lora_alpha=config.rank if config.alpha is None else config.alpha,
+            target_modules=names,
+            use_dora=config.dora,
+            init_lora_weights="gaussian",
+        )
+    )
+    for parameter in transformer.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def targeted(transformer: Any, config: AdapterConfig) -> list[str]:
+    """Names of the linear modules to train: of the blocks and with the endings that the settings ask for."""
+    endings = {target: TARGETS.get(target, (target,)) for target in config.targets}
+    layout = layout_of(transformer)
+    chosen = tuple(layout.blocks)
+    if config.blocks is not None:
+        chosen = tuple(layout.blocks[b] for b in blocks_of(config.blocks, len(layout.blocks), "blocks"))
+    there = [name for name in linear_modules(transformer) if name.startswith(tuple(f"{b}." for b in chosen))]
+    found = {target: list(_ending(there, ends)) for target, ends in endings.items()}
+    missing = [target for target, names in found.items() if not names]
+    if missing or not found:
+        words = sorted({name.split(".", 2)[2] for name in there})
+        raise ValueError(
+            f"targets: expected some of {', '.join(TARGETS)}, or of {', '.join(words)}; got "
+            f"{', '.join(missing) or 'none'}"
+        )
+    return sorted({name for names in found.values() for name in names})
+
+
+def _ending(names: Sequence[str], endings: Sequence[str]) -> Iterator[str]:
+    for name in names:
+        if name.endswith(tuple(f".{ending}" for ending in endings)):
+            yield name

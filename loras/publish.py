@@ -1,0 +1,81 @@
+"""A finished LoRA's card, and its way to the hub."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from dit_heads import __version__
+from dit_heads.loras.config import TrainConfig, as_mapping
+from dit_heads.training import write_atomically
+
+SHARED = ("lora.safetensors", "README.md", "samples/*")
+
+
+def write_card(config: TrainConfig, pipe: Any) -> Path:
+    """Write `README.md` beside the LoRA: what it is of, how it was trained, how it is used."""
+    data, adapter, steps = config.data, config.adapter, config.optimization.steps
+    grid = f"{data.rows} x {data.columns} panels" if data.rows * data.columns > 1 else "single pictures"
+    kind = type(pipe).__name__
+    samples = sorted((config.out / "samples").glob(f"step-{steps:06}-*.png"))
+    shown = [f"![{path.stem}](samples/{path.name})" for path in samples]
+    trigger = f"\nBegin captions with `{config.trigger}`.\n" if config.trigger else ""
+    text = f"""---
+base_model: {config.model}
+library_name: diffusers
+pipeline_tag: text-to-image
+tags: [lora, in-context-lora, {"flux" if "Flux" in kind else "sd3"}, template:sd-lora]
+---
+
+# {config.out.name}
+
+A LoRA of rank {adapter.rank} for `{config.model}`: {grid}, trained for {steps} steps on `{data.root.name}` by
+dit-heads {__version__}.
+{trigger}
+```python
+from diffusers import {kind}
+
+pipe = {kind}.from_pretrained("{config.model}")
+pipe.load_lora_weights("{config.watch.hub_id or "lora.safetensors"}")
+```
+
+{chr(10).join(shown)}
+
+## Settings
+
+```json
+{json.dumps(as_mapping(config), indent=1)}
+```
+"""
+    path = config.out / "README.md"
+    write_atomically(path, text)
+    return path
+
+
+def check_hub(hub_id: str | None) -> None:
+    """Raise ValueError if a push to the hub is asked for and could not be done, before hours are spent."""
+    if hub_id is None:
+        return
+    if hub_id.count("/") != 1:
+        raise ValueError(f"hub_id: expected owner/name, got '{hub_id}'")
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise ValueError("hub_id: the hub is switched off by HF_HUB_OFFLINE=1")
+    try:
+        HfApi().whoami()
+    except Exception as error:
+        raise ValueError(f"hub_id: log in first (hf auth login): {error}") from error
+
+
+def push(hub_id: str | None, folder: Path) -> None:
+    """Send LoRA, card and samples of a run's folder to the hub, if asked for."""
+    if hub_id is None:
+        return
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo(hub_id, exist_ok=True)
+    api.upload_folder(repo_id=hub_id, folder_path=os.fspath(folder), allow_patterns=list(SHARED))

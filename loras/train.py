@@ -1,0 +1,180 @@
+"""Train a LoRA on sets of images (In-Context LoRA, arXiv 2410.23775): `dit-heads train CONFIG.yaml`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from diffusers import FluxPipeline
+
+from dit_heads.loras.base import (
+    TEXT_TOKENS,
+    add_adapter,
+    drop_text_encoders,
+    fill,
+    latent_encoder,
+    load_base,
+    text_encoder,
+)
+from dit_heads.loras.captions import check_length
+from dit_heads.loras.config import DataConfig, TrainConfig, as_mapping, check
+from dit_heads.loras.dataset import SetDataset
+from dit_heads.loras.files import save_lora
+from dit_heads.loras.loss import UNSAID, SetLoss
+from dit_heads.loras.publish import check_hub, push, write_card
+from dit_heads.loras.watch import Watcher, check_tracking
+from dit_heads.pictures import check_writable, write_png
+from dit_heads.training import FitConfig, fit, training_precision
+
+FIXED = ("model", "data", "adapter", "loss")  # settings that a run must go on with
+
+
+def train(config: TrainConfig) -> Path:
+    """Train a LoRA and return the path of its file, `lora.safetensors` in the folder `config.out`.
+
+    The folder also gets the checkpoint, `log.csv`, drawings in `samples/` and a card. Started by `accelerate
+    launch`, processes share the batches. Raises ValueError for settings, data and a model that do not go
+    together, before anything is trained."""
+    check(config)
+    check_writable(config.out / "lora.safetensors")
+    check_tracking(config.watch)
+    check_hub(config.watch.hub_id)
+    state: Any = PartialState(cpu=not torch.cuda.is_available())
+    _check_run(config, state.num_processes)
+    precision = training_precision(config.optimization.precision)
+    pipe = load_base(config.model, config.optimization.base, precision, state.device)
+    with state.main_process_first():
+        loss, validation = prepared(pipe, config, show=state.is_main_process)
+    drop_text_encoders(pipe)
+    add_adapter(pipe.transformer, config.adapter, config.seed)
+    if config.optimization.gradient_checkpointing:
+        pipe.transformer.enable_gradient_checkpointing()
+    watch = Watcher(pipe, loss, config, validation, precision) if state.is_main_process else None
+    settings = {key: value for key, value in as_mapping(config).items() if key in FIXED}
+    fit(pipe.transformer, loss, fit_config(config, precision), config.out, settings=settings, watch=watch)
+    path = config.out / "lora.safetensors"
+    if state.is_main_process:
+        save_lora(pipe.transformer, path, metadata={"dit_heads": json.dumps(as_mapping(config))})
+        write_card(config, pipe)
+        push(config.watch.hub_id, config.out)
+    state.wait_for_everyone()
+    return path
+
+
+def fit_config(config: TrainConfig, precision: str) -> FitConfig:
+    """The settings as the training loop takes them."""
+    chosen = config.optimization
+    return FitConfig(
+        steps=chosen.steps,
+        learning_rate=chosen.learning_rate,
+        optimizer=chosen.optimizer,
+        warmup=chosen.warmup,
+        decline=chosen.decline,
+        weight_decay=chosen.weight_decay,
+        betas=(0.9, 0.999),
+        clip=chosen.clip,
+        ema=chosen.ema,
+        precision=precision,
+        checkpoint_minutes=config.watch.checkpoint_minutes,
+        log_every=10,
+        seed=config.seed,
+        accumulate=chosen.accumulate,
+    )
+
+
+def _check_run(config: TrainConfig, processes: int) -> None:
+    size, parts = config.optimization.batch_size, processes * config.optimization.accumulate
+    if size % parts:
+        raise ValueError(
+            f"batch_size: expected a multiple of {parts} ({processes} processes x {parts // processes} "
+            f"parts), got {size}"
+        )
+    if config.resume == "never" and (config.out / "checkpoint.safetensors").exists():
+        raise ValueError(f"resume: '{config.out}' holds a run; choose another folder, or resume latest")
+
+
+# --- what is learned from ---
+
+
+def prepared(pipe: Any, config: TrainConfig, *, show: bool) -> tuple[SetLoss, SetDataset | None]:
+    """The loss and the validation sets, everything that training reads checked, drawn and encoded."""
+    cache = config.data.cache or config.out / "cache"
+    texts, latents = text_encoder(pipe, cache, config.data.text_tokens), latent_encoder(pipe, cache)
+    data = _sets(config.data, config.data.root, config.seed)
+    validation = config.watch.validation and _sets(config.data, config.watch.validation, config.seed)
+    prior = _prior(pipe, config, show=show)
+    everything = [each for each in (data, validation, prior) if each is not None]
+    said = [*config.watch.prompts, *(sample.caption for each in everything for sample in each.samples)]
+    said = list(dict.fromkeys(said))
+    _warn_of_cuts(pipe, said, config.data.text_tokens)
+    fill(texts, [UNSAID, *said], "captions", show=show)
+    fill(latents, [view for each in everything for view in each.views()], "pictures", show=show)
+    loss = SetLoss(
+        pipe.transformer,
+        data,
+        latents,
+        texts,
+        config.loss,
+        batch_size=config.optimization.batch_size,
+        seed=config.seed,
+        shift=_shift(pipe, config.loss.shift),
+        prior=prior,
+    )
+    return loss, validation
+
+
+def _sets(data: DataConfig, root: Path, seed: int) -> SetDataset:
+    return SetDataset(
+        root,
+        rows=data.rows,
+        columns=data.columns,
+        buckets=data.sizes,
+        fit=data.fit,
+        flip=data.flip,
+        seed=seed,
+        on_error=data.on_error,
+    )
+
+
+def _shift(pipe: Any, wanted: float | None) -> float | None:
+    scheduler = pipe.scheduler.config
+    return None if wanted is None and scheduler.use_dynamic_shifting else wanted or scheduler.shift
+
+
+def _warn_of_cuts(pipe: Any, captions: Iterable[str], tokens: int | None) -> None:
+    names = sorted(name for name in pipe.components if name.startswith("tokenizer"))
+    length = tokens or TEXT_TOKENS["flux" if isinstance(pipe, FluxPipeline) else "sd3"]
+    limits = [None] * (len(names) - 1) + [length]  # the last is the T5
+    for caption in captions:
+        check_length([getattr(pipe, name) for name in names], caption, limits)
+
+
+def _prior(pipe: Any, config: TrainConfig, *, show: bool) -> SetDataset | None:
+    """Pictures that the model shall keep to; those that are missing of a prompt are drawn first."""
+    folder = config.loss.prior
+    if folder is None:
+        return None
+    data = DataConfig(sizes=config.data.sizes[:1], columns=1, fit=config.data.fit)
+    if config.loss.prior_prompt is not None:
+        _draw_prior(pipe, config.loss.prior_prompt, folder, config, show=show)
+    return _sets(data, folder, config.seed)
+
+
+def _draw_prior(pipe: Any, prompt: str, folder: Path, config: TrainConfig, *, show: bool) -> None:
+    (height, width), *_ = config.data.sizes
+    pipe.set_progress_bar_config(disable=not show)
+    for number in range(config.loss.prior_count):
+        path = folder / f"prior-{number:04}.png"
+        if path.exists():
+            continue
+        generator = torch.Generator().manual_seed(number)
+        call: dict[str, Any] = {"num_inference_steps": config.watch.sample_steps, "generator": generator}
+        image = pipe(prompt, height=height, width=width, **call).images[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".txt").write_text(prompt)
+        write_png(image, path, {"prompt": prompt, "seed": number})
+    pipe.set_progress_bar_config(disable=True)
