@@ -54,6 +54,11 @@ class Generate:
         layout = head_layout(settings.model)
         if heads is not None:
             layout.resolve(heads)
+        if settings.negative_prompt and layout.family == "flux":
+            raise ValueError(
+                "negative_prompt: expected none for FLUX, whose guidance is distilled into it: it makes no call "
+                f"that would read '{settings.negative_prompt}'"
+            )
         if settings.model in EMBEDDED:
             _warn_of_unknown_words(settings)
         pipe = load_pipeline(settings.model, settings.dtype, self.device)
@@ -65,7 +70,7 @@ class Heads:
     """List the blocks and heads of a model, by the names that --heads takes."""
 
     model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MODEL")]] = "embedded"
-    """embedded, a folder in diffusers' format, or a model id of the hub"""
+    """embedded, embedded/flux, a folder in diffusers' format, or a model id of the hub"""
 
     def run(self) -> None:
         from dit_heads.models import head_layout

@@ -25,9 +25,9 @@ class Settings:
     prompt: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="PROMPT")]] = ""
     """what the picture shows"""
     negative_prompt: str = ""
-    """what CFG leads away from"""
+    """what CFG leads away from; not for FLUX"""
     model: str = "embedded"
-    """embedded, a folder in diffusers' format, or a model id of the hub"""
+    """embedded, embedded/flux, a folder in diffusers' format, or a model id of the hub"""
     heads: Annotated[str | None, tyro.conf.arg(metavar="HEADS")] = None
     """heads to guide by, such as "L1H10, L7, L12H0-5", or a JSON file of them; without, no head guidance"""
     scale: float = 3.0
@@ -39,7 +39,7 @@ class Settings:
     stop: float = 1.0
     """and before this one"""
     guidance_scale: float = 4.0
-    """classifier-free guidance (CFG); 1 is off"""
+    """classifier-free guidance (CFG), 1 is off; of FLUX, the guidance that is distilled into it"""
     steps: int = 28
     """denoising steps"""
     seed: int = 0

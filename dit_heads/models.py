@@ -13,7 +13,7 @@ import dit_heads.embedded
 from dit_heads.embedded import load_embedded
 from dit_heads.layouts import LAYOUTS, Layout, layout_of
 
-EMBEDDED = {"embedded": "sd3", "embedded/sd3": "sd3"}
+EMBEDDED = {"embedded": "sd3", "embedded/sd3": "sd3", "embedded/flux": "flux"}
 
 
 def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> Any:

@@ -27,7 +27,7 @@ class Search:
     """What is searched, and by which pictures."""
 
     model: str = "embedded"
-    """embedded, a folder in diffusers' format, or a model id of the hub"""
+    """embedded, embedded/flux, a folder in diffusers' format, or a model id of the hub"""
     objective: str = "clip"
     """clip (the embedded one), clip:MODEL, pickscore, hpsv2:FOLDER, aesthetic:FILE or MODULE:FUNCTION"""
     prompts: Annotated[Path | None, Flag(metavar="FILE.txt")] = None

@@ -255,6 +255,15 @@ def test_words_that_the_embedded_model_never_read_are_named(tmp_path, capsys, mo
     assert (tmp_path / "a.png").exists()
 
 
+def test_flux_has_no_call_that_reads_a_negative_prompt(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flux = ["generate", "a small red cube on grass", "--model", "embedded/flux", "--steps", "1"]
+    assert main([*flux, "--negative-prompt", "snow"]) == 2
+    assert "negative_prompt: expected none for FLUX" in error_line(capsys) and not list(tmp_path.iterdir())
+    assert main([*flux, "--heads", "L5H3", "--out", "a.png"]) == 0
+    assert read_settings(tmp_path / "a.png")["model"] == "embedded/flux"
+
+
 # --- hunt ---
 
 HUNT = ["--candidates", "L1H0-2", "--steps", "2", "--seeds", "0", "1"]
