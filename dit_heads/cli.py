@@ -150,11 +150,16 @@ def _parsed(argv: list[str]) -> Generate | Heads | Hunt | Presets | Run | Train 
     complaint = io.StringIO()
     try:
         with redirect_stderr(complaint):
-            return tyro.cli(commands, prog="dit-heads", args=argv, config=(tyro.conf.OmitArgPrefixes,))  # pyright: ignore[reportArgumentType, reportReturnType]
+            command: Any = tyro.cli(
+                commands, prog="dit-heads", args=argv, config=(tyro.conf.OmitArgPrefixes,)
+            )  # pyright: ignore[reportArgumentType]
     except SystemExit as end:
         if end.code == 0:
             raise
         raise ValueError(_gist(complaint.getvalue())) from end
+    if isinstance(command, Train) and command.file is not None and Path(argv[1]) != command.file:
+        raise ValueError(f"{command.file}: expected right after `train`, got it after other arguments")
+    return command
 
 
 def _gist(box: str) -> str:

@@ -90,7 +90,10 @@ class Descent:
         found = {f"{key}/{name}": value for name, state in self._states() for key, value in state.items()}
         if self.scaler is not None:
             found |= {f"{key}/{SCALER}": value for key, value in self.scaler.state_dict().items()}
-        return {label: torch.as_tensor(value) for label, value in found.items()}
+        # In 8 bits all weights share one table of levels, which a file could not hold twice.
+        shared = self.eight_bit
+        tensors = {label: torch.as_tensor(value) for label, value in found.items()}
+        return {label: t.clone() if shared else t for label, t in tensors.items()}
 
     def restore(self, stored: Mapping[str, Tensor]) -> None:
         """Take over what `state` gave."""

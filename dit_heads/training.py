@@ -85,8 +85,9 @@ def fit(
     and `config.json`; a run found there goes on where it stopped, and one of other settings, `settings` of
     the caller among them, is refused (ValueError). `until` stops early at that `time.time()`, with a
     checkpoint, and so do Ctrl-C and SIGTERM once the step is done (KeyboardInterrupt). `watch(steps done,
-    figures, averaged weights)` is called after every step, with figures when they are logged. Frozen weights
-    and buffers are not stored."""
+    figures, averaged weights)` is called after every step and before its checkpoint, so that a run that was
+    killed repeats the call rather than misses it; figures come when they are logged. Frozen weights and
+    buffers are not stored."""
     if config.accumulate < 1:
         raise ValueError(f"accumulate: expected at least 1, got {config.accumulate}")
     precision = training_precision(config.precision)
@@ -119,22 +120,22 @@ def fit(
             log.add(step, {"gradient": norm})
             descent.step(rate_at(step, config))
             _follow(average, weights, min(config.ema, (1 + step) / (10 + step)))
-            now = time.time()
             shown: dict[str, float] = {}
             if step % config.log_every == 0:
                 shown = _over_processes(accelerator, log.means())
                 bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()})
-                log.write(shown, spent + now - began)
+                log.write(shown, spent + time.time() - began)
+            if watch is not None:
+                watch(step + 1, shown, average)
+            now = time.time()
             last = step + 1 == config.steps or (until is not None and now > until) or bool(stopped)
             if main and (last or now - saved > 60 * config.checkpoint_minutes):
                 save_checkpoint(folder, model, average, descent, step + 1, spent + now - began)
                 saved = now
-            if stopped:
-                raise KeyboardInterrupt
-            if watch is not None:
-                watch(step + 1, shown, average)
             if last:
                 break
+    if stopped:
+        raise KeyboardInterrupt
     accelerator.wait_for_everyone()
     load_weights(model, average)
     return model.eval()
@@ -206,7 +207,12 @@ def rate_at(step: int, config: FitConfig) -> float:
 
 
 def training_precision(wanted: str) -> str:
-    """A precision of `FitConfig`, "auto" settled for this machine."""
+    """A precision of `FitConfig`, "auto" settled for this machine. Raises ValueError for one that is not to be
+    had here."""
+    if wanted not in ("auto", "no", "bf16", "fp16"):
+        raise ValueError(f"precision: expected auto, no, bf16 or fp16, got {wanted!r}")
+    if wanted == "fp16" and not torch.cuda.is_available():
+        raise ValueError("precision: fp16 needs a CUDA GPU, this machine has none; use bf16 or no")
     return wanted if wanted != "auto" else ("bf16" if bf16_is_faster() else "no")
 
 
@@ -249,7 +255,8 @@ def _claim(folder: Path, config: FitConfig, settings: Mapping[str, Any]) -> None
     free = {"steps", "checkpoint_minutes", "log_every", "precision"}  # a run may be made longer
     if path.exists():
         found = json.loads(path.read_text())
-        other = {k: (found.get(k), v) for k, v in wanted.items() if k not in free and found.get(k) != v}
+        names = [name for name in {**found, **wanted} if name not in free]
+        other = {k: (found.get(k), wanted.get(k)) for k in names if found.get(k) != wanted.get(k)}
         if other:
             raise ValueError(f"{folder}: a run of other settings is there (found, wanted): {other}")
     write_atomically(path, json.dumps(wanted, indent=1))

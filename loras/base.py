@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from dit_heads.loras.compose import blocks_of
 from dit_heads.loras.config import AdapterConfig
 from dit_heads.loras.dataset import CachedEncoder, Sample
 from dit_heads.loras.files import linear_modules, require_peft
-from dit_heads.models import load_pipeline
+from dit_heads.models import EMBEDDED, load_pipeline, quiet_loading
 from dit_heads.optimizers import require_bitsandbytes
 from dit_heads.trials import fingerprint
 
@@ -42,14 +44,14 @@ def load_base(model: str, base: str, precision: str, device: torch.device) -> An
     if precision == "no" and name != "float32":
         raise ValueError(f"base: expected float32 for precision 'no', got '{name}'")
     if name == "8bit":
-        pipe = _eight_bit(model)
+        pipe = _eight_bit(model, device)
     else:
-        on_gpu = device.type == "cuda"
-        pipe = load_pipeline(model, name if on_gpu else "float32", str(device))
-        pipe.transformer.to(getattr(torch, name))
+        pipe = load_pipeline(model, name if device.type == "cuda" else "float32", str(device))
     if not isinstance(pipe, PIPELINES):
         names = " or ".join(kind.__name__ for kind in PIPELINES)
         raise ValueError(f"model: expected a {names}, '{model}' is a {type(pipe).__name__}")
+    if name != "8bit":
+        pipe.transformer.to(getattr(torch, name))
     pipe.vae.to(torch.float32)
     pipe.set_progress_bar_config(disable=True)
     for part in pipe.components.values():
@@ -58,18 +60,26 @@ def load_base(model: str, base: str, precision: str, device: torch.device) -> An
     return pipe
 
 
-def _eight_bit(model: str) -> Any:
+def _eight_bit(model: str, device: torch.device) -> Any:
+    if model in EMBEDDED:
+        raise ValueError(f"base: 8bit is for a folder or a model of the hub, got '{model}'")
     require_bitsandbytes("base")
     from diffusers.quantizers import PipelineQuantizationConfig
 
+    quiet_loading()
     quantization = PipelineQuantizationConfig(
         quant_backend="bitsandbytes_8bit",
         quant_kwargs={"load_in_8bit": True},
         components_to_quantize=["transformer"],
     )
-    return DiffusionPipeline.from_pretrained(
-        model, quantization_config=quantization, torch_dtype=torch.bfloat16, use_safetensors=True
-    ).to("cuda")
+    try:
+        pipe = DiffusionPipeline.from_pretrained(
+            model, quantization_config=quantization, dtype=torch.bfloat16, use_safetensors=True
+        )
+    # Whatever a damaged folder makes the libraries below raise, the reason for the user is the same.
+    except Exception as error:
+        raise ValueError(f"model: cannot load '{model}': {error}") from error
+    return pipe.to(device)
 
 
 # --- encoders ---
@@ -82,7 +92,9 @@ def latent_encoder(pipe: Any, folder: Path) -> CachedEncoder:
     def encode(sample: Sample) -> dict[str, Tensor]:
         return {"latents": latents_of(pipe, sample.composite())}
 
-    return CachedEncoder(encode, folder, {"autoencoder": fingerprint(pipe.vae)})
+    vae = pipe.vae
+    scale = [vae.config.shift_factor, vae.config.scaling_factor]
+    return CachedEncoder(encode, folder, {"autoencoder": fingerprint(vae), "scale": scale})
 
 
 @torch.no_grad()
@@ -98,7 +110,6 @@ def text_encoder(pipe: Any, folder: Path, tokens: int | None) -> CachedEncoder:
     """Captions -> {"text": [L, D], "pooled": [P]}, the T5 reading `tokens`."""
     family = layout_of(pipe.transformer).family
     length = tokens or TEXT_TOKENS[family]
-    encoders = {n: m for n, m in pipe.components.items() if n.startswith("text_encoder") and m is not None}
 
     @torch.no_grad()
     def encode(caption: str) -> dict[str, Tensor]:
@@ -110,8 +121,20 @@ def text_encoder(pipe: Any, folder: Path, tokens: int | None) -> CachedEncoder:
             text, pooled, _ = pipe.encode_prompt(**call)
         return {"text": text[0], "pooled": pooled[0]}
 
-    marks = {name: [fingerprint(module), str(module.dtype)] for name, module in encoders.items()}
+    marks = {
+        name: _mark(part) for name, part in pipe.components.items() if name.startswith(("text", "token"))
+    }
     return CachedEncoder(encode, folder, {**marks, "tokens": length})
+
+
+def _mark(part: Any) -> Any:
+    """Tells text encoders and tokenizers apart, as JSON holds it."""
+    if isinstance(part, nn.Module):
+        return [fingerprint(part), str(next(part.parameters()).dtype)]
+    if part is None:
+        return None
+    words = json.dumps([part.get_vocab(), part.model_max_length], sort_keys=True)
+    return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
 def fill(encoder: CachedEncoder, items: Sequence[Any], what: str, *, show: bool) -> None:
@@ -130,20 +153,20 @@ def drop_text_encoders(pipe: Any) -> None:
 
 
 def add_adapter(transformer: Any, config: AdapterConfig, seed: int) -> None:
-    """Put a LoRA that changes nothing yet on the modules that the settings name, its weights in float32.
+    """Put a LoRA that changes nothing yet on the modules that the settings name, its weights in float32 and
+    by `seed` alone.
 
-    Raises ValueError if there are none."""
-    names = targeted(transformer, config)
-    torch.manual_seed(seed)
-    transformer.add_adapter(
-        require_peft().LoraConfig(
-            r=config.rank,
-            lora_alpha=config.rank if config.alpha is None else config.alpha,
-            target_modules=names,
-            use_dora=config.dora,
-            init_lora_weights="gaussian",
-        )
+    Raises ValueError if there are no such modules."""
+    lora = require_peft().LoraConfig(
+        r=config.rank,
+        lora_alpha=config.rank if config.alpha is None else config.alpha,
+        target_modules=targeted(transformer, config),
+        use_dora=config.dora,
+        init_lora_weights="gaussian",
     )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer.add_adapter(lora)
     for parameter in transformer.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -6,6 +6,7 @@ import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
+from math import inf, isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -161,16 +162,29 @@ class TrainConfig:
 
 def read_config(path: Path) -> TrainConfig:
     """The settings of a YAML file, which has a section for each part of `TrainConfig`; what it leaves out is
-    as by default. Raises ValueError naming what is unknown, or of another type."""
+    as by default. Raises ValueError naming what is unknown, given twice, or of another type."""
     try:
         import yaml
     except ImportError as error:
-        raise ImportError("PyYAML is missing: pip install 'dit-heads[train]'") from error
+        raise ValueError("config: PyYAML is missing: pip install 'dit-heads[train]'") from error
     try:
-        found = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = path.read_text("utf-8")
+        _refuse_twins(yaml.compose(text, yaml.SafeLoader))
+        found = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"config: cannot read '{path}': {error}") from error
-    return config_of(found or {})
+    return config_of({} if found is None else found)
+
+
+def _refuse_twins(node: Any) -> None:
+    """YAML's parser would take the last of two settings of one name, a whole section too."""
+    if isinstance(getattr(node, "value", None), list):
+        pairs = [pair for pair in node.value if isinstance(pair, tuple)]
+        names = [str(key.value) for key, _ in pairs]
+        if twins := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"{', '.join(sorted(twins))}: expected once, got twice")
+        for _, part in pairs:
+            _refuse_twins(part)
 
 
 def config_of(found: object) -> TrainConfig:
@@ -197,6 +211,8 @@ def _value(kind: Any, value: object, label: str) -> Any:
     origin, choices = get_origin(kind), get_args(kind)
     if origin in (types.UnionType,):
         return None if value is None else _value(choices[0], value, label)
+    if origin is Literal and value is False and "no" in choices:
+        return "no"  # as YAML reads `precision: no`
     if origin is Literal and value in choices:
         return value
     if origin is tuple and isinstance(value, list | tuple):
@@ -232,44 +248,76 @@ def _named(kind: Any) -> str:
 
 def check(config: TrainConfig) -> None:
     """Raise ValueError naming the first setting that is out of its range."""
-    for name, value, least in _whole_numbers(config):
-        if value < least:
-            raise ValueError(f"{name}: expected at least {least}, got {value}")
-    for name, share in (
-        ("caption_dropout", config.loss.caption_dropout),
-        ("decline", config.optimization.decline),
-        ("ema", config.optimization.ema),
-    ):
-        if not 0 <= share <= 1:
-            raise ValueError(f"{name}: expected 0 to 1, got {share}")
-    for name, size in (
-        ("learning_rate", config.optimization.learning_rate),
-        ("clip", config.optimization.clip),
-        ("timestep_std", config.loss.timestep_std),
-    ):
-        if not size > 0:
-            raise ValueError(f"{name}: expected more than 0, got {size}")
-    if config.adapter.alpha is not None and config.adapter.alpha <= 0:
-        raise ValueError(f"alpha: expected more than 0, got {config.adapter.alpha}")
-    panels = config.data.rows * config.data.columns
-    if config.loss.panel_weights and len(config.loss.panel_weights) != panels:
-        raise ValueError(f"panel_weights: expected {panels}, one a panel, got {config.loss.panel_weights}")
+    for name, value, low, high in _ranges(config):
+        if not low <= value <= high:
+            wanted = f"at least {low}" if high == inf else f"{low} to {high}"
+            raise ValueError(f"{name}: expected {wanted}, got {value}")
+    for name, value in _positive(config):
+        if value is not None and not 0 < value < inf:
+            raise ValueError(f"{name}: expected a number above 0, got {value}")
+    if not isfinite(config.loss.timestep_mean):
+        raise ValueError(f"timestep_mean: expected a finite number, got {config.loss.timestep_mean}")
+    weights, panels = config.loss.panel_weights, config.data.rows * config.data.columns
+    if weights and len(weights) != panels:
+        raise ValueError(f"panel_weights: expected {panels}, one a panel, got {weights}")
+    if weights and not (all(0 <= weight < inf for weight in weights) and any(weights)):
+        raise ValueError(f"panel_weights: expected numbers from 0 up, not all of them 0, got {weights}")
     if config.loss.prior_prompt is not None and config.loss.prior is None:
         raise ValueError("prior_prompt: expected a folder `prior` for its pictures, got none")
 
 
-def _whole_numbers(config: TrainConfig) -> Iterator[tuple[str, float, int]]:
-    """Name, value and lowest sensible value."""
-    sections: tuple[tuple[Any, dict[str, int]], ...] = (
-        (config.data, {"rows": 1, "columns": 1}),
-        (config.adapter, {"rank": 1}),
-        (config.optimization, {"steps": 1, "batch_size": 1, "accumulate": 1, "warmup": 0}),
-        (config.watch, {"sample_every": 0, "sample_steps": 1, "keep_every": 0, "checkpoint_minutes": 0}),
-        (config.loss, {"prior_count": 1, "prior_weight": 0}),
+def _ranges(config: TrainConfig) -> Iterator[tuple[str, float, float, float]]:
+    """Name, value, and its lowest and highest sensible values."""
+    sections: tuple[tuple[Any, dict[str, tuple[float, float]]], ...] = (
+        (config, {"seed": (0, inf)}),
+        (config.data, {"rows": (1, inf), "columns": (1, inf)}),
+        (config.adapter, {"rank": (1, inf)}),
+        (
+            config.loss,
+            {
+                "mode_scale": (-1, 1.75),
+                "caption_dropout": (0, 1),
+                "prior_weight": (0, inf),
+                "prior_count": (1, inf),
+            },
+        ),
+        (
+            config.optimization,
+            {
+                "steps": (1, inf),
+                "batch_size": (1, inf),
+                "accumulate": (1, inf),
+                "warmup": (0, inf),
+                "decline": (0, 1),
+                "weight_decay": (0, inf),
+                "ema": (0, 1),
+            },
+        ),
+        (
+            config.watch,
+            {
+                "sample_every": (0, inf),
+                "sample_steps": (1, inf),
+                "checkpoint_minutes": (0, inf),
+                "keep_every": (0, inf),
+            },
+        ),
     )
-    for section, least in sections:
-        for name, low in least.items():
-            yield name, getattr(section, name), low
+    for section, ranges in sections:
+        for name, (low, high) in ranges.items():
+            yield name, getattr(section, name), low, high
+
+
+def _positive(config: TrainConfig) -> tuple[tuple[str, float | None], ...]:
+    """Name and value; None where it need not be given."""
+    return (
+        ("text_tokens", config.data.text_tokens),
+        ("alpha", config.adapter.alpha),
+        ("timestep_std", config.loss.timestep_std),
+        ("shift", config.loss.shift),
+        ("learning_rate", config.optimization.learning_rate),
+        ("clip", config.optimization.clip),
+    )
 
 
 def as_mapping(config: Any) -> dict[str, Any]:

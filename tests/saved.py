@@ -1,4 +1,4 @@
-"""A whole SD3 pipeline of few random weights, prompt to picture, for tests that need a model on disk."""
+"""Whole SD3 and FLUX pipelines of few random weights, prompt to picture."""
 
 import string
 from typing import Any
@@ -7,11 +7,14 @@ import torch
 from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
 from transformers import (
     CLIPTextConfig,
+    CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     T5Config,
@@ -38,6 +41,21 @@ def tiny_pipeline() -> StableDiffusion3Pipeline:
     )
 
 
+def tiny_flux_pipeline() -> FluxPipeline:
+    """The same with two double-stream blocks and a single-stream one."""
+    torch.manual_seed(0)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    return FluxPipeline(
+        transformer=_flux(),
+        scheduler=scheduler,
+        vae=_vae(),
+        text_encoder=CLIPTextModel(_clip_config()).eval(),
+        tokenizer=_tokenizer(),
+        text_encoder_2=_t5(),
+        tokenizer_2=_t5_tokenizer(),
+    )
+
+
 def red(images: torch.Tensor, prompts: Any) -> torch.Tensor:
     """An objective: the mean of the red channel."""
     return images[:, 0].mean((1, 2))
@@ -59,6 +77,21 @@ def _transformer() -> SD3Transformer2DModel:
     ).eval()
 
 
+def _flux() -> FluxTransformer2DModel:
+    return FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=1,
+        num_attention_heads=HEADS,
+        attention_head_dim=8,
+        joint_attention_dim=32,
+        pooled_projection_dim=16,
+        guidance_embeds=True,
+        axes_dims_rope=(2, 2, 4),
+    ).eval()
+
+
 def _vae() -> AutoencoderKL:
     config: dict[str, Any] = {
         "down_block_types": ("DownEncoderBlock2D",) * 2,
@@ -76,7 +109,11 @@ def _vae() -> AutoencoderKL:
 
 
 def _text_encoder() -> CLIPTextModelWithProjection:
-    config = CLIPTextConfig(
+    return CLIPTextModelWithProjection(_clip_config()).eval()
+
+
+def _clip_config() -> CLIPTextConfig:
+    return CLIPTextConfig(
         vocab_size=64,
         hidden_size=16,
         intermediate_size=32,
@@ -88,7 +125,6 @@ def _text_encoder() -> CLIPTextModelWithProjection:
         eos_token_id=1,
         pad_token_id=1,
     )
-    return CLIPTextModelWithProjection(config).eval()
 
 
 def _tokenizer() -> CLIPTokenizer:

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from diffusers.training_utils import compute_density_for_timestep_sampling
 from torch import Tensor
 
-from dit_heads.flow import flow_matching_loss, logit_normal_sigmas
+from dit_heads.flow import flow_matching_loss, flux_shift, logit_normal_sigmas, mode_sigmas, shifted
 
 
 def test_hand_worked_case():
@@ -74,3 +76,28 @@ def test_sigmas_are_logit_normal_and_shift_multiplies_their_odds():
     plain, shifted = draw(), draw(shift=3.0)
     torch.testing.assert_close(shifted / (1 - shifted), 3 * plain / (1 - plain), rtol=1e-4, atol=0)
     assert shifted.median().item() == pytest.approx(0.75, abs=0.01)
+
+
+@pytest.mark.parametrize("scale", [-0.5, 0.0, 1.29])
+def test_mode_sigmas_are_those_of_diffusers_from_the_same_draw(scale: float):
+    ours = mode_sigmas(500, torch.Generator().manual_seed(3), scale=scale)
+    theirs = compute_density_for_timestep_sampling(
+        "mode", 500, mode_scale=scale, generator=torch.Generator().manual_seed(3)
+    )
+    torch.testing.assert_close(ours, theirs)
+    assert ours.min() >= 0 and ours.max() <= 1
+
+
+def test_shifted_sigmas_are_the_schedulers():
+    plain, moved = (FlowMatchEulerDiscreteScheduler(shift=shift).sigmas for shift in (1.0, 2.5))
+    torch.testing.assert_close(shifted(plain, 2.5), moved)
+    assert shifted(torch.tensor([0.0, 0.5, 1.0]), 3.0).tolist() == [0.0, 0.75, 1.0]
+
+
+@pytest.mark.parametrize("tokens", [256, 1024, 4096, 5000])
+def test_the_shift_of_flux_is_what_its_pipeline_asks_of_its_scheduler(tokens: int):
+    mu = calculate_shift(tokens)
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    scheduler.set_timesteps(sigmas=[1.0, 0.6, 0.1], mu=mu)
+    ours = shifted(torch.tensor([1.0, 0.6, 0.1]), flux_shift(tokens))
+    torch.testing.assert_close(ours, scheduler.sigmas[:3])

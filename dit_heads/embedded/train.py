@@ -166,26 +166,29 @@ def sd3_model(recipe: Options) -> None:
 
 
 def flux_model(recipe: Options) -> None:
-    """The FLUX transformer, on the latents and the frozen T5 of SD3's; its guidance embedding at 1."""
-    torch.manual_seed(0)
-    student = flux.FluxStudent()
+    """The FLUX transformer on the latents of SD3's, and its T5; its guidance embedding at 1."""
+    student = _flux_student()
     corpus = recipe.corpus(flux.STOCK)
-    loss = flux.FluxLoss(student, _flux_texts(), corpus, recipe.steps, **recipe.weights())
+    loss = flux.FluxLoss(student, _flux_texts(student), corpus, recipe.steps, **recipe.weights())
     recipe.fit("flux", student, loss, seed=5)
 
 
 def distill(steps: int = 1500, shards: int = 5, batch: int = 64, hours: float | None = None) -> None:
     """CFG into the FLUX transformer's guidance embedding."""
-    corpus, texts = _corpus(shards, batch, flux.STOCK), _flux_texts()
-    student = trained(flux.FluxStudent(), _last("flux"))
-    teacher = copy.deepcopy(student.transformer)
+    corpus, student = _corpus(shards, batch, flux.STOCK), trained(_flux_student(), _last("flux"))
+    texts, teacher = _flux_texts(student), copy.deepcopy(student.transformer)
     config = FitConfig(steps, 5e-4, "muon", warmup=100, ema=0.999, weight_decay=0.01, seed=6)
     loss = flux.DistilledLoss(student, teacher, texts, corpus, steps)
     fit(student, loss, config, _folder(DISTILLED), until=_until(hours))
 
 
-def _flux_texts() -> flux.FluxTexts:
-    return flux.FluxTexts(flux.load_clip_text(WEIGHTS), flux.load_t5(WEIGHTS))
+def _flux_student() -> flux.FluxStudent:
+    torch.manual_seed(0)
+    return flux.FluxStudent(flux.load_t5(WEIGHTS, "sd3/text_encoder_3"))
+
+
+def _flux_texts(student: flux.FluxStudent) -> flux.FluxTexts:
+    return flux.FluxTexts(flux.load_clip_text(WEIGHTS), student.t5)
 
 
 def _until(hours: float | None) -> float | None:
@@ -233,9 +236,9 @@ def export() -> None:
 
 
 def export_flux() -> None:
-    """Write the FLUX transformer: its pipeline shares every other part with SD3's."""
-    name = DISTILLED if _has_run(DISTILLED) else _last("flux")
-    export_flux_weights(trained(flux.FluxStudent(), name))
+    """Write the FLUX transformer and its T5: its pipeline shares every other part with SD3's."""
+    student = trained(_flux_student(), _last("flux"))
+    export_flux_weights(trained(student, DISTILLED) if _has_run(DISTILLED) else student)
 
 
 COMMANDS = {
