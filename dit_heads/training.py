@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -91,6 +92,7 @@ def fit(
     if config.accumulate < 1:
         raise ValueError(f"accumulate: expected at least 1, got {config.accumulate}")
     precision = training_precision(config.precision)
+    AcceleratorState._reset_state()  # or one Python process could not train in two precisions
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
     main, alone = accelerator.is_main_process, accelerator.num_processes == 1
     with accelerator.main_process_first():
@@ -176,7 +178,8 @@ def _gradients(accelerator: Accelerator, loss: Loss, config: FitConfig, step: in
 
 
 def _generator(seed: int, part: Part) -> torch.Generator:
-    return torch.Generator().manual_seed(seed * 1_000_003 + part.step + part.index * 2**40)
+    # torch's CPU generator reads 32 bits of a seed; multiples of 2^32 over the golden ratio keep parts apart.
+    return torch.Generator().manual_seed(seed * 1_000_003 + part.step + part.index * 2_654_435_761)
 
 
 def _average_gradients(accelerator: Accelerator, weights: Iterable[nn.Parameter]) -> None:

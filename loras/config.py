@@ -269,7 +269,7 @@ def check(config: TrainConfig) -> None:
 def _ranges(config: TrainConfig) -> Iterator[tuple[str, float, float, float]]:
     """Name, value, and its lowest and highest sensible values."""
     sections: tuple[tuple[Any, dict[str, tuple[float, float]]], ...] = (
-        (config, {"seed": (0, inf)}),
+        (config, {"seed": (0, 2**40)}),
         (config.data, {"rows": (1, inf), "columns": (1, inf)}),
         (config.adapter, {"rank": (1, inf)}),
         (

@@ -9,40 +9,34 @@ from typing import Any
 
 from dit_heads import __version__
 from dit_heads.loras.config import TrainConfig, as_mapping
+from dit_heads.models import EMBEDDED
 from dit_heads.training import write_atomically
 
-SHARED = ("lora.safetensors", "README.md", "samples/*")
+FILE = "lora.safetensors"
+SHARED = (FILE, "README.md", "samples/*")
 
 
 def write_card(config: TrainConfig, pipe: Any) -> Path:
     """Write `README.md` beside the LoRA: what it is of, how it was trained, how it is used."""
     data, adapter, steps = config.data, config.adapter, config.optimization.steps
     grid = f"{data.rows} x {data.columns} panels" if data.rows * data.columns > 1 else "single pictures"
-    kind = type(pipe).__name__
     samples = sorted((config.out / "samples").glob(f"step-{steps:06}-*.png"))
-    shown = [f"![{path.stem}](samples/{path.name})" for path in samples]
+    shown = "".join(f"![{path.stem}](samples/{path.name})\n" for path in samples)
     trigger = f"\nBegin captions with `{config.trigger}`.\n" if config.trigger else ""
     text = f"""---
-base_model: {config.model}
-library_name: diffusers
-pipeline_tag: text-to-image
-tags: [lora, in-context-lora, {"flux" if "Flux" in kind else "sd3"}, template:sd-lora]
+{_front_matter(config, pipe)}
 ---
 
-# {config.out.name}
+# {config.out.resolve().name}
 
-A LoRA of rank {adapter.rank} for `{config.model}`: {grid}, trained for {steps} steps on `{data.root.name}` by
-dit-heads {__version__}.
+A LoRA of rank {adapter.rank} for `{config.model}`: {grid}, trained for {steps} steps on
+`{data.root.resolve().name}` by dit-heads {__version__}.
 {trigger}
 ```python
-from diffusers import {kind}
-
-pipe = {kind}.from_pretrained("{config.model}")
-pipe.load_lora_weights("{config.watch.hub_id or "lora.safetensors"}")
+{_code(config, type(pipe).__name__)}
 ```
 
-{chr(10).join(shown)}
-
+{shown}
 ## Settings
 
 ```json
@@ -54,11 +48,34 @@ pipe.load_lora_weights("{config.watch.hub_id or "lora.safetensors"}")
     return path
 
 
+def _front_matter(config: TrainConfig, pipe: Any) -> str:
+    """What the hub reads. It refuses a base that is no model of its own."""
+    kind = "flux" if "Flux" in type(pipe).__name__ else "sd3"
+    lines = [
+        "library_name: diffusers",
+        "pipeline_tag: text-to-image",
+        f"tags: [lora, in-context-lora, {kind}, template:sd-lora]",
+    ]
+    if config.model.count("/") == 1 and config.model not in EMBEDDED and not Path(config.model).exists():
+        lines = [f"base_model: {json.dumps(config.model)}", *lines]
+    return "\n".join(lines)
+
+
+def _code(config: TrainConfig, kind: str) -> str:
+    """How the LoRA is used, from the hub or from the folder of the file."""
+    if config.model in EMBEDDED:
+        start = ["from dit_heads import load_embedded", "", f"pipe = load_embedded({json.dumps(EMBEDDED[config.model])})"]
+    else:
+        start = [f"from diffusers import {kind}", "", f"pipe = {kind}.from_pretrained({json.dumps(config.model)})"]
+    where = config.watch.hub_id or "."
+    return "\n".join([*start, f'pipe.load_lora_weights({json.dumps(where)}, weight_name="{FILE}")'])
+
+
 def check_hub(hub_id: str | None) -> None:
     """Raise ValueError if a push to the hub is asked for and could not be done, before hours are spent."""
     if hub_id is None:
         return
-    if hub_id.count("/") != 1:
+    if hub_id.count("/") != 1 or not all(hub_id.split("/")):
         raise ValueError(f"hub_id: expected owner/name, got '{hub_id}'")
     from huggingface_hub import HfApi, constants
 

@@ -17,9 +17,7 @@ from dit_heads.loras.dataset import SetDataset
 from dit_heads.loras.files import save_lora
 from dit_heads.loras.loss import UNSAID, SetLoss
 from dit_heads.pictures import write_png
-from dit_heads.training import load_weights
-
-TRACKERS: dict[str, Any] = {"tensorboard": TensorBoardTracker, "wandb": WandBTracker}
+from dit_heads.training import load_weights, write_atomically
 
 
 class Watcher:
@@ -47,14 +45,23 @@ class Watcher:
                 save_lora(self.pipe.transformer, self.config.out / f"lora-{step:06}.safetensors")
 
     def _look(self, step: int) -> None:
-        device = self.pipe.transformer.device.type
-        self.pipe.transformer.eval()
-        with torch.no_grad(), torch.autocast(device, self.half, enabled=self.half is not None):
-            if self.validation is not None:
-                self._track({"validation": self.loss.validation(self.validation)}, step)
-            for number, prompt in enumerate(self.config.watch.prompts):
-                self._draw(prompt, self.config.out / f"samples/step-{step:06}-{number}.png")
-        self.pipe.transformer.train()
+        model = self.pipe.transformer
+        model.eval()
+        try:
+            with torch.no_grad(), torch.autocast(model.device.type, self.half, enabled=self.half is not None):
+                if self.validation is not None:
+                    self._validate(step, self.loss.validation(self.validation))
+                for number, prompt in enumerate(self.config.watch.prompts):
+                    self._draw(prompt, self.config.out / f"samples/step-{step:06}-{number}.png")
+        finally:
+            model.train()
+
+    def _validate(self, step: int, loss: float) -> None:
+        self._track({"validation": loss}, step)
+        path = self.config.out / "validation.csv"
+        rows = path.read_text().splitlines()[1:] if path.exists() else []
+        rows = [row for row in rows if int(row.split(",")[0]) < step]  # a resumed run repeats the others
+        write_atomically(path, "\n".join(["step,loss", *rows, f"{step},{loss:.6f}", ""]))
 
     def _draw(self, prompt: str, path: Path) -> None:
         """A composite of a prompt, always from the same noise."""
@@ -67,9 +74,8 @@ class Watcher:
         }
         if watch.guidance_scale is not None:
             call["guidance_scale"] = watch.guidance_scale
-        image = self.pipe(**self._embedded("", prompt), **self._embedded("negative_", UNSAID), **call).images[
-            0
-        ]
+        texts = self._embedded("", prompt) | self._embedded("negative_", UNSAID)
+        image = self.pipe(**texts, **call).images[0]
         write_png(image, path, {"prompt": prompt, "seed": self.config.seed, "steps": watch.sample_steps})
 
     def _embedded(self, prefix: str, prompt: str) -> dict[str, Tensor]:
@@ -81,17 +87,14 @@ class Watcher:
     def _track(self, figures: Mapping[str, float], step: int) -> None:
         for tracker in self.trackers:
             tracker.log(dict(figures), step=step)
-        if "validation" in figures:
-            with (self.config.out / "validation.csv").open("a") as file:
-                file.write(f"{step},{figures['validation']:.6f}\n")
 
 
 @contextmanager
 def averaged(model: nn.Module, average: Mapping[str, Tensor]) -> Iterator[None]:
     """The model with its averaged weights, for a while."""
     kept = {name: p.detach().clone() for name, p in model.named_parameters() if name in average}
-    load_weights(model, average)
     try:
+        load_weights(model, average)
         yield
     finally:
         load_weights(model, kept)
@@ -111,7 +114,8 @@ def _tracker(name: str, config: TrainConfig) -> Any:
     if name == "tensorboard":
         tracker = TensorBoardTracker("tensorboard", logging_dir=config.out)
     else:
-        tracker = WandBTracker(config.out.name)
+        tracker = WandBTracker(config.out.resolve().name)
+    tracker.start()
     tracker.store_init_configuration(_flat(as_mapping(config)))
     return tracker
 

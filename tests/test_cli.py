@@ -1,6 +1,11 @@
 import json
+import os
 import shutil
+import subprocess
 import sys
+import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -287,6 +292,37 @@ def test_hunt_writes_a_head_set_that_generate_takes(model, tmp_path, monkeypatch
     capsys.readouterr()
     assert main([*asked, "--out", "h", "--region", "image"]) == 2
     assert "of another search (region: 'joint' there, 'image' here)" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["exhaustive", "fast"])
+def test_a_hunt_that_is_killed_again_and_again_finds_what_an_undisturbed_one_finds(model, tmp_path, method):
+    """SIGKILL after a few pictures, at another moment each time, until a process comes to the end."""
+    (tmp_path / "prompts.txt").write_text("a cat\ntwo dogs\n")
+    settings = ["--model", model, "--objective", "tests.saved:red", "--prompts", "prompts.txt", *HUNT]
+    command = [sys.executable, "-m", "dit_heads.cli", "hunt", *settings, "--method", method, "--batch", "2"]
+    command += ["--per-round", "1", "--rounds", "2", "--out"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    start = partial(subprocess.Popen, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    assert start([*command, "whole"]).wait() == 0
+
+    def lines() -> int:
+        log = tmp_path / "broken/trials.jsonl"
+        return len(log.read_bytes().splitlines()) if log.exists() else 0
+
+    kills = 0
+    while (process := start([*command, "broken"])).poll() is None:
+        target = lines() + 2 + 2 * (kills % 3)
+        while process.poll() is None and lines() < target:
+            time.sleep(0.002)
+        process.kill()
+        if process.wait() == 0:
+            break
+        kills += 1
+    assert kills > 1
+    for found in ("heads.json", "scores.csv"):
+        whole, broken = ((tmp_path / folder / found).read_text() for folder in ("whole", "broken"))
+        assert broken == whole
 
 
 def test_tune_sweeps_what_hunt_found(model, tmp_path, monkeypatch, capsys):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from dit_heads.optimizers import Descent
+from dit_heads.training import save_tensors
 
 RATE, DECAY, BETAS = 0.01, 0.1, (0.9, 0.99)
 SHARES = (0.3, 1.0, 0.7, 0.05)
@@ -132,3 +137,107 @@ def test_state_round_trip(kind: str):
 def test_an_unknown_optimizer_is_refused():
     with pytest.raises(ValueError, match="optimizer: expected 'adamw', 'adamw8bit' or 'muon', got 'sgd'"):
         make(parameters(weight=(2, 2)), "sgd")
+
+
+# --- fp16 and 8 bits ---
+
+
+def scaled(scale: float = 8.0) -> Any:
+    return torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=2)
+
+
+def with_scaler(weights: Mapping[str, nn.Parameter], scaler: Any) -> Descent:
+    return Descent(weights, kind="adamw", rate=RATE, betas=BETAS, weight_decay=DECAY, scaler=scaler)
+
+
+def walk_scaled(descent: Descent, steps: range, *, overflow: int = -1) -> None:
+    """Gradients as a scaled loss gives them."""
+    for step in steps:
+        descent.scaler.scale(torch.zeros(()))  # as `backward` does; the scale is made at its first use
+        for name, gradient in gradients(descent.weights, step).items():
+            factor = torch.inf if step == overflow else descent.scaler.get_scale()
+            descent.weights[name].grad = gradient * factor
+        descent.unscale()
+        descent.step(SHARES[step])
+
+
+def test_a_scaled_loss_gives_the_steps_of_the_loss_itself():
+    shapes = {"weight": (3, 4), "bias": (3,)}
+    plain, mine = parameters(**shapes), parameters(**shapes)
+    walk(make(plain, "adamw"), range(4))
+    descent = with_scaler(mine, scaled())
+    walk_scaled(descent, range(4))
+    assert descent.scaler.get_scale() == 32  # twice as large after every second step
+    for name in shapes:
+        torch.testing.assert_close(mine[name], plain[name], rtol=0, atol=1e-12)
+
+
+def test_a_step_that_overflows_is_left_out_and_the_scale_is_halved():
+    weights = parameters(weight=(3, 4))
+    descent = with_scaler(weights, scaled())
+    walk_scaled(descent, range(1))
+    before = weights["weight"].detach().clone()
+    walk_scaled(descent, range(1, 2), overflow=1)
+    assert torch.equal(weights["weight"], before) and weights["weight"].grad is None
+    assert descent.scaler.get_scale() == 4
+
+
+def test_the_scale_goes_on_where_it_was(tmp_path: Path):
+    straight = with_scaler(parameters(weight=(3, 4)), scaled())
+    walk_scaled(straight, range(3), overflow=1)
+    copied = {n: nn.Parameter(w.detach().clone()) for n, w in straight.weights.items()}
+    resumed = with_scaler(copied, scaled(65536.0))
+    resumed.restore({name: value.clone() for name, value in straight.state().items()})
+    for descent in (straight, resumed):
+        walk_scaled(descent, range(3, 4))
+    assert torch.equal(straight.weights["weight"], copied["weight"])
+    assert straight.scaler.state_dict() == resumed.scaler.state_dict()
+
+
+def test_muon_takes_no_scaler():
+    with pytest.raises(ValueError, match="optimizer: 'muon' trains in bf16 or .* not in fp16"):
+        Descent(parameters(a=(2, 2)), kind="muon", rate=1, betas=BETAS, weight_decay=0, scaler=scaled())
+
+
+def test_8_bits_need_a_gpu_and_bitsandbytes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="optimizer: 8 bits need a CUDA GPU, this machine has none"):
+        make(parameters(weight=(2, 2)), "adamw8bit")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ValueError, match="optimizer: .* pip install bitsandbytes"):
+        make(parameters(weight=(2, 2)), "adamw8bit")
+
+
+class AdamW8bit(torch.optim.Optimizer):
+    """Keeps state as bitsandbytes does: the step as an int, and one table of levels for all weights."""
+
+    def __init__(self, groups: Any, *, lr: float, betas: Any, weight_decay: float) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+        self.levels = torch.linspace(-1, 1, 256)
+
+    def step(self, closure: Any = None) -> None:
+        for weight in self.param_groups[0]["params"]:
+            state = self.state[weight]
+            state.setdefault("step", 0)
+            assert isinstance(state["step"], int)
+            state.setdefault("state1", torch.zeros(weight.shape, dtype=torch.uint8))
+            state.setdefault("qmap1", self.levels)
+            state["step"] += 1
+            state["state1"] += 1
+            weight.data -= self.param_groups[0]["lr"] * state["state1"]
+
+
+def test_state_in_8_bits_is_stored_and_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(
+        sys.modules, "bitsandbytes", SimpleNamespace(optim=SimpleNamespace(AdamW8bit=AdamW8bit))
+    )
+    straight = make(parameters(weight=(3, 4), bias=(3,)), "adamw8bit")
+    walk(straight, range(2))
+    save_tensors(tmp_path / "state.safetensors", straight.state(), {})  # refuses tensors that share memory
+    resumed = make({n: nn.Parameter(w.detach().clone()) for n, w in straight.weights.items()}, "adamw8bit")
+    resumed.restore(straight.state())
+    for descent in (straight, resumed):
+        walk(descent, range(2, 4))
+    assert all(torch.equal(straight.weights[n], resumed.weights[n]) for n in straight.weights)

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +33,7 @@ from dit_heads.training import (
     write_atomically,
 )
 
+ROOT = Path(__file__).parents[1]
 CONFIG = FitConfig(12, 0.02, warmup=3, decline=0.5, ema=0.8, precision="no", log_every=1, seed=7)
 
 
@@ -226,3 +234,183 @@ def test_a_figure_that_comes_late_has_its_own_column(tmp_path: Path):
         log.add(step, figures)
         log.write(log.means(), 0.0)
     assert [r["probe"] for r in logged(tmp_path)] == ["", "0.5"]
+
+
+# --- parts, signals, a watcher ---
+
+
+def rows_of(part: Part, batch: int = 8) -> tuple[Tensor, Tensor]:
+    """The rows that a part takes of a batch whose numbers depend on the step alone."""
+    x = torch.randn(batch, 4, generator=torch.Generator().manual_seed(part.step), dtype=torch.float64)
+    return x[part.index :: part.count], x[part.index :: part.count, :2].sin()
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_a_batch_in_parts_is_the_batch_as_one(tmp_path: Path, accumulate: int):
+    parts: list[Part] = []
+
+    def fitted(count: int) -> list[Tensor]:
+        model = network().double()
+
+        def loss(part: Part, _: torch.Generator) -> tuple[Tensor, Mapping[str, float | Tensor]]:
+            parts.append(part)
+            x, y = rows_of(part)
+            return (model(x) - y).square().mean(), {}
+
+        fit(model, loss, replace(CONFIG, accumulate=count), tmp_path / str(count))
+        return [p.detach() for p in model.parameters()]
+
+    whole = fitted(1)
+    assert parts == [Part(step, 0, 1) for step in range(12)]
+    del parts[:]
+    torch.testing.assert_close(fitted(accumulate), whole, rtol=1e-9, atol=1e-12)
+    assert parts == [Part(step, k, accumulate) for step in range(12) for k in range(accumulate)]
+    rows = [[float(row["loss"]) for row in logged(tmp_path / str(n))] for n in (1, accumulate)]
+    assert rows[0] == pytest.approx(rows[1], abs=2e-4)
+
+
+def test_each_part_has_random_numbers_of_its_own(tmp_path: Path):
+    drawn: list[float] = []
+    model = network()
+
+    def loss(part: Part, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float | Tensor]]:
+        drawn.append(torch.rand((), generator=generator).item())
+        return regression(model)(part, generator)
+
+    fit(model, loss, replace(CONFIG, accumulate=3), tmp_path)
+    assert len(set(drawn)) == 36
+
+
+def shared(folder: Path, accumulate: int) -> None:
+    model = network().double()
+
+    def loss(part: Part, _: torch.Generator) -> tuple[Tensor, Mapping[str, float | Tensor]]:
+        x, y = rows_of(part)
+        return (model(x) - y).square().mean(), {"place": float(part.index)}
+
+    fit(model, loss, replace(CONFIG, accumulate=accumulate, log_every=4), folder)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: Path):
+    """Each takes its parts of the batch; gradients and figures are means over both."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    script = "import sys, pathlib, tests.test_training as t; t.shared(pathlib.Path(sys.argv[1]), 2)"
+    command = [sys.executable, "-c", script, str(tmp_path / "two")]
+    ranks = [os.environ | world | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    started = [subprocess.Popen(command, env=environment, cwd=ROOT) for environment in ranks]
+    shared(tmp_path / "one", 4)
+    assert [process.wait(100) for process in started] == [0, 0]
+    one, two = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("one", "two"))
+    torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-12)
+    rows = [[{**row, "seconds": "0"} for row in logged(tmp_path / name)] for name in ("one", "two")]
+    assert len(rows[0]) == 3 and rows[0][0]["place"] == "1.5"
+    for ours, theirs in zip(*rows, strict=True):
+        expected = {name: float(value) for name, value in theirs.items()}
+        assert {name: float(value) for name, value in ours.items()} == pytest.approx(expected, abs=2e-4)
+
+
+def test_no_parts_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="accumulate: expected at least 1, got 0"):
+        run(replace(CONFIG, accumulate=0), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_after_the_step_with_a_checkpoint(tmp_path: Path, sign: signal.Signals):
+    before = signal.getsignal(sign)
+    run(CONFIG, tmp_path / "straight")
+    stopped = tmp_path / "stopped"
+    for step in (0, 4, 11):
+        model = network(step)
+
+        def loss(
+            part: Part, generator: torch.Generator, step: int = step, model: nn.Module = model
+        ) -> tuple[Tensor, Mapping[str, float | Tensor]]:
+            if part.step == step:
+                os.kill(os.getpid(), sign)
+            return regression(model)(part, generator)
+
+        with pytest.raises(KeyboardInterrupt):
+            fit(model, loss, CONFIG, stopped)
+        assert read_average(stopped)[1] == step + 1
+        assert signal.getsignal(sign) is before
+    run(CONFIG, stopped, seed=99)
+    assert same(tmp_path / "straight", stopped)
+    assert [int(row["step"]) for row in logged(stopped)] == list(range(12))
+
+
+def test_a_second_signal_acts_at_once(tmp_path: Path):
+    def loss(*_: object) -> tuple[Tensor, Mapping[str, float | Tensor]]:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(network(), loss, CONFIG, tmp_path)
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_the_watcher_sees_every_step_its_figures_and_its_average(tmp_path: Path):
+    model = network()
+    config = replace(CONFIG, log_every=4)
+    calls: list[tuple[int, set[str], int]] = []
+    average: dict[str, Tensor] = {}
+
+    def watch(step: int, figures: Mapping[str, float], weights: Mapping[str, Tensor]) -> None:
+        there = (tmp_path / "checkpoint.safetensors").exists()
+        calls.append((step, set(figures), read_average(tmp_path)[1] if there else 0))
+        average.update({name: weight.clone() for name, weight in weights.items()})
+
+    fit(model, regression(model), replace(config, checkpoint_minutes=0), tmp_path, watch=watch)
+    names = {"loss", "number", "gradient"}
+    # Before the checkpoint of the step: a run that is killed here repeats the step and this call.
+    assert calls == [(step + 1, names if step % 4 == 0 else set(), step) for step in range(12)]
+    stored = read_average(tmp_path)[0]
+    assert average.keys() == stored.keys() and all(torch.equal(average[n], stored[n]) for n in stored)
+
+
+def test_settings_of_the_caller_are_kept_and_other_ones_refused(tmp_path: Path):
+    def go(settings: dict[str, Any] | None) -> None:
+        model = network()
+        fit(model, regression(model), CONFIG, tmp_path, until=0, settings=settings)
+
+    go({"data": {"root": "a"}, "sizes": (1, 2)})
+    kept = (tmp_path / "config.json").read_text()
+    assert json.loads(kept)["data"] == {"root": "a"}
+    go({"data": {"root": "a"}, "sizes": (1, 2)})
+    for other, message in (
+        ({"data": {"root": "b"}, "sizes": (1, 2)}, r"'data': \({'root': 'a'}, {'root': 'b'}\)}"),
+        ({"data": {"root": "a"}}, r"'sizes': \(\[1, 2\], None\)}"),
+        (None, r"'data': .*, 'sizes': "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            go(other)
+    assert (tmp_path / "config.json").read_text() == kept
+    assert read_average(tmp_path)[1] == 2
+
+
+def test_one_process_trains_in_several_precisions(tmp_path: Path):
+    seen: list[torch.dtype] = []
+    for precision in ("no", "bf16", "no"):
+        model = network()
+
+        def loss(
+            part: Part, generator: torch.Generator, model: nn.Module = model
+        ) -> tuple[Tensor, Mapping[str, float | Tensor]]:
+            seen.append(model(torch.zeros(1, 4)).dtype)
+            return regression(model)(part, generator)
+
+        fit(model, loss, replace(CONFIG, precision=precision), tmp_path / str(len(seen)), until=0)
+    assert seen == [torch.float32, torch.bfloat16, torch.float32]
+
+
+def test_precisions_that_are_not_to_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for precision, message in (("fp16", "precision: fp16 needs a CUDA GPU"), ("fp8", "got 'fp8'")):
+        with pytest.raises(ValueError, match=message):
+            run(replace(CONFIG, precision=precision), tmp_path)
+    assert not list(tmp_path.iterdir())
