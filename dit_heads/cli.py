@@ -56,8 +56,8 @@ class Generate:
             layout.resolve(heads)
         if settings.negative_prompt and layout.family == "flux":
             raise ValueError(
-                "negative_prompt: expected none for FLUX, whose guidance is distilled into it: it makes no call "
-                f"that would read '{settings.negative_prompt}'"
+                "negative_prompt: expected none for FLUX, whose guidance is distilled into it: it makes "
+                f"no call that would read '{settings.negative_prompt}'"
             )
         if settings.model in EMBEDDED:
             _warn_of_unknown_words(settings)
@@ -101,9 +101,16 @@ class Train:
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
 
     def run(self) -> None:
+        from dit_heads.models import quiet_loading
+
+        quiet_loading()  # what `train` imports has something to say already
+        from accelerate import PartialState
+
         from dit_heads.loras.train import train
 
-        print(f"wrote {train(self.config)}")
+        path = train(self.config)
+        if PartialState().is_main_process:
+            print(f"wrote {path}")
 
 
 @dataclass(frozen=True)

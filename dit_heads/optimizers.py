@@ -35,7 +35,8 @@ class Descent:
             raise ValueError(f"optimizer: expected 'adamw', 'adamw8bit' or 'muon', got {kind!r}")
         if kind == "muon" and scaler is not None:
             raise ValueError("optimizer: 'muon' trains in bf16 or without mixed precision, not in fp16")
-        self.rate, self.weights, self.scaler = rate, weights, scaler
+        self.rate, self.weights = rate, weights
+        self.scaler: Any = scaler
         hidden = {n for n, p in weights.items() if kind == "muon" and p.ndim >= 2 and not _is_embedding(n)}
         self.matrices = {
             n: _as_stored(w.detach(), w).view(len(w), -1) for n, w in weights.items() if n in hidden

@@ -40,6 +40,7 @@ class Part:
     count: int = 1
 
 
+SMALLEST_SCALE = 2.0**-10  # of a loss in fp16: below it, all gradients overflow in one step after another
 Loss = Callable[[Part, torch.Generator], "tuple[Tensor, Mapping[str, float | Tensor]]"]
 Watch = Callable[[int, Mapping[str, float], Mapping[str, Tensor]], None]
 
@@ -88,7 +89,8 @@ def fit(
     checkpoint, and so do Ctrl-C and SIGTERM once the step is done (KeyboardInterrupt). `watch(steps done,
     figures, averaged weights)` is called after every step and before its checkpoint, so that a run that was
     killed repeats the call rather than misses it; figures come when they are logged. Frozen weights and
-    buffers are not stored."""
+    buffers are not stored. Raises ValueError naming the step if its gradient is not finite, before it does
+    harm."""
     if config.accumulate < 1:
         raise ValueError(f"accumulate: expected at least 1, got {config.accumulate}")
     precision = training_precision(config.precision)
@@ -120,6 +122,7 @@ def fit(
             descent.unscale()
             norm: Any = accelerator.clip_grad_norm_(list(weights.values()), config.clip)
             log.add(step, {"gradient": norm})
+            _check_finite(float(norm), step, accelerator.scaler)
             descent.step(rate_at(step, config))
             _follow(average, weights, min(config.ema, (1 + step) / (10 + step)))
             shown: dict[str, float] = {}
@@ -182,6 +185,16 @@ def _generator(seed: int, part: Part) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + part.step + part.index * 2_654_435_761)
 
 
+def _check_finite(norm: float, step: int, scaler: Any) -> None:
+    """fp16 leaves a step out whose gradients overflow, and scales the next loss less; nothing else may."""
+    if math.isfinite(norm) or (scaler is not None and scaler.get_scale() > SMALLEST_SCALE):
+        return
+    raise ValueError(
+        f"loss: expected a finite gradient, got {norm} at step {step}; a lower learning_rate may help, "
+        "and the last checkpoint is kept"
+    )
+
+
 def _average_gradients(accelerator: Accelerator, weights: Iterable[nn.Parameter]) -> None:
     """The mean over processes of what each found for its parts."""
     if accelerator.num_processes == 1:
@@ -210,7 +223,7 @@ def rate_at(step: int, config: FitConfig) -> float:
 
 
 def training_precision(wanted: str) -> str:
-    """A precision of `FitConfig`, "auto" settled for this machine. Raises ValueError for one that is not to be
+    """A precision of `FitConfig`, "auto" settled for this machine. Raises ValueError for one that cannot be
     had here."""
     if wanted not in ("auto", "no", "bf16", "fp16"):
         raise ValueError(f"precision: expected auto, no, bf16 or fp16, got {wanted!r}")

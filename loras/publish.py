@@ -64,11 +64,16 @@ def _front_matter(config: TrainConfig, pipe: Any) -> str:
 def _code(config: TrainConfig, kind: str) -> str:
     """How the LoRA is used, from the hub or from the folder of the file."""
     if config.model in EMBEDDED:
-        start = ["from dit_heads import load_embedded", "", f"pipe = load_embedded({json.dumps(EMBEDDED[config.model])})"]
+        start = f"""from dit_heads import load_embedded
+
+pipe = load_embedded({json.dumps(EMBEDDED[config.model])})"""
     else:
-        start = [f"from diffusers import {kind}", "", f"pipe = {kind}.from_pretrained({json.dumps(config.model)})"]
-    where = config.watch.hub_id or "."
-    return "\n".join([*start, f'pipe.load_lora_weights({json.dumps(where)}, weight_name="{FILE}")'])
+        start = f"""from diffusers import {kind}
+
+pipe = {kind}.from_pretrained({json.dumps(config.model)})"""
+    where = json.dumps(config.watch.hub_id or ".")
+    return f'''{start}
+pipe.load_lora_weights({where}, weight_name="{FILE}")'''
 
 
 def check_hub(hub_id: str | None) -> None:

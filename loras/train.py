@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from diffusers import FluxPipeline
+from tqdm import tqdm
 
 from dit_heads.loras.base import (
     TEXT_TOKENS,
@@ -28,9 +29,7 @@ from dit_heads.loras.loss import UNSAID, SetLoss
 from dit_heads.loras.publish import check_hub, push, write_card
 from dit_heads.loras.watch import Watcher, check_tracking
 from dit_heads.pictures import check_writable, write_png
-from dit_heads.training import FitConfig, fit, training_precision
-
-FIXED = ("model", "data", "adapter", "loss")  # settings that a run must go on with
+from dit_heads.training import FitConfig, fit, training_precision, write_atomically
 
 
 def train(config: TrainConfig) -> Path:
@@ -54,8 +53,14 @@ def train(config: TrainConfig) -> Path:
     if config.optimization.gradient_checkpointing:
         pipe.transformer.enable_gradient_checkpointing()
     watch = Watcher(pipe, loss, config, validation, precision) if state.is_main_process else None
-    settings = {key: value for key, value in as_mapping(config).items() if key in FIXED}
-    fit(pipe.transformer, loss, fit_config(config, precision), config.out, settings=settings, watch=watch)
+    fit(
+        pipe.transformer,
+        loss,
+        fit_config(config, precision),
+        config.out,
+        settings=fixed_settings(config),
+        watch=watch,
+    )
     path = config.out / "lora.safetensors"
     if state.is_main_process:
         save_lora(pipe.transformer, path, metadata={"dit_heads": json.dumps(as_mapping(config))})
@@ -84,6 +89,14 @@ def fit_config(config: TrainConfig, precision: str) -> FitConfig:
         seed=config.seed,
         accumulate=chosen.accumulate,
     )
+
+
+def fixed_settings(config: TrainConfig) -> dict[str, Any]:
+    """What a run must go on with, beside what `FitConfig` holds; no two sections share a name."""
+    sections = as_mapping(config)
+    fixed = {"model": config.model, "batch_size": config.optimization.batch_size}
+    fixed |= sections["data"] | sections["adapter"] | sections["loss"]
+    return {key: value for key, value in fixed.items() if key != "cache"}
 
 
 def _check_run(config: TrainConfig, processes: int) -> None:
@@ -166,15 +179,24 @@ def _prior(pipe: Any, config: TrainConfig, *, show: bool) -> SetDataset | None:
 
 def _draw_prior(pipe: Any, prompt: str, folder: Path, config: TrainConfig, *, show: bool) -> None:
     (height, width), *_ = config.data.sizes
-    pipe.set_progress_bar_config(disable=not show)
-    for number in range(config.loss.prior_count):
+    watch, tokens = config.watch, config.data.text_tokens
+    call: dict[str, Any] = {"height": height, "width": width, "num_inference_steps": watch.sample_steps}
+    if tokens is not None:
+        call["max_sequence_length"] = tokens
+    if watch.guidance_scale is not None:
+        call["guidance_scale"] = watch.guidance_scale
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in tqdm(range(config.loss.prior_count), desc="drawing prior", leave=False, disable=not show):
         path = folder / f"prior-{number:04}.png"
         if path.exists():
             continue
-        generator = torch.Generator().manual_seed(number)
-        call: dict[str, Any] = {"num_inference_steps": config.watch.sample_steps, "generator": generator}
-        image = pipe(prompt, height=height, width=width, **call).images[0]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".txt").write_text(prompt)
+        with _in_its_format(pipe.transformer):
+            image = pipe(prompt, generator=torch.Generator().manual_seed(number), **call).images[0]
+        write_atomically(path.with_suffix(".txt"), prompt)
         write_png(image, path, {"prompt": prompt, "seed": number})
-    pipe.set_progress_bar_config(disable=True)
+
+
+def _in_its_format(transformer: Any) -> Any:
+    """Where a transformer in half precision reads the float32 that other parts of a pipeline put out."""
+    kind = transformer.dtype
+    return torch.autocast(transformer.device.type, kind, enabled=kind != torch.float32)

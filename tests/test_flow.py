@@ -89,7 +89,7 @@ def test_mode_sigmas_are_those_of_diffusers_from_the_same_draw(scale: float):
 
 
 def test_shifted_sigmas_are_the_schedulers():
-    plain, moved = (FlowMatchEulerDiscreteScheduler(shift=shift).sigmas for shift in (1.0, 2.5))
+    plain, moved = (torch.as_tensor(FlowMatchEulerDiscreteScheduler(shift=s).sigmas) for s in (1.0, 2.5))
     torch.testing.assert_close(shifted(plain, 2.5), moved)
     assert shifted(torch.tensor([0.0, 0.5, 1.0]), 3.0).tolist() == [0.0, 0.75, 1.0]
 

@@ -23,8 +23,8 @@ def load_embedded(name: str = "sd3") -> Any:
 
 
 def embedded_lora(task: str) -> Path:
-    """The file of an In-Context LoRA of the embedded SD3, for `pipe.load_lora_weights` and `load_lora`: "sky",
-    "grounds" or "turntable".
+    """The file of an In-Context LoRA of the embedded SD3, for `pipe.load_lora_weights` and `load_lora`.
+
 
     Raises ValueError for another name."""
     found = {path.stem: path for path in sorted((WEIGHTS / "loras").glob("*.safetensors"))}

@@ -1,6 +1,7 @@
 """The weights that the package ships, on scenes that training never saw."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from dit_heads.embedded.render import render
 from dit_heads.embedded.vae import reconstruction_psnr, to_tensor
 from dit_heads.layouts import layout_of
 
-USUAL = {"num_inference_steps": 28, "max_sequence_length": OWN_TEXT_TOKENS}
+USUAL: dict[str, Any] = {"num_inference_steps": 28, "max_sequence_length": OWN_TEXT_TOKENS}
 
 
 @pytest.fixture(scope="module")

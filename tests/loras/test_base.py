@@ -127,7 +127,7 @@ def test_a_new_adapter_changes_nothing_and_its_gradient_is_not_zero(kind: str, d
 
 
 def test_only_the_adapter_trains_in_float32_on_a_base_in_bfloat16():
-    model = tiny.sd3().to(torch.bfloat16).requires_grad_(False)
+    model = tiny.sd3(dtype=torch.bfloat16).requires_grad_(False)
     add_adapter(model, AdapterConfig(rank=3), 0)
     assert {p.dtype for p in trained(model).values()} == {torch.float32}
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
@@ -136,7 +136,7 @@ def test_only_the_adapter_trains_in_float32_on_a_base_in_bfloat16():
 
 @pytest.mark.parametrize(("alpha", "scale"), [(None, 1.0), (6.0, 2.0)])
 def test_a_change_is_scaled_by_alpha_over_rank(alpha: float | None, scale: float):
-    model = tiny.sd3()
+    model: Any = tiny.sd3()
     add_adapter(model, AdapterConfig(rank=3, alpha=alpha, targets=("attn.to_q",), blocks="L2"), 0)
     layer: Any = model.transformer_blocks[2].attn.to_q
     a, b = layer.lora_A.default.weight, layer.lora_B.default.weight

@@ -135,7 +135,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, data: bytes | None)
     path = tmp_path / "c.yaml"
     if data is not None:
         path.write_bytes(data)
-    with pytest.raises(ValueError, match="config: cannot read '.*c.yaml': "):
+    with pytest.raises(ValueError, match=r"config: cannot read '.*c\.yaml': "):
         read_config(path)
 
 

@@ -29,8 +29,8 @@ UNUSED = torch.Generator()
 
 
 def make_sets(root: Path, count: int, *, shift: int = 0) -> Path:
-    """Set k has two panels whose red is 10 k and 10 k + 1, blue at the left, and the caption "set k"; odd ones
-    are tall. `shift` is added to k."""
+    """Set k has two panels whose red is 10 k and 10 k + 1, blue at the left, and the caption "set k"; odd
+    ones are tall. `shift` is added to k."""
     for k in range(shift, count + shift):
         for p in range(2):
             image = Image.new("RGB", (64, 128 if k % 2 else 64), (10 * k + p, 0, 0))
@@ -147,8 +147,9 @@ def test_what_a_sample_gets_does_not_depend_on_how_the_batch_is_shared(base: Fix
     torch.manual_seed(3)
     (again,) = asked(base.make(), Part(7), monkeypatch)
     assert torch.equal(again.noise, whole.noise) and torch.equal(again.sigmas, whole.sigmas)
-    for other in (asked(loss, Part(8), monkeypatch), asked(replace(base, seed=1).make(), Part(7), monkeypatch)):
-        assert not torch.isin(other[0].sigmas, whole.sigmas).any()
+    for other, step in ((loss, 8), (replace(base, seed=1).make(), 7)):
+        (another,) = asked(other, Part(step), monkeypatch)
+        assert not torch.isin(another.sigmas, whole.sigmas).any()
 
 
 def test_the_prior_has_noise_of_its_own(base: Fixture, sets: Path, monkeypatch: Any):
@@ -163,10 +164,15 @@ def test_the_error_of_a_panel_of_weight_zero_does_not_count(base: Fixture):
     """By hand: the mean error of the right panel alone, and its gradient."""
     loss = replace(base, config=LossConfig(panel_weights=(0, 2), caption_dropout=0)).make()
     model, outputs = loss.transformer, []
-    handle = model.register_forward_hook(lambda *call: outputs.append(call[-1][0]) or call[-1][0].retain_grad())
+
+    def keep(_: object, __: object, output: tuple[Tensor]) -> None:
+        output[0].retain_grad()
+        outputs.append(output[0])
+
+    with_hook = model.register_forward_hook(keep)
     value, _ = loss(Part(2), UNUSED)
     value.backward()
-    handle.remove()
+    with_hook.remove()
     assert not outputs[0].grad[..., :4].any() and outputs[0].grad[..., 4:].all()  # 4 latents are 32 pixels
     ours = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
@@ -256,7 +262,8 @@ def test_noise_levels_are_drawn_as_asked(base: Fixture, timesteps: Any, monkeypa
         assert torch.logit(sigmas.double()).mean().item() == pytest.approx(0.5, abs=0.15)
         assert torch.logit(sigmas.double()).std().item() == pytest.approx(2.0, abs=0.1)
     else:  # without a scale, the mode draw is uniform too
-        assert [(sigmas < q).float().mean().item() for q in (0.25, 0.5)] == pytest.approx([0.25, 0.5], abs=0.04)
+        below = [(sigmas < q).float().mean().item() for q in (0.25, 0.5)]
+        assert below == pytest.approx([0.25, 0.5], abs=0.04)
 
 
 def test_the_shift_is_a_number_or_fluxs_by_resolution(base: Fixture, monkeypatch: Any):

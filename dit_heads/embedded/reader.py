@@ -1,0 +1,79 @@
+"""How FLUX's T5 learns to read before its transformer does: queries find in its tokens what a caption says.
+
+SD3's T5 is a bag of words, since CLIP's tokens tell SD3 which attribute belongs to which solid, and which
+solid comes first. FLUX reads no CLIP tokens, and its attention knows no order of text, so that all of this
+has to be in each T5 token. A real T5 has it from pre-training on text; this one has it from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import T5EncoderModel
+
+from dit_heads.embedded.captions import described, varied_caption
+from dit_heads.embedded.clip import tokenize
+from dit_heads.embedded.data import ATTRIBUTES
+from dit_heads.embedded.judge import SLOTS, WHOLE, labels
+from dit_heads.embedded.scenes import Scene
+from dit_heads.embedded.sd3 import WIDTH
+from dit_heads.training import Part
+
+LENGTHS = (32, 32, 32, 32, 64, 128)  # tokens: padding of any length says nothing
+
+
+class Reader(nn.Module):
+    """A T5, and one attention layer by which the whole picture and each solid from left to right ask its
+    tokens for their attributes. It has no positions of text, as FLUX has none."""
+
+    def __init__(self, t5: T5EncoderModel) -> None:
+        super().__init__()
+        self.t5 = t5
+        self.query = nn.Parameter(torch.randn(1 + SLOTS, WIDTH) * 0.5)
+        self.attention = nn.MultiheadAttention(WIDTH, 6, batch_first=True)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.whole = nn.ModuleDict({n: nn.Linear(WIDTH, len(v)) for n, v in WHOLE.items()})
+        self.solid = nn.ModuleDict({n: nn.Linear(WIDTH, len(v)) for n, v in ATTRIBUTES.items()})
+
+    def forward(self, ids: Tensor) -> dict[str, Tensor]:
+        """Token ids [B, L] -> logits as the judge gives them of a picture."""
+        tokens = self.t5(input_ids=ids).last_hidden_state
+        asked = self.query.expand(len(ids), -1, -1)
+        read = self.norm(asked + self.attention(asked, tokens, tokens, need_weights=False)[0])
+        out = {name: head(read[:, 0]) for name, head in self.whole.items()}
+        return out | {name: head(read[:, 1:]) for name, head in self.solid.items()}
+
+
+class ReaderLoss:
+    """Cross-entropy of every attribute of random captions of scenes."""
+
+    def __init__(self, reader: Reader, tokenizer: Any, scenes: Sequence[Scene], batch: int = 64) -> None:
+        self.reader, self.tokenizer, self.scenes, self.batch = reader, tokenizer, scenes, batch
+        self.truth = labels(scenes)
+
+    def __call__(self, part: Part, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float | Tensor]]:
+        which = torch.randint(len(self.scenes), (self.batch,), generator=generator)
+        length = LENGTHS[int(torch.randint(len(LENGTHS), (), generator=generator))]
+        rng = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
+        say = described if length == max(LENGTHS) else varied_caption
+        captions = [say(self.scenes[i], rng) for i in which.tolist()]
+        said = self.reader(tokenize(self.tokenizer, captions, length))
+        losses = {
+            name: F.cross_entropy(said[name].float().flatten(0, -2), truth[which].flatten(), ignore_index=-1)
+            for name, truth in self.truth.items()
+        }
+        return sum(losses.values(), torch.zeros(())), {k: losses[k] for k in ("shape", "colour", "count")}
+
+
+@torch.no_grad()
+def reading(reader: Reader, tokenizer: Any, scenes: Sequence[Scene], captions: Sequence[str]) -> float:
+    """Share of the solids of captions whose shape and colour are read at their place from left to right."""
+    truth, said = labels(scenes), reader(tokenize(tokenizer, list(captions), max(LENGTHS)))
+    there = truth["shape"] >= 0
+    right = [said[name].argmax(-1) == truth[name] for name in ("shape", "colour")]
+    return (right[0] & right[1])[there].float().mean().item()
