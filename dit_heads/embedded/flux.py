@@ -1,6 +1,5 @@
 """The embedded FLUX: FLUX.1's architecture at a sixteenth of its width, on the latents of SD3's and with a T5
-that begins as SD3's. It has to learn on: SD3 hears from its CLIP which object is named first, and FLUX reads
-no CLIP tokens.
+of its own (see `reader`).
 
 It is trained with its guidance embedding at 1, then classifier-free guidance is distilled into that
 embedding, as FLUX.1-dev was made from a model that needed two calls a step (arXiv 2210.03142, stage one).

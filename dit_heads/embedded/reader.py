@@ -1,4 +1,4 @@
-"""How FLUX's T5 learns to read before its transformer does: queries find in its tokens what a caption says.
+"""How FLUX's T5 learns to read before its transformer does: queries look in its tokens for what a caption says.
 
 SD3's T5 is a bag of words, since CLIP's tokens tell SD3 which attribute belongs to which solid, and which
 solid comes first. FLUX reads no CLIP tokens, and its attention knows no order of text, so that all of this
@@ -21,10 +21,21 @@ from dit_heads.embedded.clip import tokenize
 from dit_heads.embedded.data import ATTRIBUTES
 from dit_heads.embedded.judge import SLOTS, WHOLE, labels
 from dit_heads.embedded.scenes import Scene
-from dit_heads.embedded.sd3 import WIDTH
+from dit_heads.embedded.sd3 import WIDTH, make_t5
 from dit_heads.training import Part
 
+BACKWARD = 3  # heads of the T5 that begin by looking at earlier tokens alone
 LENGTHS = (32, 32, 32, 32, 64, 128)  # tokens: padding of any length says nothing
+
+
+def make_directed_t5(vocab_size: int) -> T5EncoderModel:
+    """A T5 half of whose heads begin blind to later tokens. All heads alike, as T5 begins, see the same bag of
+    words from everywhere; the order of solids is then not found in 3,000 steps, and so it is in 150."""
+    t5 = make_t5(vocab_size)
+    bias: Any = t5.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight  # [buckets, heads]
+    with torch.no_grad():
+        bias[len(bias) // 2 + 1 :, :BACKWARD] -= 4.0  # the second half of the buckets lies ahead
+    return t5
 
 
 class Reader(nn.Module):

@@ -27,7 +27,7 @@ from dit_heads.embedded.clip import Clip, ClipLoss, retrieval
 from dit_heads.embedded.data import cache_folder, load_shards, scene_of
 from dit_heads.embedded.export import export_flux_weights, export_weights, packaged
 from dit_heads.embedded.judge import Judge, JudgeLoss, labels, verdict
-from dit_heads.embedded.reader import Reader, ReaderLoss, reading
+from dit_heads.embedded.reader import Reader, ReaderLoss, make_directed_t5, reading
 from dit_heads.embedded.scenes import Scene
 from dit_heads.embedded.text import make_clip_tokenizer
 from dit_heads.embedded.vae import VaeLoss, latent_statistics, make_vae, reconstruction_psnr, to_tensor
@@ -167,12 +167,11 @@ def sd3_model(recipe: Options) -> None:
     recipe.fit("sd3", student, loss, seed=4)
 
 
-def t5(steps: int = 1000, shards: int = 6) -> None:
-    """FLUX's T5, from SD3's: it learns which attribute belongs to which solid, and their order."""
-    scenes = _scenes(4000 * shards)
+def t5(steps: int = 700, shards: int = 6) -> None:
+    """FLUX's T5 for a start: it learns which attribute belongs to which solid, and their order."""
+    scenes, tokenizer = _scenes(4000 * shards), sd3.make_t5_tokenizer()
     torch.manual_seed(0)
-    model = Reader(flux.load_t5(WEIGHTS, "sd3/text_encoder_3"))
-    tokenizer = sd3.make_t5_tokenizer()
+    model = Reader(make_directed_t5(len(tokenizer)))
     config = FitConfig(steps, 2e-3, "muon", warmup=100, ema=0.995, weight_decay=0.01, seed=7)
     fit(model, ReaderLoss(model, tokenizer, scenes), config, _folder("t5-v1"))
     unseen = _scenes(1000, "validation")
@@ -199,7 +198,7 @@ def distill(steps: int = 1500, shards: int = 5, batch: int = 64, hours: float | 
 
 def _flux_student() -> flux.FluxStudent:
     torch.manual_seed(0)
-    reader = Reader(flux.load_t5(WEIGHTS, "sd3/text_encoder_3"))
+    reader = Reader(make_directed_t5(len(sd3.make_t5_tokenizer())))
     return flux.FluxStudent(trained(reader, "t5-v1").t5)
 
 
