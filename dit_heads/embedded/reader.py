@@ -1,4 +1,4 @@
-"""How FLUX's T5 learns to read before its transformer does: queries look in its tokens for what a caption says.
+"""How FLUX's T5 learns to read before its transformer does: queries look in its tokens for what captions say.
 
 SD3's T5 is a bag of words, since CLIP's tokens tell SD3 which attribute belongs to which solid, and which
 solid comes first. FLUX reads no CLIP tokens, and its attention knows no order of text, so that all of this
@@ -29,8 +29,8 @@ LENGTHS = (32, 32, 32, 32, 64, 128)  # tokens: padding of any length says nothin
 
 
 def make_directed_t5(vocab_size: int) -> T5EncoderModel:
-    """A T5 half of whose heads begin blind to later tokens. All heads alike, as T5 begins, see the same bag of
-    words from everywhere; the order of solids is then not found in 3,000 steps, and so it is in 150."""
+    """A T5 half of whose heads begin blind to later tokens. Heads that begin alike all see the same bag of
+    words from everywhere: after 1,300 steps the order of solids was not found. So it is in 150."""
     t5 = make_t5(vocab_size)
     bias: Any = t5.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight  # [buckets, heads]
     with torch.no_grad():
