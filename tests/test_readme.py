@@ -45,9 +45,7 @@ def test_a_runnable_block_runs(block, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "docs/ARCHITECTURE.md", "docs/embedded.md", "docs/in-context.md"]
-)
+@pytest.mark.parametrize("page", ["README.md", "docs/ARCHITECTURE.md", "docs/embedded.md"])
 def test_links_to_files_lead_somewhere(page):
     targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", (ROOT / page).read_text())
     assert [target for target in targets if not (ROOT / page).parent.joinpath(target).exists()] == []

@@ -32,7 +32,8 @@ def make_directed_t5(vocab_size: int) -> T5EncoderModel:
     """A T5 half of whose heads begin blind to later tokens. Heads that begin alike all see the same bag of
     words from everywhere: after 1,300 steps the order of solids was not found. So it is in 150."""
     t5 = make_t5(vocab_size)
-    bias: Any = t5.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight  # [buckets, heads]
+    block: Any = t5.encoder.block[0]
+    bias = block.layer[0].SelfAttention.relative_attention_bias.weight  # [buckets, heads]
     with torch.no_grad():
         bias[len(bias) // 2 + 1 :, :BACKWARD] -= 4.0  # the second half of the buckets lies ahead
     return t5

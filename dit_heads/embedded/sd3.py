@@ -131,6 +131,7 @@ class Batch:
     captions: list[str]
     length: int  # T5 tokens
     coverage: Tensor | None  # [B, tokens, 19]
+    heard: list[str]  # what CLIP reads
 
 
 class Corpus:
@@ -145,27 +146,41 @@ class Corpus:
         batch: int,
         stock: int = STOCK,
         dots: float = 1.0,
+        panels: float = 0.1,
+        deaf: float = 0.0,
     ) -> None:
         """`latents` [N, C, 16, 16]; `composites` has an entry for each of `GRIDS`: latents [n, C, h, w] and
         the scenes of each one's panels. `stock`: T5 tokens of the pipeline's default. `dots`: how much more
-        often a scene with a dotted solid is drawn."""
+        often a scene with a dotted solid is drawn. `panels`: share of batches that are composites. `deaf`:
+        share of captions that T5 reads and CLIP does not."""
         self.latents, self.coverage, self.scenes, self.batch = latents, coverage, scenes, batch
-        self.composites, self.stock = composites, stock
+        self.composites, self.stock, self.panels, self.deaf = composites, stock, panels, deaf
         dotted = [any(solid.texture == "dotted" for solid in scene.solids) for scene in scenes]
         odds = np.where(dotted, dots, 1.0)
         self.odds = odds / odds.sum()
 
     def draw(self, generator: torch.Generator, *, stock_length: bool) -> Batch:
-        """A batch of single pictures, or in one draw of ten of composites, a tenth of them without a caption;
-        `stock_length` pads every other batch to the pipeline's default."""
+        """A batch of single pictures or of composites, a tenth of them without a caption; `stock_length` pads
+        every other batch to the pipeline's default."""
         kind = torch.rand(2, generator=generator).tolist()
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
-        if kind[0] < 0.1 and self.composites:
+        if kind[0] < self.panels and self.composites:
             return self._composites(rng)
         length = self._length(kind[1], stock_length)
         which = rng.choice(len(self.scenes), size=self._count(length), p=self.odds)
         said = [self._say(self.scenes[i], length, rng) for i in which]
-        return Batch(self.latents[which].float(), _drop(said, rng), length, self._cover(which))
+        return self._batch(self.latents[which], said, length, self._cover(which), rng)
+
+    def _batch(
+        self,
+        latents: Tensor,
+        said: list[str],
+        length: int,
+        coverage: Tensor | None,
+        rng: np.random.Generator,
+    ) -> Batch:
+        said = _drop(said, rng, 0.1)
+        return Batch(latents.float(), said, length, coverage, _drop(said, rng, self.deaf))
 
     def _length(self, draw: float, stock_length: bool) -> int:
         """T5 is called without a mask, so it must learn that padding of any length says nothing."""
@@ -194,11 +209,11 @@ class Corpus:
         panel_captions = [[caption(self.scenes[i]) for i in panels[w]] for w in which]
         said = [joint_caption(each, rows, columns, rng) for each in panel_captions]
         longest = max(len(s.replace(",", " ,").replace(".", " .").split()) for s in said) + 1
-        return Batch(latents[which].float(), _drop(said, rng), -(-longest // 32) * 32, None)
+        return self._batch(latents[which], said, -(-longest // 32) * 32, None, rng)
 
 
-def _drop(captions: list[str], rng: np.random.Generator) -> list[str]:
-    return ["" if rng.random() < 0.1 else c for c in captions]
+def _drop(captions: list[str], rng: np.random.Generator, share: float) -> list[str]:
+    return ["" if rng.random() < share else c for c in captions]
 
 
 class TextEncoders:
@@ -208,9 +223,11 @@ class TextEncoders:
         self.towers = (text.eval().requires_grad_(False), text_2.eval().requires_grad_(False))
         self.clip_tokenizer, self.t5_tokenizer = make_clip_tokenizer(), make_t5_tokenizer()
 
-    def __call__(self, t5: nn.Module, captions: list[str], length: int) -> tuple[Tensor, Tensor]:
-        """Joint text tokens [B, 32 + length, 192] and the pooled vector [B, 192]."""
-        ids = tokenize(self.clip_tokenizer, captions)
+    def __call__(
+        self, t5: nn.Module, captions: list[str], length: int, heard: list[str]
+    ) -> tuple[Tensor, Tensor]:
+        """Joint text tokens [B, 32 + length, 192] and the pooled vector [B, 192]; CLIP reads `heard`."""
+        ids = tokenize(self.clip_tokenizer, heard)
         with torch.no_grad():
             outs = [tower(input_ids=ids, output_hidden_states=True) for tower in self.towers]
         clip = torch.cat([o.hidden_states[-2] for o in outs], -1)
@@ -275,7 +292,7 @@ class Sd3Loss(ProbedLoss):
     """`ProbedLoss` of a `Student`, whose T5 learns with it, and `TextEncoders`."""
 
     def velocity(self, batch: Batch) -> Velocity:
-        text, pooled = self.texts(self.student.t5, batch.captions, batch.length)
+        text, pooled = self.texts(self.student.t5, batch.captions, batch.length, batch.heard)
         return velocity_of(self.student.transformer, text, pooled)
 
 

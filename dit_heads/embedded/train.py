@@ -135,6 +135,10 @@ class Recipe:
     """What errors on solids weigh more."""
     dots: float = 1.0
     """How much more often scenes with dotted solids are drawn."""
+    panels: float = 0.1
+    """Share of batches that are composites of unrelated panels."""
+    deaf: float = 0.0
+    """Share of captions that T5 has to read alone, as CLIP hears nothing (arXiv 2403.03206)."""
     decline: float = 0.3
     """The last part of the run, in which the rate falls."""
 
@@ -147,7 +151,7 @@ class Recipe:
         fit(student, loss, config, _folder(_run(part, self.warm)), until=_until(self.hours))
 
     def corpus(self, stock: int) -> sd3.Corpus:
-        return _corpus(self.shards, self.batch, stock, self.dots)
+        return _corpus(self.shards, self.batch, stock, dots=self.dots, panels=self.panels, deaf=self.deaf)
 
     def weights(self) -> dict[str, Any]:
         return {"shift": self.shift, "objects": self.objects, "probed": not self.warm}
@@ -222,7 +226,7 @@ def normalised_vae() -> AutoencoderKL:
     return model
 
 
-def _corpus(shards: int, batch: int, stock: int = sd3.STOCK, dots: float = 1.0) -> sd3.Corpus:
+def _corpus(shards: int, batch: int, stock: int = sd3.STOCK, **draws: float) -> sd3.Corpus:
     """The training set as latents, encoded once and kept in the cache folder."""
     path = _folder(f"latents-v1-{shards}.pt")
     data = list(load_shards("train", shards))
@@ -234,7 +238,7 @@ def _corpus(shards: int, batch: int, stock: int = sd3.STOCK, dots: float = 1.0) 
         partial.replace(path)
     stored = torch.load(path, weights_only=True)
     scenes = _scenes(len(coverage))
-    return sd3.Corpus(stored["latents"], coverage, scenes, stored["composites"], batch, stock, dots)
+    return sd3.Corpus(stored["latents"], coverage, scenes, stored["composites"], batch, stock, **draws)
 
 
 def _encode(shards: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, list[tuple[Tensor, list[list[int]]]]]:

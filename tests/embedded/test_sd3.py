@@ -30,12 +30,12 @@ def numbered(count: int, height: int, width: int) -> Tensor:
     return index.expand(count, LATENT_CHANNELS, height, width).half()
 
 
-def corpus(batch: int = 8, *, composites: bool = False) -> Corpus:
+def corpus(batch: int = 8, *, composites: bool = False, deaf: float = 0.0) -> Corpus:
     cover = np.arange(COUNT, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2)
     panels = [np.arange(3 * r * c).reshape(3, r * c) % COUNT for r, c in GRIDS]
     sheets = [(numbered(3, 16 * r, 16 * c), p.tolist()) for (r, c), p in zip(GRIDS, panels, strict=True)]
     cover = cover.repeat(COVERAGE_CHANNELS, 3)
-    return Corpus(numbered(COUNT, 16, 16), cover, SCENES, sheets if composites else [], batch)
+    return Corpus(numbered(COUNT, 16, 16), cover, SCENES, sheets if composites else [], batch, deaf=deaf)
 
 
 def draws(source: Corpus, count: int, *, stock_length: bool = False) -> list[Batch]:
@@ -117,7 +117,7 @@ def test_errors_on_solids_weigh_more_where_noise_lets_see_them(student: Student,
     source = corpus(batch=2)
     coverage = torch.zeros(2, 64, COVERAGE_CHANNELS)
     coverage[:, 9, 2] = 0.5  # half of the token in row 1, column 1, is on a solid
-    batch = Batch(torch.zeros(2, LATENT_CHANNELS, 16, 16), ["", ""], SHORT, coverage)
+    batch = Batch(torch.zeros(2, LATENT_CHANNELS, 16, 16), ["", ""], SHORT, coverage, ["", ""])
     loss = Sd3Loss(student, texts, source, steps=10, objects=4.0)
     weight = loss._weight(batch, torch.tensor([0.3, 0.8]))
     expected = torch.ones(2, 1, 16, 16)
@@ -129,7 +129,7 @@ def test_errors_on_solids_weigh_more_where_noise_lets_see_them(student: Student,
 def test_text_input_is_the_pipelines(pipe: Any, student: Student, texts: TextEncoders):
     said = [caption(SCENES[0]), "", caption(SCENES[1])]
     with torch.no_grad():
-        mine = texts(student.t5, said, MEDIUM)
+        mine = texts(student.t5, said, MEDIUM, said)
         theirs = pipe.encode_prompt(
             said, None, None, do_classifier_free_guidance=False, max_sequence_length=MEDIUM
         )
@@ -169,6 +169,14 @@ def test_pictures_keep_their_captions_and_coverage():
 def test_a_tenth_of_the_captions_is_dropped():
     said = [c for b in draws(corpus(batch=16), 150) for c in b.captions]
     assert sum(c == "" for c in said) / len(said) == pytest.approx(0.1, abs=0.02)
+
+
+def test_t5_reads_a_share_of_the_captions_alone():
+    batches = draws(corpus(batch=16, deaf=0.25), 150)
+    pairs = [pair for b in batches for pair in zip(b.captions, b.heard, strict=True) if pair[0]]
+    assert {heard for said, heard in pairs if heard != said} == {""}
+    assert sum(heard == "" for _, heard in pairs) / len(pairs) == pytest.approx(0.25, abs=0.03)
+    assert all(b.captions == b.heard for b in draws(corpus(batch=16), 10))
 
 
 def test_text_lengths_and_batch_sizes():
