@@ -32,6 +32,11 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "mlp": ("net.0.proj", "net.2", "proj_mlp", "proj_out"),
     "modulation": ("norm1.linear", "norm1_context.linear", "norm.linear"),
 }
+# In 16 bits a transformer and its T5 are too large for one GPU of 24 GB.
+EIGHT_BIT = {
+    "StableDiffusion3Pipeline": ["transformer", "text_encoder_3"],
+    "FluxPipeline": ["transformer", "text_encoder_2"],
+}
 TEXT_TOKENS = {"sd3": 256, "flux": 512}  # T5 tokens by default, as in the pipelines
 
 
@@ -67,12 +72,13 @@ def _eight_bit(model: str, device: torch.device) -> Any:
     from diffusers.quantizers import PipelineQuantizationConfig
 
     quiet_loading()
-    quantization = PipelineQuantizationConfig(
-        quant_backend="bitsandbytes_8bit",
-        quant_kwargs={"load_in_8bit": True},
-        components_to_quantize=["transformer"],
-    )
     try:
+        index: Any = DiffusionPipeline.load_config(model)
+        quantization = PipelineQuantizationConfig(
+            quant_backend="bitsandbytes_8bit",
+            quant_kwargs={"load_in_8bit": True},
+            components_to_quantize=EIGHT_BIT.get(index["_class_name"], ["transformer"]),
+        )
         pipe = DiffusionPipeline.from_pretrained(
             model, quantization_config=quantization, dtype=torch.bfloat16, use_safetensors=True
         )

@@ -54,7 +54,7 @@ def train(config: TrainConfig) -> Path:
     drop_text_encoders(pipe)
     add_adapter(pipe.transformer, config.adapter, config.seed)
     if config.model in EMBEDDED and precision == "bf16" and state.device.type == "cpu":
-        _write_attention_out(pipe.transformer)
+        write_attention_out(pipe.transformer)
     if config.optimization.gradient_checkpointing:
         pipe.transformer.enable_gradient_checkpointing()
     watch = Watcher(pipe, loss, config, validation, precision) if state.is_main_process else None
@@ -75,7 +75,7 @@ def train(config: TrainConfig) -> Path:
     return path
 
 
-def _write_attention_out(transformer: Any) -> None:
+def write_attention_out(transformer: Any) -> None:
     """A third faster on a CPU in bf16; its maps are small with as few tokens as the embedded models see."""
     family = flux if layout_of(transformer).family == "flux" else sd3
     transformer.set_attn_processor(family.TrainingAttention())
