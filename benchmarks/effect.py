@@ -13,19 +13,11 @@ import tyro
 
 from dit_heads import load_embedded
 from dit_heads.embedded.captions import caption
-from dit_heads.embedded.evaluate import OWN_TEXT_TOKENS, paint, unseen_scenes
+from dit_heads.embedded.evaluate import OWN_TEXT_TOKENS, cell, paint, unseen_scenes
 from dit_heads.embedded.export import load_judge
 from dit_heads.embedded.judge import verdict
 from dit_heads.objectives import embedded_clip
 from dit_heads.showcase import PRESET, Choice, columns, read_preset
-
-
-def interval(values: np.ndarray, rounds: int = 2000) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean, resampling prompts."""
-    rng = np.random.default_rng(0)
-    means = values[rng.integers(len(values), size=(rounds, len(values)))].mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def main(count: int = 200, preset: Path = PRESET) -> None:
@@ -46,13 +38,8 @@ def main(count: int = 200, preset: Path = PRESET) -> None:
             clip = 100 * torch.cat([score(p / 2 + 0.5, [caption(s)]) for p, s in pairs]).numpy()
         none = right if none is None else none
         name = column.name + (f" ({choice.label.replace(chr(10), ', ')})" if choice else "")
-        cells = [_cell(v) for v in (right, right - none, clip)]
+        cells = [cell(v) for v in (right, right - none, clip)]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
-
-
-def _cell(values: np.ndarray) -> str:
-    low, high = interval(values)
-    return f"{values.mean():.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _paint(pipe, scenes, cfg: float, choice: Choice | None, steps: int) -> torch.Tensor:

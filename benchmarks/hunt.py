@@ -24,7 +24,7 @@ import tyro
 
 from dit_heads import HeadGuidance, HeadHunter, HeadId, HeadSet, load_embedded
 from dit_heads.embedded.captions import caption, content
-from dit_heads.embedded.evaluate import OWN_TEXT_TOKENS, paint, unseen_scenes
+from dit_heads.embedded.evaluate import OWN_TEXT_TOKENS, cell, interval, paint, unseen_scenes
 from dit_heads.embedded.export import load_judge
 from dit_heads.embedded.judge import verdict
 from dit_heads.embedded.scenes import STYLES, Scene
@@ -37,18 +37,11 @@ from dit_heads.training import write_atomically
 from dit_heads.trials import batches_of
 
 GENERAL = HuntConfig(per_round=4, scale=2.0, steps=20, batch=32)
-STYLE = HuntConfig(rounds=5, per_round=1, scale=2.0, steps=20, batch=32)
+STYLE = HuntConfig(rounds=3, per_round=1, scale=2.0, steps=20, batch=32)
 SCALES, SOFTNESSES = (0.5, 1.0, 2.0), (0.25, 0.5, 1.0)
 CFG, STEPS = 4.0, 28
+SOLIDS = 3  # of general prompts: with fewer, the model is right without guidance
 Guided = tuple[HeadSet, float, float]  # heads, scale, softness
-
-
-def interval(values: np.ndarray, rounds: int = 4000) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean, resampling prompts."""
-    rng = np.random.default_rng(0)
-    means = values[rng.integers(len(values), size=(rounds, len(values)))].mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:
@@ -93,7 +86,7 @@ class Bench:
         self.folder, self.pipe = folder, load_embedded("sd3")
         self.pipe.set_progress_bar_config(disable=True)
         self.judge, self.clip = load_judge(), embedded_clip()
-        self.scenes = unseen_scenes("test", count)
+        self.scenes = unseen_scenes("test", count, solids=SOLIDS)
 
     def hunter(self, name: str, prompts: Sequence[str], config: HuntConfig) -> HeadHunter:
         call = {"max_sequence_length": OWN_TEXT_TOKENS}
@@ -144,19 +137,15 @@ class Bench:
             ]
             values = [right, 100 * torch.cat(parts).numpy()]
             none = none or values
-            cells = [cell for v, n in zip(values, none, strict=True) for cell in (_cell(v), _cell(v - n))]
-            shown = f"{name} ({guided[0]}, w {guided[1]:g}, u {guided[2]:g})" if guided else name
-            print(f"| {shown} | {' | '.join(cells)} |", flush=True)
-
-
-def _cell(values: np.ndarray) -> str:
-    low, high = interval(values)
-    return f"{values.mean():.2f} [{low:.2f}, {high:.2f}]"
+            pairs = zip(values, none, strict=True)
+            cells = [shown for v, n in pairs for shown in (cell(v), cell(v - n))]
+            said = f"{name} ({guided[0]}, w {guided[1]:g}, u {guided[2]:g})" if guided else name
+            print(f"| {said} | {' | '.join(cells)} |", flush=True)
 
 
 def general(bench: Bench) -> None:
     """The general search, exhaustive and fast, and what both find worth on test prompts."""
-    prompts = [caption(scene) for scene in unseen_scenes("validation", 20)]
+    prompts = _validation_prompts()
     whole = bench.search("general", prompts, GENERAL)
     fast = bench.search("general-fast", prompts, replace(GENERAL, method="fast"))
     compare(whole, fast)
@@ -166,6 +155,10 @@ def general(bench: Bench) -> None:
     layer, _ = bench.strongest(whole.hunter, _blocks(bench))
     rows = _rows(heads, layer) | {"fast HeadHunter": (1.0, fast_heads)}
     bench.held_out(bench.scenes, [caption(scene) for scene in bench.scenes], rows)
+
+
+def _validation_prompts() -> list[str]:
+    return [caption(scene) for scene in unseen_scenes("validation", 20, solids=SOLIDS)]
 
 
 def _rows(heads: Guided, layer: Guided) -> dict[str, tuple[float, Guided | None]]:
@@ -235,7 +228,7 @@ def _places(result: Result) -> list[str]:
 
 def interactions(bench: Bench, top: int = 20, pairs: int = 8) -> None:
     """What two of the best heads gain together beyond what they gain alone, as a picture."""
-    prompts = [caption(scene) for scene in unseen_scenes("validation", 20)]
+    prompts = _validation_prompts()
     singles = bench.search("general", prompts, GENERAL).result.rounds[0].scores
     heads: list[HeadId] = sorted(singles, key=lambda head: -fmean(singles[head]))[:top]
     hunter = bench.hunter("interactions", prompts[:pairs], GENERAL)
@@ -260,7 +253,7 @@ def interactions(bench: Bench, top: int = 20, pairs: int = 8) -> None:
     ranked = sorted(found, key=lambda couple: -found[couple].mean())
     print(f"wrote {path}; {len(sure)} of {len(found)} interactions differ from 0 (95 % intervals)")
     for a, b in (*ranked[:3], *ranked[-3:]):
-        print(f"  {a}, {b}: {_cell(100 * found[a, b])}")
+        print(f"  {a}, {b}: {cell(100 * found[a, b])}")
 
 
 def cost_model(bench: Bench) -> None:
@@ -292,7 +285,7 @@ def cost_model(bench: Bench) -> None:
 
 def _task_times(bench: Bench, count: int = 6) -> list[float]:
     """Seconds of batches of a search."""
-    prompts = [caption(scene) for scene in unseen_scenes("validation", 20)]
+    prompts = _validation_prompts()
     hunter = bench.hunter("general", prompts, GENERAL)
     trials = [hunter._trial(HeadSet([head]), *pair) for head in hunter.candidates for pair in hunter.pairs]
     times = []

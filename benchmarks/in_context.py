@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dit_heads import load_embedded
+from dit_heads.embedded.evaluate import cell
 from dit_heads.embedded.export import load_judge
 from dit_heads.embedded.judge import Judge
 from dit_heads.embedded.render import SIZE, render
@@ -42,14 +43,6 @@ CFG, STEPS, TEXT_TOKENS = 4.0, 28, 128
 ADAPTER = "in-context"
 SHOWN = 4  # sets of a contact sheet
 Pictures = Float[Tensor, "s p 3 128 128"]  # in [-1, 1]
-
-
-def interval(values: np.ndarray, rounds: int = 4000) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean, resampling sets."""
-    rng = np.random.default_rng(0)
-    means = values[rng.integers(len(values), size=(rounds, len(values)))].mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def layout_of(task: str) -> Layout:
@@ -114,12 +107,7 @@ def found_models(task: str, folder: Path | None) -> dict[str, Path | None]:
 def row(name: str, found: Agreement, first: int) -> str:
     """A line of the table; panels from `first` on are those that were painted."""
     painted = found.right[:, first:].float(), found.share[:, first:], found.kept.float()[:, None]
-    return f"| {name} | {' | '.join(_cell(100 * values.mean(1).numpy()) for values in painted)} |"
-
-
-def _cell(values: np.ndarray) -> str:
-    low, high = interval(values)
-    return f"{values.mean():.1f} [{low:.1f}, {high:.1f}]"
+    return f"| {name} | {' | '.join(cell(100 * values.mean(1).numpy(), 1) for values in painted)} |"
 
 
 def sheet(sets: Sequence[SceneSet], shown: dict[str, Pictures]) -> Image.Image:

@@ -7,8 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import tyro
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -68,6 +70,20 @@ def header(judged: Verdict) -> str:
     """The two lines above the rows."""
     names = [*judged.right, "mean", "all right"]
     return f"| | {' | '.join(names)} |\n|---|{'---|' * len(names)}"
+
+
+def interval(values: NDArray[np.float64], rounds: int = 2000) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of one value a prompt or set, which are resampled."""
+    rng = np.random.default_rng(0)
+    means = values[rng.integers(len(values), size=(rounds, len(values)))].mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def cell(values: NDArray[np.float64], digits: int = 2) -> str:
+    """The mean and its interval, for a table."""
+    low, high = interval(values)
+    return f"{values.mean():.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def settings_of(pipe: Any, guidance: Sequence[float], stock: bool) -> dict[str, dict[str, Any]]:
