@@ -264,18 +264,27 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 # --- checkpoints ---
 
 
-def _claim(folder: Path, config: FitConfig, settings: Mapping[str, Any]) -> None:
-    """Write the settings beside a new run; refuse to continue a run of other settings."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, wanted = folder / "config.json", json.loads(json.dumps({**settings, **asdict(config)}))
+def check_resumable(folder: Path, config: FitConfig, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError if a run in `folder` has other settings than `fit` would be called with."""
+    path = folder / "config.json"
+    if not path.exists():
+        return
+    found, wanted = json.loads(path.read_text()), _stored_settings(config, settings)
     free = {"steps", "checkpoint_minutes", "log_every", "precision"}  # a run may be made longer
-    if path.exists():
-        found = json.loads(path.read_text())
-        names = [name for name in {**found, **wanted} if name not in free]
-        other = {k: (found.get(k), wanted.get(k)) for k in names if found.get(k) != wanted.get(k)}
-        if other:
-            raise ValueError(f"{folder}: a run of other settings is there (found, wanted): {other}")
-    write_atomically(path, json.dumps(wanted, indent=1))
+    names = [name for name in {**found, **wanted} if name not in free]
+    other = {k: (found.get(k), wanted.get(k)) for k in names if found.get(k) != wanted.get(k)}
+    if other:
+        raise ValueError(f"{folder}: a run of other settings is there (found, wanted): {other}")
+
+
+def _stored_settings(config: FitConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps({**settings, **asdict(config)}))
+
+
+def _claim(folder: Path, config: FitConfig, settings: Mapping[str, Any]) -> None:
+    check_resumable(folder, config, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "config.json", json.dumps(_stored_settings(config, settings), indent=1))
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -31,7 +31,7 @@ from dit_heads.loras.publish import check_hub, push, write_card
 from dit_heads.loras.watch import Watcher, check_tracking
 from dit_heads.models import EMBEDDED
 from dit_heads.pictures import check_writable, write_png
-from dit_heads.training import FitConfig, fit, training_precision, write_atomically
+from dit_heads.training import FitConfig, check_resumable, fit, training_precision, write_atomically
 
 
 def train(config: TrainConfig) -> Path:
@@ -47,6 +47,8 @@ def train(config: TrainConfig) -> Path:
     state: Any = PartialState(cpu=not torch.cuda.is_available())
     _check_run(config, state.num_processes)
     precision = training_precision(config.optimization.precision)
+    how, fixed = fit_config(config, precision), fixed_settings(config)
+    check_resumable(config.out, how, fixed)
     data, validation = _sets(config.data, config.data.root, config.seed), _validation(config)
     pipe = load_base(config.model, config.optimization.base, precision, state.device)
     with state.main_process_first():
@@ -58,14 +60,7 @@ def train(config: TrainConfig) -> Path:
     if config.optimization.gradient_checkpointing:
         pipe.transformer.enable_gradient_checkpointing()
     watch = Watcher(pipe, loss, config, validation, precision) if state.is_main_process else None
-    fit(
-        pipe.transformer,
-        loss,
-        fit_config(config, precision),
-        config.out,
-        settings=fixed_settings(config),
-        watch=watch,
-    )
+    fit(pipe.transformer, loss, how, config.out, settings=fixed, watch=watch)
     path = config.out / "lora.safetensors"
     if state.is_main_process:
         save_lora(pipe.transformer, path, metadata={"dit_heads": json.dumps(as_mapping(config))})

@@ -378,7 +378,9 @@ def test_mistakes_are_named_before_a_model_is_loaded(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_goes_on_with_its_own_settings_alone(models: dict[str, Path], sets: Path, tmp_path: Path):
+def test_a_run_goes_on_with_its_own_settings_alone(
+    models: dict[str, Path], sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     out = tmp_path / "run"
     train(settings(models["sd3"], sets, out, optimization={"steps": 2}))
     first = weights(out)
@@ -389,8 +391,10 @@ def test_a_run_goes_on_with_its_own_settings_alone(models: dict[str, Path], sets
         ({"optimization": {"batch_size": 2}}, r"'batch_size': \(4, 2\)"),
         ({"loss": {"caption_dropout": 0.5}}, r"'caption_dropout': \(0.05, 0.5\)"),
     ):
-        with pytest.raises(ValueError, match=f"a run of other settings is there .*{message}"):
-            train(settings(models["sd3"], sets, out, **change))
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, "load_base", lambda *_: pytest.fail("loaded"))
+            with pytest.raises(ValueError, match=f"a run of other settings is there .*{message}"):
+                train(settings(models["sd3"], sets, out, **change))
     assert read_average(out)[1] == 2
     changed = {"data": {"cache": str(tmp_path / "cache")}, "watch": {"sample_steps": 3}}
     train(settings(models["sd3"], sets, out, **changed))
