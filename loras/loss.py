@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from dit_heads.flow import flux_shift, logit_normal_sigmas, mode_sigmas, shifted
+from dit_heads.loras.cache import CachedEncoder
 from dit_heads.loras.config import LossConfig
-from dit_heads.loras.dataset import CachedEncoder, Sample, SetDataset
+from dit_heads.loras.dataset import Sample, SetDataset
 from dit_heads.loras.panels import PIXELS, Layout, loss_weight
 from dit_heads.training import Part
 from dit_heads.velocity import Batch

@@ -21,9 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from dit_heads.loras.cache import CachedEncoder
 from dit_heads.loras.captions import markers
 from dit_heads.loras.dataset import (
-    CachedEncoder,
     Sample,
     SetDataset,
     aspect_buckets,

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from dit_heads.flow import flow_matching_loss
+from dit_heads.loras.cache import CachedEncoder
 from dit_heads.loras.config import LossConfig
-from dit_heads.loras.dataset import CachedEncoder, Sample, SetDataset
+from dit_heads.loras.dataset import Sample, SetDataset
 from dit_heads.loras.loss import LEVELS, UNSAID, SetLoss, drawing
 from dit_heads.loras.panels import split
 from dit_heads.training import Part
