@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3_inpaint import retrieve_latents
 from jaxtyping import Float
 from torch import Tensor
 
@@ -30,10 +31,22 @@ class Batch:
     source: Float[Tensor, "B S H W"] | None = None
     weight: Float[Tensor, "B 1 H W"] | None = None
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        tensors: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None}
+        return replace(self, **moved)
+
     def loss(self, transformer: Any) -> Float[Tensor, ""]:
         """The flow-matching loss (`flow.flow_matching_loss`), FLUX's guidance embedding at 1."""
         velocity = velocity_of(transformer, self.text, self.pooled, source=self.source)
         return flow_matching_loss(velocity, self.latents, self.sigmas, self.noise, self.weight)
+
+
+def normalised_latents(vae: Any, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+    """Latents of pictures in [-1, 1] as transformers read them, by the posterior's mean."""
+    mean = retrieve_latents(vae.encode(pixels), sample_mode="argmax")
+    return (mean - vae.config.shift_factor) * vae.config.scaling_factor
 
 
 Velocity = Callable[[Float[Tensor, "B C H W"], Float[Tensor, " B"]], Float[Tensor, "B C H W"]]

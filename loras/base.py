@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusion3Pipeline
-from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3_inpaint import retrieve_latents
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -21,9 +19,11 @@ from dit_heads.loras.compose import blocks_of
 from dit_heads.loras.config import AdapterConfig
 from dit_heads.loras.dataset import Sample
 from dit_heads.loras.files import linear_modules, require_peft
+from dit_heads.loras.folders import content_hash
 from dit_heads.models import EMBEDDED, load_pipeline, quiet_loading
 from dit_heads.optimizers import require_bitsandbytes
 from dit_heads.trials import fingerprint
+from dit_heads.velocity import normalised_latents
 
 PIPELINES = (StableDiffusion3Pipeline, FluxPipeline)
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -109,8 +109,7 @@ def latents_of(pipe: Any, image: Image.Image) -> Tensor:
     """Normalised latents [C, h, w] of a picture."""
     vae = pipe.vae
     pixels = pipe.image_processor.preprocess(image).to(vae.device, vae.dtype)
-    mean = retrieve_latents(vae.encode(pixels), sample_mode="argmax")[0]
-    return (mean - vae.config.shift_factor) * vae.config.scaling_factor
+    return normalised_latents(vae, pixels)[0]
 
 
 def text_encoder(pipe: Any, folder: Path, tokens: int | None) -> CachedEncoder:
@@ -140,8 +139,7 @@ def _mark(part: Any) -> Any:
         return [fingerprint(part), str(next(part.parameters()).dtype)]
     if part is None:
         return None
-    words = json.dumps([part.get_vocab(), part.model_max_length], sort_keys=True)
-    return hashlib.sha256(words.encode()).hexdigest()[:16]
+    return content_hash(json.dumps([part.get_vocab(), part.model_max_length], sort_keys=True))
 
 
 def fill(encoder: CachedEncoder, items: Sequence[Any], what: str, *, show: bool) -> None:

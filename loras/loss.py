@@ -80,16 +80,14 @@ class SetLoss:
         noise = [torch.randn(latents.shape[1:], generator=g) for g in generators]
         texts = [self.texts(caption) for caption in said]
         weight = loss_weight(samples[0].layout, weights).expand(len(samples), 1, -1, -1) if weights else None
-        place = next(self.transformer.parameters()).device
-        move = lambda tensor: tensor.to(place)  # noqa: E731
         return Batch(
-            move(latents),
-            move(torch.stack([text["text"] for text in texts])),
-            move(torch.stack([text["pooled"] for text in texts])),
-            move(sigmas),
-            move(torch.stack(noise)),
-            weight=None if weight is None else move(weight),
-        )
+            latents,
+            torch.stack([text["text"] for text in texts]),
+            torch.stack([text["pooled"] for text in texts]),
+            sigmas,
+            torch.stack(noise),
+            weight=weight,
+        ).to(next(self.transformer.parameters()).device)
 
     @torch.no_grad()
     def validation(self, data: SetDataset) -> float:

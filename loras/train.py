@@ -28,7 +28,7 @@ from dit_heads.loras.dataset import SetDataset
 from dit_heads.loras.files import save_lora
 from dit_heads.loras.loss import UNSAID, SetLoss
 from dit_heads.loras.publish import check_hub, push, write_card
-from dit_heads.loras.watch import Watcher, check_tracking
+from dit_heads.loras.watch import Watcher, check_tracking, drawing_call
 from dit_heads.models import EMBEDDED
 from dit_heads.pictures import check_writable, write_png
 from dit_heads.training import FitConfig, check_resumable, fit, training_precision, write_atomically
@@ -189,19 +189,15 @@ def _prior(pipe: Any, config: TrainConfig, *, show: bool) -> SetDataset | None:
 
 def _draw_prior(pipe: Any, prompt: str, folder: Path, config: TrainConfig, *, show: bool) -> None:
     (height, width), *_ = config.data.sizes
-    watch, tokens = config.watch, config.data.text_tokens
-    call: dict[str, Any] = {"height": height, "width": width, "num_inference_steps": watch.sample_steps}
-    if tokens is not None:
-        call["max_sequence_length"] = tokens
-    if watch.guidance_scale is not None:
-        call["guidance_scale"] = watch.guidance_scale
+    tokens = config.data.text_tokens
+    text = {} if tokens is None else {"max_sequence_length": tokens}
     folder.mkdir(parents=True, exist_ok=True)
     for number in tqdm(range(config.loss.prior_count), desc="drawing prior", leave=False, disable=not show):
         path = folder / f"prior-{number:04}.png"
         if path.exists():
             continue
         with _in_its_format(pipe.transformer):
-            image = pipe(prompt, generator=torch.Generator().manual_seed(number), **call).images[0]
+            image = pipe(prompt, **text, **drawing_call(config.watch, height, width, number)).images[0]
         write_atomically(path.with_suffix(".txt"), prompt)
         write_png(image, path, {"prompt": prompt, "seed": number})
 

@@ -66,14 +66,7 @@ class Watcher:
     def _draw(self, prompt: str, path: Path) -> None:
         """A composite of a prompt, always from the same noise."""
         layout, watch = self.loss.data[0].layout, self.config.watch
-        call: dict[str, Any] = {
-            "height": layout.height,
-            "width": layout.width,
-            "num_inference_steps": watch.sample_steps,
-            "generator": torch.Generator().manual_seed(self.config.seed),
-        }
-        if watch.guidance_scale is not None:
-            call["guidance_scale"] = watch.guidance_scale
+        call = drawing_call(watch, layout.height, layout.width, self.config.seed)
         texts = self._embedded("", prompt) | self._embedded("negative_", UNSAID)
         image = self.pipe(**texts, **call).images[0]
         write_png(image, path, {"prompt": prompt, "seed": self.config.seed, "steps": watch.sample_steps})
@@ -87,6 +80,17 @@ class Watcher:
     def _track(self, figures: Mapping[str, float], step: int) -> None:
         for tracker in self.trackers:
             tracker.log(dict(figures), step=step)
+
+
+def drawing_call(watch: WatchConfig, height: int, width: int, seed: int) -> dict[str, Any]:
+    """How pipelines are asked for a picture, whatever it shows."""
+    call: dict[str, Any] = {
+        "height": height,
+        "width": width,
+        "num_inference_steps": watch.sample_steps,
+        "generator": torch.Generator().manual_seed(seed),
+    }
+    return call if watch.guidance_scale is None else call | {"guidance_scale": watch.guidance_scale}
 
 
 @contextmanager

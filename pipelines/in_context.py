@@ -23,7 +23,6 @@ from diffusers import (
 )
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3_inpaint import retrieve_latents
 from diffusers.utils import BaseOutput
 from jaxtyping import Bool, Float
 from PIL import Image
@@ -32,6 +31,7 @@ from torch import Tensor
 from dit_heads.loras.captions import PLACES, JointCaption, check_length, markers
 from dit_heads.loras.panels import Box, Fit, Layout, fit_panel, split
 from dit_heads.pictures import read_image
+from dit_heads.velocity import normalised_latents
 
 PIPELINES = (StableDiffusion3Pipeline, FluxPipeline, FluxFillPipeline)
 FLOW_SCHEDULERS = (
@@ -370,10 +370,9 @@ def _known_latents(pipe: Any, kept: GivenPanels) -> Float[Tensor, "s C h w"]:
         given = kept.mask[:, 0, box.top, box.left].to(pixels.device)
         if given.any():
             panels = pixels[given][..., box.rows, box.columns] * 2 - 1
-            mean = retrieve_latents(vae.encode(panels), sample_mode="argmax")
-            latents[given, :, *_shrunk(box, step)] = mean - vae.config.shift_factor
+            latents[given, :, *_shrunk(box, step)] = normalised_latents(vae, panels)
     pipe.maybe_free_model_hooks()  # under model offloading, the autoencoder would stay loaded beside the rest
-    return latents * vae.config.scaling_factor
+    return latents
 
 
 def _shrunk(box: Box, step: int) -> tuple[slice, slice]:

@@ -31,7 +31,7 @@ def tiny_pipeline() -> StableDiffusion3Pipeline:
     return StableDiffusion3Pipeline(
         transformer=_transformer(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_vae(),
+        vae=tiny_vae(8, 16),
         text_encoder=_text_encoder(),
         tokenizer=_tokenizer(),
         text_encoder_2=_text_encoder(),
@@ -48,7 +48,7 @@ def tiny_flux_pipeline() -> FluxPipeline:
     return FluxPipeline(
         transformer=_flux(),
         scheduler=scheduler,
-        vae=_vae(),
+        vae=tiny_vae(8, 16),
         text_encoder=CLIPTextModel(_clip_config()).eval(),
         tokenizer=_tokenizer(),
         text_encoder_2=_t5(),
@@ -92,11 +92,12 @@ def _flux() -> FluxTransformer2DModel:
     ).eval()
 
 
-def _vae() -> AutoencoderKL:
+def tiny_vae(*channels: int) -> AutoencoderKL:
+    """Of so many blocks, each but the first of which halves the sides."""
     config: dict[str, Any] = {
-        "down_block_types": ("DownEncoderBlock2D",) * 2,
-        "up_block_types": ("UpDecoderBlock2D",) * 2,
-        "block_out_channels": (8, 16),
+        "down_block_types": ("DownEncoderBlock2D",) * len(channels),
+        "up_block_types": ("UpDecoderBlock2D",) * len(channels),
+        "block_out_channels": channels,
         "layers_per_block": 1,
         "latent_channels": 4,
         "norm_num_groups": 4,

@@ -163,8 +163,8 @@ def load_clip_text(folder: Path) -> CLIPTextModel:
     return tower.eval()
 
 
-def load_t5(folder: Path, part: str = "flux/text_encoder_2") -> T5EncoderModel:
-    return T5EncoderModel.from_pretrained(folder / part, local_files_only=True)
+def load_t5(folder: Path) -> T5EncoderModel:
+    return T5EncoderModel.from_pretrained(folder / "flux/text_encoder_2", local_files_only=True)
 
 
 def load_flux(folder: Path) -> FluxPipeline:

@@ -49,6 +49,27 @@ class Residual(nn.Module):
         return x + self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
 
 
+def attribute_heads(width: int) -> tuple[nn.ModuleDict, nn.ModuleDict]:
+    """A linear layer for each attribute of the whole picture, and of a solid."""
+    kinds = (WHOLE, ATTRIBUTES)
+    whole, solid = (nn.ModuleDict({n: nn.Linear(width, len(v)) for n, v in kind.items()}) for kind in kinds)
+    return whole, solid
+
+
+def attribute_logits(read: Tensor, whole: nn.ModuleDict, solid: nn.ModuleDict) -> dict[str, Tensor]:
+    """What `attribute_heads` say of answers [B, 1 + 3, D], the first of which is the whole picture's."""
+    out = {name: head(read[:, 0]) for name, head in whole.items()}
+    return out | {name: head(read[:, 1:]) for name, head in solid.items()}
+
+
+def attribute_losses(said: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Cross-entropy of each attribute of `labels`, over those that there are."""
+    return {
+        name: F.cross_entropy(said[name].float().flatten(0, -2), true.flatten(), ignore_index=-1)
+        for name, true in truth.items()
+    }
+
+
 class Judge(nn.Module):
     """Convolutions to an 8 x 8 grid, then two transformer layers in which four query tokens (the whole
     picture, and one a solid from left to right) read the grid."""
@@ -68,8 +89,7 @@ class Judge(nn.Module):
         )
         self.reader = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(width)
-        self.whole = nn.ModuleDict({n: nn.Linear(width, len(v)) for n, v in WHOLE.items()})
-        self.solid = nn.ModuleDict({n: nn.Linear(width, len(v)) for n, v in ATTRIBUTES.items()})
+        self.whole, self.solid = attribute_heads(width)
         self.dense = nn.Linear(width, COVERAGE_CHANNELS)
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
@@ -78,9 +98,7 @@ class Judge(nn.Module):
         grid = self.stem(pixels).flatten(2).transpose(1, 2)  # [B, 64, D]
         tokens = torch.cat([self.query.expand(len(pixels), -1, -1), grid + self.place], 1)
         read = self.norm(self.reader(tokens)[:, : 1 + SLOTS])
-        out = {n: head(read[:, 0]) for n, head in self.whole.items()}
-        out |= {n: head(read[:, 1:]) for n, head in self.solid.items()}
-        return {**out, "coverage": self.dense(grid)}
+        return {**attribute_logits(read, self.whole, self.solid), "coverage": self.dense(grid)}
 
 
 class JudgeLoss:
@@ -101,10 +119,7 @@ class JudgeLoss:
         which = torch.randint(len(self.images), (self.batch,), generator=generator)
         pixels = _degrade(to_tensor(self.images[which.numpy()]), generator)
         said = self.judge(pixels.contiguous(memory_format=torch.channels_last))
-        losses = {
-            name: F.cross_entropy(said[name].float().flatten(0, -2), truth[which].flatten(), ignore_index=-1)
-            for name, truth in self.truth.items()
-        }
+        losses = attribute_losses(said, {name: truth[which] for name, truth in self.truth.items()})
         cover = torch.from_numpy(self.coverage[which.numpy()]).flatten(1, 2).float() / 255
         dense = F.binary_cross_entropy_with_logits(said["coverage"].float(), cover)
         figures: dict[str, float | Tensor] = {k: losses[k] for k in ("shape", "colour", "texture", "count")}

@@ -12,14 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
 from dit_heads.embedded.captions import described, varied_caption
 from dit_heads.embedded.clip import tokenize
-from dit_heads.embedded.data import ATTRIBUTES
-from dit_heads.embedded.judge import SLOTS, WHOLE, labels
+from dit_heads.embedded.judge import SLOTS, attribute_heads, attribute_logits, attribute_losses, labels
 from dit_heads.embedded.scenes import Scene
 from dit_heads.embedded.sd3 import WIDTH, make_t5
 from dit_heads.training import Part
@@ -49,16 +47,14 @@ class Reader(nn.Module):
         self.query = nn.Parameter(torch.randn(1 + SLOTS, WIDTH) * 0.5)
         self.attention = nn.MultiheadAttention(WIDTH, 6, batch_first=True)
         self.norm = nn.LayerNorm(WIDTH)
-        self.whole = nn.ModuleDict({n: nn.Linear(WIDTH, len(v)) for n, v in WHOLE.items()})
-        self.solid = nn.ModuleDict({n: nn.Linear(WIDTH, len(v)) for n, v in ATTRIBUTES.items()})
+        self.whole, self.solid = attribute_heads(WIDTH)
 
     def forward(self, ids: Tensor) -> dict[str, Tensor]:
         """Token ids [B, L] -> logits as the judge gives them of a picture."""
         tokens = self.t5(input_ids=ids).last_hidden_state
         asked = self.query.expand(len(ids), -1, -1)
         read = self.norm(asked + self.attention(asked, tokens, tokens, need_weights=False)[0])
-        out = {name: head(read[:, 0]) for name, head in self.whole.items()}
-        return out | {name: head(read[:, 1:]) for name, head in self.solid.items()}
+        return attribute_logits(read, self.whole, self.solid)
 
 
 class ReaderLoss:
@@ -75,10 +71,7 @@ class ReaderLoss:
         say = described if length == max(LENGTHS) else varied_caption
         captions = [say(self.scenes[i], rng) for i in which.tolist()]
         said = self.reader(tokenize(self.tokenizer, captions, length))
-        losses = {
-            name: F.cross_entropy(said[name].float().flatten(0, -2), truth[which].flatten(), ignore_index=-1)
-            for name, truth in self.truth.items()
-        }
+        losses = attribute_losses(said, {name: truth[which] for name, truth in self.truth.items()})
         return sum(losses.values(), torch.zeros(())), {k: losses[k] for k in ("shape", "colour", "count")}
 
 

@@ -57,17 +57,27 @@ def test_the_judge_reads_every_attribute_of_unseen_scenes(renders):
     assert min(accuracy.values()) >= 0.945, accuracy
 
 
-def test_it_is_a_stock_pipeline_of_96_heads_that_a_folder_gives_again(pipe, tmp_path):
-    assert type(pipe) is StableDiffusion3Pipeline
-    assert len(layout_of(pipe.transformer).resolve(HeadSet.parse("L0-7"))) == 96
+@pytest.mark.parametrize(
+    ("name", "kind", "blocks", "count"),
+    [("pipe", StableDiffusion3Pipeline, "L0-7", 96), ("flux", FluxPipeline, "L0-11", 144)],
+)
+def test_it_is_a_stock_pipeline_of_so_many_heads_that_a_folder_gives_again(
+    name, kind, blocks, count, request, tmp_path
+):
+    pipe = request.getfixturevalue(name)
+    assert type(pipe) is kind
+    assert len(layout_of(pipe.transformer).resolve(HeadSet.parse(blocks))) == count
     pipe.save_pretrained(tmp_path)
-    again = StableDiffusion3Pipeline.from_pretrained(tmp_path)
+    again = kind.from_pretrained(tmp_path)
     again.set_progress_bar_config(disable=True)
+    size = {"width": 128, "height": 128} if name == "flux" else {}  # its own is not stored
     prompt = "a large red cube on grass in the day"
-    assert np.array_equal(drawn(pipe, prompt), drawn(again, prompt))
+    assert np.array_equal(drawn(pipe, prompt, **size), drawn(again, prompt, **size))
 
 
-def test_the_stock_call_reads_256_text_tokens_and_gives_pil_images(pipe):
+@pytest.mark.parametrize("name", ["pipe", "flux"])
+def test_the_stock_call_reads_256_or_512_text_tokens_and_gives_pil_images(name, request):
+    pipe = request.getfixturevalue(name)
     images = pipe("a small blue sphere on sand at sunset", num_inference_steps=2).images
     assert [image.size for image in images] == [(128, 128)]
 
@@ -105,26 +115,6 @@ def test_prompts_of_one_object_are_followed(pipe):
     # docs/embedded.md has 95 % of textures and 98 % or more of all else, of 320; two standard errors below.
     accuracy = judged.accuracy()
     assert accuracy.pop("texture") >= 0.89 and min(accuracy.values()) >= 0.94, accuracy
-
-
-# --- FLUX ---
-
-
-def test_flux_is_a_stock_pipeline_of_144_heads_that_a_folder_gives_again(flux, tmp_path):
-    assert type(flux) is FluxPipeline
-    assert len(layout_of(flux.transformer).resolve(HeadSet.parse("L0-11"))) == 144
-    flux.save_pretrained(tmp_path)
-    again = FluxPipeline.from_pretrained(tmp_path)
-    again.set_progress_bar_config(disable=True)
-    prompt = "a large red cube on grass in the day"
-    assert np.array_equal(
-        drawn(flux, prompt, width=128, height=128), drawn(again, prompt, width=128, height=128)
-    )
-
-
-def test_the_stock_call_of_flux_reads_512_text_tokens_and_gives_pil_images(flux):
-    images = flux("a small blue sphere on sand at sunset", num_inference_steps=2).images
-    assert [image.size for image in images] == [(128, 128)]
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ from dit_heads.loras.loss import SetLoss, drawing
 from dit_heads.loras.train import train
 from dit_heads.training import Part, read_average
 from tests.loras.test_dataset import PHOTOS
-from tests.saved import tiny_flux_pipeline, tiny_pipeline
+from tests.saved import tiny_flux_pipeline, tiny_pipeline, tiny_vae
 
 ROOT = Path(__file__).parents[2]
 CAPTIONS = ("a cat", "a dog by day", "an owl", "bees at noon", "a fox")
@@ -45,19 +45,7 @@ TOKENS = 12  # that the T5 reads
 def autoencoder() -> AutoencoderKL:
     """One that shrinks eight times, as those of SD3 and FLUX do."""
     torch.manual_seed(1)
-    config: dict[str, Any] = {
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-        "block_out_channels": (8, 8, 8, 8),
-        "layers_per_block": 1,
-        "latent_channels": 4,
-        "norm_num_groups": 4,
-        "use_quant_conv": False,
-        "use_post_quant_conv": False,
-        "shift_factor": 0.06,
-        "scaling_factor": 1.5,
-    }
-    return AutoencoderKL(**config).eval()
+    return tiny_vae(8, 8, 8, 8)
 
 
 @pytest.fixture(scope="module")
