@@ -4,10 +4,9 @@ processor.
     python benchmarks/guidance.py --blocks 8 --rounds 3
 
 SD3-medium's or FLUX.1's width, as many blocks as `--blocks` says, 1024 image tokens and 333 (SD3) or 512
-(FLUX) text
-tokens, random weights: a step's cost does not depend on their values. The rows of a table take turns, and
-each figure is the median over the rounds of its ratio within one round, since the machines this runs on are
-noisy.
+(FLUX) text tokens, random weights: a step's cost does not depend on their values. The rows of a table take
+turns, and each figure is the median over the rounds of its ratio within one round, since the machines this
+runs on are noisy.
 """
 
 from __future__ import annotations
@@ -221,10 +220,12 @@ def memory(image: int = 4096, text: int = 333) -> None:
         print(f"| {name} | {peak.peak / 1e6:.0f} | {(peak.peak - base) / one:.2f} |", flush=True)
 
 
-def main(blocks: int = 8, rounds: int = 3, flux: bool = True) -> None:
-    with_cfg, without = sd3_rows(blocks)
-    report("SD3-medium's width, with CFG", with_cfg, rounds, lambda f: 1.05 * (3 - f) / 3)
-    report("SD3-medium's width, without CFG", without, rounds, lambda f: 1.05 * (2 - f) / 2)
+def main(blocks: int = 8, rounds: int = 3, sd3: bool = True, flux: bool = True) -> None:
+    """Tables of both models, each with `blocks` blocks, over `rounds` rounds after one that warms up."""
+    if sd3:
+        with_cfg, without = sd3_rows(blocks)
+        report("SD3-medium's width, with CFG", with_cfg, rounds, lambda f: 1.05 * (3 - f) / 3)
+        report("SD3-medium's width, without CFG", without, rounds, lambda f: 1.05 * (2 - f) / 2)
     if flux:
         report("FLUX.1's width", flux_rows(blocks), rounds, lambda f: 1.05 * (2 - f) / 2)
     memory()

@@ -17,6 +17,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,12 +37,24 @@ from dit_heads.objectives import embedded_clip
 from dit_heads.training import write_atomically
 from dit_heads.trials import batches_of
 
-GENERAL = HuntConfig(per_round=4, scale=2.0, steps=20, batch=32)
-STYLE = HuntConfig(rounds=3, per_round=1, scale=2.0, steps=20, batch=32)
-SCALES, SOFTNESSES = (0.5, 1.0, 2.0), (0.25, 0.5, 1.0)
+GENERAL = HuntConfig(per_round=4, scale=2.0, steps=10, batch=16)
+STYLE = replace(GENERAL, rounds=3, per_round=1)
+SCALES, SOFTNESSES = (0.5, 1.5, 3.0), (0.5, 1.0)
 CFG, STEPS = 4.0, 28
 SOLIDS = 3  # of general prompts: with fewer, the model is right without guidance
-Guided = tuple[HeadSet, float, float]  # heads, scale, softness
+
+
+@dataclass(frozen=True)
+class Guided:
+    """Heads and how strongly they guide, and the mean score of a search's prompts under them."""
+
+    heads: HeadSet
+    scale: float
+    softness: float
+    score: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {"set": str(self.heads), "scale": self.scale, "softness": self.softness}
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:
@@ -103,16 +116,20 @@ class Bench:
         hunter.write(result)
         return Found(hunter, result, seconds)
 
-    def strongest(self, hunter: HeadHunter, sets: Sequence[HeadSet]) -> tuple[Guided, str]:
-        """Of head sets x scales x softnesses the best on the prompts of a search, and a line on softness."""
-        means = {
-            (heads, scale, softness): fmean(scores)
+    def strongest(self, name: str, hunter: HeadHunter, sets: Sequence[HeadSet]) -> Guided:
+        """Of head sets x scales x softnesses the best on the prompts of a search, and what softness did."""
+        tried = [
+            Guided(heads, scale, softness, fmean(scores))
             for scale, softness in itertools.product(SCALES, SOFTNESSES)
             for heads, scores in zip(sets, hunter.scores(sets, scale=scale, softness=softness), strict=True)
-        }
-        best = {u: max(m for (_, _, v), m in means.items() if v == u) for u in SOFTNESSES}
-        line = ", ".join(f"u {u:g}: {100 * m:.2f}" for u, m in best.items())
-        return max(means, key=lambda key: means[key]), f"best CLIP score x 100 at {line}"
+        ]
+        best = [
+            max((one for one in tried if one.softness == u), key=lambda one: one.score) for u in SOFTNESSES
+        ]
+        print(f"{name}, best CLIP score x 100 at each u:")
+        for one in best:
+            print(f"  {one.heads}, w {one.scale:g}, u {one.softness:g}: {100 * one.score:.2f}")
+        return max(best, key=lambda one: one.score)
 
     @torch.no_grad()
     def held_out(
@@ -123,7 +140,9 @@ class Bench:
         print("|---|---|---|---|---|")
         none: list[np.ndarray] = []
         for name, (cfg, guided) in rows.items():
-            heads = guided and HeadGuidance(self.pipe, guided[0], scale=guided[1], softness=guided[2])
+            heads = guided and HeadGuidance(
+                self.pipe, guided.heads, scale=guided.scale, softness=guided.softness
+            )
             call = {
                 "guidance_scale": cfg,
                 "num_inference_steps": STEPS,
@@ -139,36 +158,65 @@ class Bench:
             none = none or values
             pairs = zip(values, none, strict=True)
             cells = [shown for v, n in pairs for shown in (cell(v), cell(v - n))]
-            said = f"{name} ({guided[0]}, w {guided[1]:g}, u {guided[2]:g})" if guided else name
+            said = f"{name}: {guided.heads}, w {guided.scale:g}, u {guided.softness:g}" if guided else name
             print(f"| {said} | {' | '.join(cells)} |", flush=True)
 
 
 def general(bench: Bench) -> None:
-    """The general search, exhaustive and fast, and what both find worth on test prompts."""
+    """The general search, exhaustive and fast, and what both find worth on test prompts. How many heads and
+    how strong is swept on the prompts of the search; `preset.json` is what the main job reads."""
     prompts = _validation_prompts()
     whole = bench.search("general", prompts, GENERAL)
     fast = bench.search("general-fast", prompts, replace(GENERAL, method="fast"))
     compare(whole, fast)
-    heads, line = bench.strongest(whole.hunter, [whole.result.heads])
-    print(f"HeadHunter's set: {line}")
-    fast_heads, _ = bench.strongest(whole.hunter, [fast.result.heads])
-    layer, _ = bench.strongest(whole.hunter, _blocks(bench))
-    rows = _rows(heads, layer) | {"fast HeadHunter": (1.0, fast_heads)}
+    rows = _rows(bench, whole, fast)
+    write_preset(bench, whole, *(rows[name][1] for name in ("HeadHunter", "best layer")))
     bench.held_out(bench.scenes, [caption(scene) for scene in bench.scenes], rows)
+
+
+def write_preset(bench: Bench, whole: Found, heads: Guided | None, layer: Guided | None) -> None:
+    """The choice as `dit-heads run` reads it, with every number of it."""
+    assert heads and layer
+    unguided = fmean(whole.result.unguided)
+    gains = {head: fmean(scores) - unguided for head, scores in whole.result.rounds[0].scores.items()}
+    provenance = {
+        "command": "python benchmarks/hunt.py general",
+        "score": {"no guidance": unguided, "heads": heads.score, "block": layer.score},
+        "single heads": {str(head): round(gains[head], 5) for head in sorted(gains, key=lambda h: -gains[h])},
+        **whole.result.provenance,
+    }
+    choice = {"heads": heads.to_json(), "block": layer.to_json(), "cfg": CFG, "steps": STEPS}
+    preset = {"model": "embedded/sd3", **choice, "provenance": provenance}
+    path = bench.folder / "preset.json"
+    write_atomically(path, json.dumps(preset, indent=1) + "\n")
+    print(f"wrote {path}")
 
 
 def _validation_prompts() -> list[str]:
     return [caption(scene) for scene in unseen_scenes("validation", 20, solids=SOLIDS)]
 
 
-def _rows(heads: Guided, layer: Guided) -> dict[str, tuple[float, Guided | None]]:
+def _rows(bench: Bench, whole: Found, fast: Found) -> dict[str, tuple[float, Guided | None]]:
+    """What is compared on test prompts: CFG and heads, each at its best strength on the search's prompts."""
+    heads = bench.strongest("HeadHunter", whole.hunter, _prefixes(whole.result))
+    fast_heads = bench.strongest("fast HeadHunter", whole.hunter, _prefixes(fast.result))
+    layer = bench.strongest("a layer", whole.hunter, _blocks(bench))
     return {
         "none": (1.0, None),
         f"CFG {CFG:g}": (CFG, None),
         "best layer": (1.0, layer),
         "HeadHunter": (1.0, heads),
+        "fast HeadHunter": (1.0, fast_heads),
         f"CFG {CFG:g} and HeadHunter": (CFG, heads),
     }
+
+
+def _prefixes(result: Result) -> list[HeadSet]:
+    """The first 1, 2, 4 ... and all chosen heads."""
+    sizes = sorted(
+        {2**k for k in range(len(result.chosen)) if 2**k < len(result.chosen)} | {len(result.chosen)}
+    )
+    return [HeadSet(result.chosen[:n]) for n in sizes]
 
 
 def _blocks(bench: Bench) -> list[HeadSet]:
@@ -210,13 +258,8 @@ def styles(bench: Bench) -> None:
         curve = [fmean(scores) for scores in whole.hunter.curve(whole.result)]
         print("score after each round:", ", ".join(f"{100 * mean:.2f}" for mean in curve))
         print("place of each chosen head alone:", ", ".join(_places(whole.result)))
-        heads, line = bench.strongest(whole.hunter, [whole.result.heads])
-        print(f"HeadHunter's set: {line}")
-        layer, _ = bench.strongest(whole.hunter, _blocks(bench))
-        fast_heads, _ = bench.strongest(whole.hunter, [fast.result.heads])
         scenes = [replace(scene, style=style) for scene in bench.scenes[: len(bench.scenes) // 2]]
-        rows = _rows(heads, layer) | {"fast HeadHunter": (1.0, fast_heads)}
-        bench.held_out(scenes, [said(scene) for scene in scenes], rows)
+        bench.held_out(scenes, [said(scene) for scene in scenes], _rows(bench, whole, fast))
 
 
 def _places(result: Result) -> list[str]:

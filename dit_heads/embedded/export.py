@@ -34,10 +34,9 @@ def export_weights(
 
 
 def export_flux_weights(student: FluxStudent, folder: Path = WEIGHTS) -> None:
-    """Write FLUX's transformer in fp16, its T5, and the index of its pipeline, whose other parts are SD3's.
-    The transformer given is in fp16 afterwards."""
+    """Write FLUX's transformer in fp16 and the index of its pipeline, whose other parts are SD3's. The
+    transformer given is in fp16 afterwards."""
     student.transformer.half().save_pretrained(folder / "flux" / "transformer")
-    student.t5.save_pretrained(folder / "flux" / "text_encoder_2")
     load_flux(folder).save_config(folder / "flux")
 
 
@@ -47,8 +46,8 @@ _FOLDERS = {
     "vae": {"": "sd3/vae"},
     "clip": {"text.": "sd3/text_encoder", "text_2.": "sd3/text_encoder_2", "image.": "clip"},
     "judge": {"": "judge"},
-    "flux": {"transformer.": "flux/transformer", "t5.": "flux/text_encoder_2"},
-    "t5": {"t5.": "flux/text_encoder_2"},
+    "flux": {"transformer.": "flux/transformer"},
+    "t5": {"t5.": "sd3/text_encoder_3"},
 }
 
 

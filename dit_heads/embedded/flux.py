@@ -1,5 +1,4 @@
-"""The embedded FLUX: FLUX.1's architecture at a sixteenth of its width, on the latents of SD3's and with a T5
-of its own (see `reader`).
+"""The embedded FLUX: FLUX.1's architecture at a sixteenth of its width, on the latents and texts of SD3's.
 
 It is trained with its guidance embedding at 1, then classifier-free guidance is distilled into that
 embedding, as FLUX.1-dev was made from a model that needed two calls a step (arXiv 2210.03142, stage one).
@@ -75,32 +74,30 @@ class TrainingAttention:
 
 
 class FluxStudent(Probed):
-    """The FLUX transformer in training, probed at its first single-stream block, and the T5 that learns with
-    it."""
+    """The FLUX transformer in training, probed at its first single-stream block."""
 
-    def __init__(self, t5: T5EncoderModel) -> None:
+    def __init__(self) -> None:
         transformer = make_transformer()
         super().__init__(transformer, transformer.single_transformer_blocks[0], TrainingAttention())
-        self.t5 = t5
 
 
 class FluxTexts:
-    """The tokens of a T5 in training, and the pooled vector of SD3's first CLIP tower, which is frozen."""
+    """The tokens of SD3's T5 and the pooled vector of its first CLIP tower, both frozen."""
 
     def __init__(self, clip: CLIPTextModel, t5: T5EncoderModel) -> None:
-        self.clip, self.t5 = clip.eval().requires_grad_(False), t5
+        self.clip, self.t5 = clip.eval().requires_grad_(False), t5.eval().requires_grad_(False)
         self.clip_tokenizer, self.t5_tokenizer = make_clip_tokenizer(), make_t5_tokenizer()
 
+    @torch.no_grad()
     def __call__(self, captions: list[str], length: int) -> tuple[Tensor, Tensor]:
         """Text tokens [B, length, 192] and the pooled vector [B, 96]."""
-        with torch.no_grad():
-            pooled = self.clip(input_ids=tokenize(self.clip_tokenizer, captions)).pooler_output
+        pooled = self.clip(input_ids=tokenize(self.clip_tokenizer, captions)).pooler_output
         ids = tokenize(self.t5_tokenizer, captions, length)
         return self.t5(input_ids=ids).last_hidden_state, pooled
 
 
 class FluxLoss(ProbedLoss):
-    """`ProbedLoss` of a `FluxStudent` and `FluxTexts` of its T5, the guidance embedding at 1."""
+    """`ProbedLoss` of a `FluxStudent` and `FluxTexts`, the guidance embedding at 1."""
 
     def velocity(self, batch: Batch) -> Velocity:
         text, pooled = self.texts(batch.captions, batch.length)
@@ -109,14 +106,13 @@ class FluxLoss(ProbedLoss):
 
 class DistilledLoss:
     """CFG of a frozen teacher as the student's target: u + g (c - u), g from 1 to `STRONGEST` (arXiv
-    2210.03142, eq. 2). Both read the student's T5, which is frozen from here on."""
+    2210.03142, eq. 2)."""
 
     def __init__(
         self, student: FluxStudent, teacher: Any, texts: FluxTexts, corpus: Corpus, steps: int
     ) -> None:
         self.student, self.texts, self.corpus, self.steps = student, texts, corpus, steps
         self.teacher = teacher.eval().requires_grad_(False)
-        student.t5.requires_grad_(False)
 
     def __call__(self, part: Part, generator: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
         batch = self.corpus.draw(generator, stock_length=part.step / self.steps > 0.9)
@@ -164,11 +160,12 @@ def load_clip_text(folder: Path) -> CLIPTextModel:
 
 
 def load_t5(folder: Path) -> T5EncoderModel:
-    return T5EncoderModel.from_pretrained(folder / "flux/text_encoder_2", local_files_only=True)
+    """SD3's T5."""
+    return T5EncoderModel.from_pretrained(folder / "sd3/text_encoder_3", local_files_only=True)
 
 
 def load_flux(folder: Path) -> FluxPipeline:
-    """The pipeline of exported weights: a transformer and a T5 of its own, every other part SD3's."""
+    """The pipeline of exported weights: a transformer of its own, every other part SD3's."""
     transformer = FluxTransformer2DModel.from_pretrained(folder / "flux/transformer", local_files_only=True)
     vae = AutoencoderKL.from_pretrained(folder / "sd3/vae", local_files_only=True)
     return assemble_flux(transformer, vae, load_clip_text(folder), load_t5(folder))

@@ -1,8 +1,9 @@
-"""How FLUX's T5 learns to read before its transformer does: queries look in its tokens for what captions say.
+"""How T5 learns to read before a transformer does: queries look in its tokens for what captions say.
 
-SD3's T5 is a bag of words, since CLIP's tokens tell SD3 which attribute belongs to which solid, and which
-solid comes first. FLUX reads no CLIP tokens, and its attention knows no order of text, so that all of this
-has to be in each T5 token. A real T5 has it from pre-training on text; this one has it from here.
+A T5 that learns with SD3 from nothing stays a bag of words, since CLIP's tokens tell SD3 which attribute
+belongs to which solid, and which solid comes first. But CLIP reads 32 tokens, so a caption of several panels
+is lost on it; and FLUX reads no CLIP tokens, and its attention knows no order of text. So all of this has to
+be in each T5 token. A real T5 has it from pre-training on text; this one has it from here.
 """
 
 from __future__ import annotations

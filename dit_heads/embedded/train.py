@@ -1,5 +1,5 @@
-"""Train the embedded models: `python -m dit_heads.embedded.train vae|clip|judge|sd3|export`, then FLUX by
-`t5|flux|distill|export-flux`.
+"""Train the embedded models: `python -m dit_heads.embedded.train vae|clip|judge|t5|sd3|export`, then FLUX by
+`flux|distill|export-flux`.
 
 Every run lives in the cache folder, can be stopped at any time and goes on where it was. `export` writes the
 weights that the package ships from the checkpoints that there are.
@@ -29,9 +29,9 @@ from dit_heads.embedded.export import export_flux_weights, export_weights, packa
 from dit_heads.embedded.judge import Judge, JudgeLoss, labels, verdict
 from dit_heads.embedded.reader import Reader, ReaderLoss, make_directed_t5, reading
 from dit_heads.embedded.scenes import Scene
-from dit_heads.embedded.text import make_clip_tokenizer
+from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
 from dit_heads.embedded.vae import VaeLoss, latent_statistics, make_vae, reconstruction_psnr, to_tensor
-from dit_heads.training import FitConfig, fit, load_weights, read_average
+from dit_heads.training import FitConfig, bf16_is_faster, fit, load_weights, read_average
 
 M = TypeVar("M", bound=nn.Module)
 DISTILLED = "flux-distilled"
@@ -129,6 +129,8 @@ class Recipe:
     """Stop earlier, with a checkpoint."""
     warm: int = 0
     """The n-th run that begins with the shipped weights; 0 begins with nothing."""
+    reader: bool = False
+    """Begin with the T5 of `t5`, for SD3."""
     shift: float = sd3.SHIFT
     """Of the noise levels; 1 trains more at low noise, where textures are made."""
     objects: float = 0.0
@@ -145,6 +147,8 @@ class Recipe:
     def fit(self, part: str, student: sd3.Probed, loss: sd3.ProbedLoss, seed: int) -> None:
         if self.warm:
             load_weights(student, packaged(part))
+        if self.reader:
+            load_weights(student, trained(_new_reader(), "t5-v1").state_dict())
         config = FitConfig(
             self.steps, 1.5e-3, "muon", decline=self.decline, ema=0.9995, weight_decay=0.01, seed=seed
         )
@@ -172,10 +176,8 @@ def sd3_model(recipe: Options) -> None:
 
 
 def t5(steps: int = 700, shards: int = 6) -> None:
-    """FLUX's T5 for a start: it learns which attribute belongs to which solid, and their order."""
-    scenes, tokenizer = _scenes(4000 * shards), sd3.make_t5_tokenizer()
-    torch.manual_seed(0)
-    model = Reader(make_directed_t5(len(tokenizer)))
+    """T5 for a start: it learns which attribute belongs to which solid, and their order."""
+    scenes, tokenizer, model = _scenes(4000 * shards), make_t5_tokenizer(), _new_reader()
     config = FitConfig(steps, 2e-3, "muon", warmup=100, ema=0.995, weight_decay=0.01, seed=7)
     fit(model, ReaderLoss(model, tokenizer, scenes), config, _folder("t5-v1"))
     unseen = _scenes(1000, "validation")
@@ -183,18 +185,23 @@ def t5(steps: int = 700, shards: int = 6) -> None:
     print(f"solids of 1000 unseen captions read right: {right:.1%}")
 
 
+def _new_reader() -> Reader:
+    torch.manual_seed(0)
+    return Reader(make_directed_t5(len(make_t5_tokenizer())))
+
+
 def flux_model(recipe: Options) -> None:
-    """The FLUX transformer on the latents of SD3's, and the T5 that `t5` began; the guidance is 1."""
+    """The FLUX transformer on the latents and texts of SD3's; its guidance embedding stays at 1."""
     student = _flux_student()
     corpus = recipe.corpus(flux.STOCK)
-    loss = flux.FluxLoss(student, _flux_texts(student), corpus, recipe.steps, **recipe.weights())
+    loss = flux.FluxLoss(student, _flux_texts(), corpus, recipe.steps, **recipe.weights())
     recipe.fit("flux", student, loss, seed=5)
 
 
 def distill(steps: int = 1500, shards: int = 5, batch: int = 64, hours: float | None = None) -> None:
     """CFG into the FLUX transformer's guidance embedding."""
     corpus, student = _corpus(shards, batch, flux.STOCK), trained(_flux_student(), _last("flux"))
-    texts, teacher = _flux_texts(student), copy.deepcopy(student.transformer)
+    texts, teacher = _flux_texts(), copy.deepcopy(student.transformer)
     config = FitConfig(steps, 5e-4, "muon", warmup=100, ema=0.999, weight_decay=0.01, seed=6)
     loss = flux.DistilledLoss(student, teacher, texts, corpus, steps)
     fit(student, loss, config, _folder(DISTILLED), until=_until(hours))
@@ -202,12 +209,11 @@ def distill(steps: int = 1500, shards: int = 5, batch: int = 64, hours: float | 
 
 def _flux_student() -> flux.FluxStudent:
     torch.manual_seed(0)
-    reader = Reader(make_directed_t5(len(sd3.make_t5_tokenizer())))
-    return flux.FluxStudent(trained(reader, "t5-v1").t5)
+    return flux.FluxStudent()
 
 
-def _flux_texts(student: flux.FluxStudent) -> flux.FluxTexts:
-    return flux.FluxTexts(flux.load_clip_text(WEIGHTS), student.t5)
+def _flux_texts() -> flux.FluxTexts:
+    return flux.FluxTexts(flux.load_clip_text(WEIGHTS), flux.load_t5(WEIGHTS))
 
 
 def _until(hours: float | None) -> float | None:
@@ -242,20 +248,21 @@ def _corpus(shards: int, batch: int, stock: int = sd3.STOCK, **draws: float) -> 
 
 
 def _encode(shards: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, list[tuple[Tensor, list[list[int]]]]]:
-    model = _channels_last(normalised_vae().bfloat16())
+    model = _channels_last(normalised_vae())
+    model = model.bfloat16() if bf16_is_faster() else model
     latents = torch.cat([sd3.encode_latents(model, images) for images in shards])
     return latents, sd3.make_composites(model, shards[0], per_grid=400)
 
 
 def export() -> None:
     """Write the package's weights from the runs in the cache folder; parts without a run stay as they are."""
-    student = trained(sd3.Student(len(sd3.make_t5_tokenizer())), _last("sd3"))
+    student = trained(sd3.Student(len(make_t5_tokenizer())), _last("sd3"))
     towers = trained(Clip(len(make_clip_tokenizer())), "clip-v1")
     export_weights(student, towers, normalised_vae(), trained(Judge(), "judge-v1"))
 
 
 def export_flux() -> None:
-    """Write the FLUX transformer and its T5: its pipeline shares every other part with SD3's."""
+    """Write the FLUX transformer: its pipeline shares every other part with SD3's."""
     student = trained(_flux_student(), _last("flux"))
     export_flux_weights(trained(student, DISTILLED) if _has_run(DISTILLED) else student)
 

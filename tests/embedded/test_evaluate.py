@@ -6,12 +6,14 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 from dit_heads.embedded.captions import caption
 from dit_heads.embedded.data import scene_of
-from dit_heads.embedded.evaluate import header, paint, row, unseen_scenes
+from dit_heads.embedded.evaluate import cell, header, interval, paint, row, unseen_scenes
 from dit_heads.embedded.judge import Verdict
 from dit_heads.embedded.scenes import HELD_OUT
 
@@ -82,3 +84,11 @@ def test_the_table():
     assert header(judged) == "| | sky | shape | mean | all right |\n|---|---|---|---|---|"
     # the first picture has both right, the second one shape of three attributes
     assert row("none", judged) == "| none | 50.0 | 66.7 | 66.7 | 50.0 |"
+
+
+def test_an_interval_is_that_of_the_normal_approximation_where_that_holds():
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    spread = 1.96 * values.std(ddof=1) / 20
+    assert interval(values) == pytest.approx((values.mean() - spread, values.mean() + spread), abs=0.03)
+    assert interval(values) == interval(values)  # its draws are fixed
+    assert cell(np.full(3, 0.25)) == "0.25 [0.25, 0.25]" and cell(np.full(3, 50.0), 1) == "50.0 [50.0, 50.0]"
