@@ -50,7 +50,8 @@ from dit_heads.loras.base import add_adapter, drop_text_encoders, load_base
 from dit_heads.loras.config import AdapterConfig, TrainConfig, config_of
 from dit_heads.loras.dataset import SetDataset
 from dit_heads.models import quiet_loading
-from dit_heads.training import FitConfig, fit, training_precision
+from dit_heads.precision import training_precision
+from dit_heads.training import FitConfig, fit
 
 TOKENS = 128
 ADAPTER = AdapterConfig(rank=16)

@@ -8,7 +8,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit_heads.precision import bf16_is_faster
+
 SCALER = "(scaler)"  # a name that no weight can have
+
+
+class Muon(torch.optim.Muon):
+    """torch's Muon, in bf16 as there or in fp32, whichever is faster on the machine: on CPUs without bf16 a
+    step of torch's takes longer than the gradients."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """One step by the gradients that there are."""
+        assert closure is None, "a closure is not called"
+        dtype = torch.bfloat16 if bf16_is_faster() else torch.float32
+        for group in self.param_groups:
+            weights: list[Tensor] = []
+            gradients: list[Tensor] = []
+            momenta: list[Tensor] = []
+            self._init_group(group, weights, gradients, momenta)
+            for weight, gradient, momentum in zip(weights, gradients, momenta, strict=True):
+                momentum.lerp_(gradient, 1 - group["momentum"])
+                update = orthogonalised(gradient.lerp(momentum, group["momentum"]).to(dtype), group)
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.add_(update, alpha=-group["lr"] * 0.2 * max(weight.shape) ** 0.5)
+
+
+def orthogonalised(matrix: Tensor, settings: Mapping[str, Any]) -> Tensor:
+    """A matrix with singular values near 1, by Newton and Schulz's iteration with the coefficients of
+    https://kellerjordan.github.io/posts/muon."""
+    a, b, c = settings["ns_coefficients"]
+    wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
+    x = wide / wide.norm().clamp(min=settings["eps"])
+    for _ in range(settings["ns_steps"]):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x if wide is matrix else x.T
 
 
 class Descent:
@@ -16,8 +51,8 @@ class Descent:
 
     `muon` orthogonalises the updates of weight matrices (torch's Muon,
     https://kellerjordan.github.io/posts/muon; with the step size matched to AdamW's, arXiv 2502.16982);
-    convolutions count as matrices of [out, in * kernel]. Embeddings, biases and gains stay with AdamW. It
-    needs bf16 products that are fast on the machine. `adamw8bit` keeps moments in 8 bits by bitsandbytes, on
+    convolutions count as matrices of [out, in * kernel]. Embeddings, biases and gains stay with AdamW.
+    `adamw8bit` keeps moments in 8 bits by bitsandbytes, on
     a GPU. With a `scaler` (fp16), gradients are those of a scaled loss until `unscale`, and steps in which
     they overflow are left out. Raises ValueError for another `kind`, and for what is missing here."""
 
@@ -51,9 +86,7 @@ class Descent:
         self.eight_bit = kind == "adamw8bit"
         self.muon = None
         if self.matrices:
-            self.muon = torch.optim.Muon(
-                self.matrices.values(), lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
+            self.muon = Muon(self.matrices.values(), lr=rate, weight_decay=weight_decay)
 
     def unscale(self) -> None:
         """Make the gradients those of the loss itself."""

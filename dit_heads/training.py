@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dit_heads.optimizers import Descent
+from dit_heads.precision import training_precision
 
 
 @dataclass(frozen=True)
@@ -220,32 +221,6 @@ def rate_at(step: int, config: FitConfig) -> float:
     decline = max(1.0, config.decline * (config.steps - config.warmup))
     done = max(0.0, 1 - (config.steps - step) / decline)
     return config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(done * math.pi))
-
-
-def training_precision(wanted: str) -> str:
-    """A precision of `FitConfig`, "auto" settled for this machine. Raises ValueError for one that cannot be
-    had here."""
-    if wanted not in ("auto", "no", "bf16", "fp16"):
-        raise ValueError(f"precision: expected auto, no, bf16 or fp16, got {wanted!r}")
-    if wanted == "fp16" and not torch.cuda.is_available():
-        raise ValueError("precision: fp16 needs a CUDA GPU, this machine has none; use bf16 or no")
-    return wanted if wanted != "auto" else ("bf16" if bf16_is_faster() else "no")
-
-
-def bf16_is_faster() -> bool:
-    """Whether a matrix product in bf16 beats fp32 on this machine: CPUs differ by a factor of 400 here."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-
-    def seconds(dtype: torch.dtype) -> float:
-        a = torch.randn(768, 768, dtype=dtype)
-        _ = a @ a
-        began = time.perf_counter()
-        for _ in range(3):
-            _ = a @ a
-        return time.perf_counter() - began
-
-    return seconds(torch.bfloat16) < 0.8 * seconds(torch.float32)
 
 
 @torch.no_grad()

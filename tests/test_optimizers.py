@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dit_heads import optimizers
 from dit_heads.optimizers import Descent
 from dit_heads.training import save_tensors
 
@@ -83,6 +84,22 @@ def test_muon_orthogonalises(shape: tuple[int, ...]):
     assert reached.min() > 0.6 and reached.max() < 1.3
     nearest = (left @ right).double()  # the orthogonal factor of the gradient
     assert torch.cosine_similarity(update.flatten(), nearest.flatten(), dim=0) > 0.97
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_muon_is_torchs_in_either_precision(bf16: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(optimizers, "bf16_is_faster", lambda: bf16)
+    ours, theirs = parameters(tall=(12, 5), wide=(4, 9)), parameters(tall=(12, 5), wide=(4, 9))
+    descent = make(ours, "muon")
+    muon = torch.optim.Muon(theirs.values(), lr=RATE, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw")
+    for step in range(3):
+        for weights in (ours, theirs):
+            for name, gradient in gradients(weights, step).items():
+                weights[name].grad = gradient
+        descent.step(1.0)
+        muon.step()
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], rtol=0, atol=1e-12 if bf16 else 0.05 * RATE)
 
 
 def test_muon_takes_a_convolution_as_a_matrix_of_its_outputs():

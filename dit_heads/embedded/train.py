@@ -31,7 +31,8 @@ from dit_heads.embedded.reader import Reader, ReaderLoss, make_directed_t5, read
 from dit_heads.embedded.scenes import Scene
 from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
 from dit_heads.embedded.vae import VaeLoss, latent_statistics, make_vae, reconstruction_psnr, to_tensor
-from dit_heads.training import FitConfig, bf16_is_faster, fit, load_weights, read_average
+from dit_heads.precision import bf16_is_faster
+from dit_heads.training import FitConfig, fit, load_weights, read_average
 
 M = TypeVar("M", bound=nn.Module)
 DISTILLED = "flux-distilled"
@@ -192,6 +193,8 @@ def _new_reader() -> Reader:
 
 def flux_model(recipe: Options) -> None:
     """The FLUX transformer on the latents and texts of SD3's; its guidance embedding stays at 1."""
+    if recipe.reader:
+        raise ValueError("reader: FLUX reads the shipped T5 of SD3; give it to `sd3`")
     student = _flux_student()
     corpus = recipe.corpus(flux.STOCK)
     loss = flux.FluxLoss(student, _flux_texts(), corpus, recipe.steps, **recipe.weights())
