@@ -87,17 +87,22 @@ def fit(
     `folder` gets `checkpoint.safetensors` (weights, average, optimiser, step; renamed into place), `log.csv`
     and `config.json`; a run found there goes on where it stopped, and one of other settings, `settings` of
     the caller among them, is refused (ValueError). `until` stops early at that `time.time()`, with a
-    checkpoint, and so do Ctrl-C and SIGTERM once the step is done (KeyboardInterrupt). `watch(steps done,
-    figures, averaged weights)` is called after every step and before its checkpoint, so that a run that was
-    killed repeats the call rather than misses it; figures come when they are logged. Frozen weights and
-    buffers are not stored. Raises ValueError naming the step if its gradient is not finite, before it does
-    harm."""
+    checkpoint, and so do Ctrl-C and SIGTERM once the step is done (KeyboardInterrupt); one process alone can.
+    `watch(steps done, figures, averaged weights)` is called after every step and before its checkpoint, so
+    that a run that was killed repeats the call rather than misses it; figures come when they are logged.
+    Frozen weights and buffers are not stored. Raises ValueError naming the step if its gradient is not
+    finite, before it does harm."""
     if config.accumulate < 1:
         raise ValueError(f"accumulate: expected at least 1, got {config.accumulate}")
     precision = training_precision(config.precision)
     AcceleratorState._reset_state()  # or one Python process could not train in two precisions
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
     main, alone = accelerator.is_main_process, accelerator.num_processes == 1
+    if until is not None and not alone:
+        raise ValueError(
+            f"until: expected None with {accelerator.num_processes} processes, which would not stop "
+            f"at the same step, got {until}"
+        )
     with accelerator.main_process_first():
         _claim(folder, config, settings or {})
     model.to(accelerator.device).train()
