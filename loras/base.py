@@ -18,8 +18,8 @@ from dit_heads.loras.cache import CachedEncoder
 from dit_heads.loras.compose import blocks_of
 from dit_heads.loras.config import AdapterConfig
 from dit_heads.loras.dataset import Sample
-from dit_heads.loras.files import linear_modules, require_peft
 from dit_heads.loras.folders import content_hash
+from dit_heads.loras.low_rank import linear_modules, require_peft
 from dit_heads.models import EMBEDDED, load_pipeline, quiet_loading
 from dit_heads.optimizers import require_bitsandbytes
 from dit_heads.trials import fingerprint

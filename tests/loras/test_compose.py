@@ -7,7 +7,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from dit_heads.loras.compose import compose, set_scales
-from dit_heads.loras.files import Lora, LowRank, add_lora, linear_modules, lora_of, read_lora, write_lora
+from dit_heads.loras.files import add_lora, lora_of, write_lora
+from dit_heads.loras.formats import read_lora
+from dit_heads.loras.low_rank import Lora, LowRank, linear_modules
 from tests import tiny
 
 

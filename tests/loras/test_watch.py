@@ -17,7 +17,8 @@ from torch import Tensor
 from dit_heads.loras.base import add_adapter, drop_text_encoders, latent_encoder, text_encoder
 from dit_heads.loras.config import AdapterConfig, LossConfig, OptimizerConfig, TrainConfig, WatchConfig
 from dit_heads.loras.dataset import SetDataset
-from dit_heads.loras.files import lora_of, read_lora
+from dit_heads.loras.files import lora_of
+from dit_heads.loras.formats import read_lora
 from dit_heads.loras.loss import SetLoss
 from dit_heads.loras.watch import Watcher, averaged, check_tracking
 from dit_heads.pictures import read_image, read_settings

@@ -1,0 +1,112 @@
+"""What a LoRA changes in a transformer, whatever file it is in."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+NEEDS = "peft is missing, which LoRAs need: pip install 'dit-heads[train]'"
+PREFIX, PEFT = "transformer.", "base_model.model."  # of names, in files of diffusers and of peft
+_SHOWN = 5  # entries of a file that an error lists
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The change `b @ a` of one linear weight [O, I], scale included.
+
+    With a `magnitude`, the new weight is that of DoRA (arXiv 2402.09353, eq. 5): magnitude times the
+    rows of weight + b @ a, each divided by its norm."""
+
+    a: Float[Tensor, "rank inputs"]
+    b: Float[Tensor, "outputs rank"]
+    magnitude: Float[Tensor, " outputs"] | None = None
+
+    @property
+    def rank(self) -> int:
+        return len(self.a)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """What a LoRA changes in a transformer: the change of each linear module, by the module's name."""
+
+    modules: Mapping[str, LowRank]
+
+    @property
+    def dora(self) -> bool:
+        return any(change.magnitude is not None for change in self.modules.values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By diffusers' keys."""
+        found = {}
+        for name, change in self.modules.items():
+            found[f"{PREFIX}{name}.lora_A.weight"] = change.a
+            found[f"{PREFIX}{name}.lora_B.weight"] = change.b
+            if change.magnitude is not None:
+                found[f"{PREFIX}{name}.lora_magnitude_vector"] = change.magnitude
+        return found
+
+    def config(self) -> dict[str, Any]:
+        """Arguments of peft's LoraConfig by diffusers' keys: alpha = rank, and names that match whole."""
+        rank = Counter(change.rank for change in self.modules.values()).most_common(1)[0][0]
+        others = {f"^{re.escape(n)}": c.rank for n, c in self.modules.items() if c.rank != rank}
+        config = {
+            "r": rank,
+            "lora_alpha": rank,
+            "rank_pattern": others,
+            "alpha_pattern": others,
+            "target_modules": "|".join(map(re.escape, sorted(self.modules))),
+            "use_dora": self.dora,
+        }
+        return {PREFIX + key: value for key, value in config.items()}
+
+
+def check_fits(lora: Lora, transformer: nn.Module, label: str = "lora: it") -> None:
+    """Raise ValueError unless each module of the LoRA is a linear one of the transformer, of its shape, and
+    all have magnitudes or none; the message begins with `label`."""
+    linear = linear_modules(transformer)
+    problems = {}
+    for name, change in lora.modules.items():
+        if name not in linear:
+            problems[name] = "no such linear module"
+        elif (change.b.shape[0], change.a.shape[1]) != linear[name]:
+            got = f"{tuple(change.b.shape)} and {tuple(change.a.shape)}"
+            problems[name] = f"expected B and A of a {linear[name]} weight, got {got}"
+        elif (change.magnitude is not None) != lora.dora:
+            problems[name] = "no magnitudes, which others have"
+        elif change.magnitude is not None and change.magnitude.shape != linear[name][:1]:
+            problems[name] = f"expected {linear[name][0]} magnitudes, got {tuple(change.magnitude.shape)}"
+    raise_for(problems, label, transformer)
+
+
+def linear_modules(transformer: nn.Module) -> dict[str, tuple[int, int]]:
+    """Shape [O, I] of the weight of each linear module, by the name that it has without adapters."""
+    return {
+        name.removeprefix(PEFT).removesuffix(".base_layer"): (module.out_features, module.in_features)
+        for name, module in transformer.named_modules()
+        if isinstance(module, nn.Linear) and ".lora_" not in name
+    }
+
+
+def raise_for(problems: Mapping[str, str], label: str, transformer: nn.Module) -> None:
+    """Raise ValueError if there are problems, by key; the message begins with `label`."""
+    if problems:
+        shown = "; ".join(f"'{key}': {why}" for key, why in list(problems.items())[:_SHOWN])
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        kind = type(transformer).__name__
+        raise ValueError(f"{label} does not fit {kind} in {len(problems)} places: {shown}{more}")
+
+
+def require_peft() -> Any:
+    """The peft library. Raises ImportError that says how to get it."""
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError(NEEDS) from error
+    return peft
