@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection, T5EncoderModel
 
 from dit_heads.embedded import WEIGHTS
 from dit_heads.embedded.clip import Clip
@@ -20,12 +20,17 @@ from dit_heads.training import save_tensors
 
 
 def export_weights(
-    student: Student, towers: Clip, vae: AutoencoderKL, judge: Judge, folder: Path = WEIGHTS
+    student: Student,
+    towers: Clip,
+    t5: T5EncoderModel,
+    vae: AutoencoderKL,
+    judge: Judge,
+    folder: Path = WEIGHTS,
 ) -> None:
     """Write transformer, VAE, image tower and judge in fp16, text encoders in fp32: transformers keeps a
     file's dtype, and a plain `from_pretrained` must not mix fp16 encoders with an fp32 transformer. The
     models given are in fp16 afterwards."""
-    pipe = assemble(student.transformer.half(), vae.half(), towers.text, towers.text_2, student.t5)
+    pipe = assemble(student.transformer.half(), vae.half(), towers.text, towers.text_2, t5)
     pipe.save_pretrained(folder / "sd3", safe_serialization=True)
     towers.image.half().save_pretrained(folder / "clip")
     (folder / "judge").mkdir(exist_ok=True)
@@ -42,7 +47,7 @@ def export_flux_weights(student: FluxStudent, folder: Path = WEIGHTS) -> None:
 
 # Where a trained module's parameters are, by the prefix of their names.
 _FOLDERS = {
-    "sd3": {"transformer.": "sd3/transformer", "t5.": "sd3/text_encoder_3"},
+    "sd3": {"transformer.": "sd3/transformer"},
     "vae": {"": "sd3/vae"},
     "clip": {"text.": "sd3/text_encoder", "text_2.": "sd3/text_encoder_2", "image.": "clip"},
     "judge": {"": "judge"},
@@ -52,7 +57,7 @@ _FOLDERS = {
 
 
 def packaged(part: str, folder: Path = WEIGHTS) -> dict[str, Tensor]:
-    """The shipped weights of "sd3", "vae", "clip", "judge" or "flux", fp32, by their names in training."""
+    """The shipped weights of sd3, t5, vae, clip, judge or flux, fp32, by their names in training."""
     return {
         prefix + name: tensor.float()
         for prefix, place in _FOLDERS[part].items()

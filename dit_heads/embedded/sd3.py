@@ -1,4 +1,4 @@
-"""The embedded text-to-image model: SD3's architecture at an eighth of its width, with a T5 of its own."""
+"""The embedded text-to-image model: SD3's architecture at an eighth of its width."""
 
 from __future__ import annotations
 
@@ -115,12 +115,11 @@ class Probed(nn.Module):
 
 
 class Student(Probed):
-    """The SD3 transformer in training, and the T5 that learns with it."""
+    """The SD3 transformer in training, probed at its middle block."""
 
-    def __init__(self, t5_vocabulary: int) -> None:
+    def __init__(self) -> None:
         transformer = make_transformer()
         super().__init__(transformer, transformer.transformer_blocks[BLOCKS // 2], TrainingAttention())
-        self.t5 = make_t5(t5_vocabulary)
 
 
 @dataclass(frozen=True)
@@ -217,23 +216,24 @@ def _drop(captions: list[str], rng: np.random.Generator, share: float) -> list[s
 
 
 class TextEncoders:
-    """Both frozen CLIP towers and tokenizers, in the layout that SD3's pipeline makes of them."""
+    """Both CLIP towers and T5, frozen, in the layout that SD3's pipeline makes of them."""
 
-    def __init__(self, text: CLIPTextModelWithProjection, text_2: CLIPTextModelWithProjection) -> None:
+    def __init__(
+        self, text: CLIPTextModelWithProjection, text_2: CLIPTextModelWithProjection, t5: T5EncoderModel
+    ) -> None:
         self.towers = (text.eval().requires_grad_(False), text_2.eval().requires_grad_(False))
+        self.t5 = t5.eval().requires_grad_(False)
         self.clip_tokenizer, self.t5_tokenizer = make_clip_tokenizer(), make_t5_tokenizer()
 
-    def __call__(
-        self, t5: nn.Module, captions: list[str], length: int, heard: list[str]
-    ) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def __call__(self, captions: list[str], length: int, heard: list[str]) -> tuple[Tensor, Tensor]:
         """Joint text tokens [B, 32 + length, 192] and the pooled vector [B, 192]; CLIP reads `heard`."""
         ids = tokenize(self.clip_tokenizer, heard)
-        with torch.no_grad():
-            outs = [tower(input_ids=ids, output_hidden_states=True) for tower in self.towers]
+        outs = [tower(input_ids=ids, output_hidden_states=True) for tower in self.towers]
         clip = torch.cat([o.hidden_states[-2] for o in outs], -1)
         pooled = torch.cat([o.text_embeds for o in outs], -1)
         t5_ids = tokenize(self.t5_tokenizer, captions, length)
-        return torch.cat([clip, t5(input_ids=t5_ids).last_hidden_state], 1), pooled
+        return torch.cat([clip, self.t5(input_ids=t5_ids).last_hidden_state], 1), pooled
 
 
 class ProbedLoss:
@@ -289,10 +289,10 @@ class ProbedLoss:
 
 
 class Sd3Loss(ProbedLoss):
-    """`ProbedLoss` of a `Student`, whose T5 learns with it, and `TextEncoders`."""
+    """`ProbedLoss` of a `Student` and `TextEncoders`."""
 
     def velocity(self, batch: Batch) -> Velocity:
-        text, pooled = self.texts(self.student.t5, batch.captions, batch.length, batch.heard)
+        text, pooled = self.texts(batch.captions, batch.length, batch.heard)
         return velocity_of(self.student.transformer, text, pooled)
 
 

@@ -20,6 +20,7 @@ import tyro
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import T5EncoderModel
 
 from dit_heads.embedded import WEIGHTS, flux, load_embedded, sd3
 from dit_heads.embedded.captions import caption
@@ -130,8 +131,6 @@ class Recipe:
     """Stop earlier, with a checkpoint."""
     warm: int = 0
     """The n-th run that begins with the shipped weights; 0 begins with nothing."""
-    reader: bool = False
-    """Begin with the T5 of `t5`, for SD3."""
     shift: float = sd3.SHIFT
     """Of the noise levels; 1 trains more at low noise, where textures are made."""
     objects: float = 0.0
@@ -148,8 +147,6 @@ class Recipe:
     def fit(self, part: str, student: sd3.Probed, loss: sd3.ProbedLoss, seed: int) -> None:
         if self.warm:
             load_weights(student, packaged(part))
-        if self.reader:
-            load_weights(student, trained(_new_reader(), "t5-v1").state_dict())
         config = FitConfig(
             self.steps, 1.5e-3, "muon", decline=self.decline, ema=0.9995, weight_decay=0.01, seed=seed
         )
@@ -166,18 +163,18 @@ Options = Annotated[Recipe, tyro.conf.arg(name="")]
 
 
 def sd3_model(recipe: Options) -> None:
-    """The transformer and its T5."""
+    """The SD3 transformer."""
     towers = trained(Clip(len(make_clip_tokenizer())), "clip-v1")
-    texts = sd3.TextEncoders(towers.text, towers.text_2)
+    texts = sd3.TextEncoders(towers.text, towers.text_2, _t5())
     torch.manual_seed(0)
-    student = sd3.Student(len(texts.t5_tokenizer))
+    student = sd3.Student()
     corpus = recipe.corpus(sd3.STOCK)
     loss = sd3.Sd3Loss(student, texts, corpus, recipe.steps, **recipe.weights())
     recipe.fit("sd3", student, loss, seed=4)
 
 
 def t5(steps: int = 700, shards: int = 6) -> None:
-    """T5 for a start: it learns which attribute belongs to which solid, and their order."""
+    """T5, before the transformers that read it: which attribute belongs to which solid, and their order."""
     scenes, tokenizer, model = _scenes(4000 * shards), make_t5_tokenizer(), _new_reader()
     config = FitConfig(steps, 2e-3, "muon", warmup=100, ema=0.995, weight_decay=0.01, seed=7)
     fit(model, ReaderLoss(model, tokenizer, scenes), config, _folder("t5-v1"))
@@ -191,10 +188,12 @@ def _new_reader() -> Reader:
     return Reader(make_directed_t5(len(make_t5_tokenizer())))
 
 
+def _t5() -> T5EncoderModel:
+    return trained(_new_reader(), "t5-v1").t5
+
+
 def flux_model(recipe: Options) -> None:
     """The FLUX transformer on the latents and texts of SD3's; its guidance embedding stays at 1."""
-    if recipe.reader:
-        raise ValueError("reader: FLUX reads the shipped T5 of SD3; give it to `sd3`")
     student = _flux_student()
     corpus = recipe.corpus(flux.STOCK)
     loss = flux.FluxLoss(student, _flux_texts(), corpus, recipe.steps, **recipe.weights())
@@ -216,7 +215,7 @@ def _flux_student() -> flux.FluxStudent:
 
 
 def _flux_texts() -> flux.FluxTexts:
-    return flux.FluxTexts(flux.load_clip_text(WEIGHTS), flux.load_t5(WEIGHTS))
+    return flux.FluxTexts(flux.load_clip_text(WEIGHTS), _t5())
 
 
 def _until(hours: float | None) -> float | None:
@@ -259,9 +258,9 @@ def _encode(shards: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, list[tuple[Ten
 
 def export() -> None:
     """Write the package's weights from the runs in the cache folder; parts without a run stay as they are."""
-    student = trained(sd3.Student(len(make_t5_tokenizer())), _last("sd3"))
+    student = trained(sd3.Student(), _last("sd3"))
     towers = trained(Clip(len(make_clip_tokenizer())), "clip-v1")
-    export_weights(student, towers, normalised_vae(), trained(Judge(), "judge-v1"))
+    export_weights(student, towers, _t5(), normalised_vae(), trained(Judge(), "judge-v1"))
 
 
 def export_flux() -> None:

@@ -20,7 +20,7 @@ from dit_heads.embedded.export import (
 )
 from dit_heads.embedded.flux import FluxStudent
 from dit_heads.embedded.judge import Judge
-from dit_heads.embedded.sd3 import Student
+from dit_heads.embedded.sd3 import Student, make_t5
 from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
 from dit_heads.embedded.vae import make_vae
 
@@ -29,8 +29,9 @@ from dit_heads.embedded.vae import make_vae
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("weights")
-    parts = Student(len(make_t5_tokenizer())), Clip(len(make_clip_tokenizer())), make_vae(), Judge()
-    modules = dict(zip(("student", "clip", "vae", "judge"), parts, strict=True))
+    t5 = make_t5(len(make_t5_tokenizer()))
+    parts = Student(), Clip(len(make_clip_tokenizer())), t5, make_vae(), Judge()
+    modules = dict(zip(("student", "clip", "t5", "vae", "judge"), parts, strict=True))
     states = {n: {k: v.clone() for k, v in m.state_dict().items()} for n, m in modules.items()}
     export_weights(*parts, folder)
     return folder, states
@@ -58,7 +59,7 @@ def test_the_pipeline_is_stock_in_fp32_and_holds_the_trained_parts(
     assert close(pipe.vae, states["vae"])
     assert close(pipe.text_encoder, part(states["clip"], "text."), 0)
     assert close(pipe.text_encoder_2, part(states["clip"], "text_2."), 0)
-    assert close(pipe.text_encoder_3, part(states["student"], "t5."), 0)
+    assert close(pipe.text_encoder_3, states["t5"], 0)
     prompt = "a large red cube on snow at night"
     assert pipe.tokenizer(prompt).input_ids == make_clip_tokenizer()(prompt).input_ids
     assert pipe.tokenizer_3(prompt).input_ids == make_t5_tokenizer()(prompt).input_ids
@@ -77,7 +78,7 @@ def test_flux_is_a_stock_pipeline_that_shares_sd3s_autoencoder_and_texts(
     modules = [m for m in pipe.components.values() if isinstance(m, torch.nn.Module)]
     assert len(modules) == 4 and {p.dtype for m in modules for p in m.parameters()} == {torch.float32}
     assert close(pipe.vae, states["vae"])
-    assert close(pipe.text_encoder_2, part(states["student"], "t5."), 0)
+    assert close(pipe.text_encoder_2, states["t5"], 0)
     assert packaged("flux", folder).keys() == {f"transformer.{name}" for name in trained}
     index: Any = FluxPipeline.load_config(folder / "flux")
     assert index["_class_name"] == "FluxPipeline"
@@ -100,12 +101,13 @@ def test_an_unknown_model_is_refused():
 def test_training_can_begin_with_what_ships(exported: tuple[Path, dict[str, Any]]):
     folder, states = exported
     fresh = {
-        "sd3": Student(len(make_t5_tokenizer())),
+        "sd3": Student(),
         "clip": Clip(len(make_clip_tokenizer())),
         "vae": make_vae(),
         "judge": Judge(),
     }
     ships = {part: packaged(part, folder) for part in fresh}
+    assert packaged("t5", folder).keys() >= {f"t5.{n}" for n, _ in make_t5(8).named_parameters()}
     absent = {f"{p}: {n}" for p, m in fresh.items() for n, _ in m.named_parameters() if n not in ships[p]}
     # The probe is thrown away after training; CLIP's temperature is not a file of weights.
     assert absent == {"clip: scale", *(f"sd3: probe.{i}.{n}" for i in (0, 1) for n in ("weight", "bias"))}

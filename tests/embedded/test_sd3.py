@@ -46,14 +46,15 @@ def draws(source: Corpus, count: int, *, stock_length: bool = False) -> list[Bat
 @pytest.fixture(scope="module")
 def student() -> Student:
     torch.manual_seed(0)
-    return Student(len(T5))
+    return Student()
 
 
 @pytest.fixture(scope="module")
 def texts() -> TextEncoders:
     torch.manual_seed(1)
     size = len(make_clip_tokenizer())
-    return TextEncoders(make_text_tower(size, 2, "quick_gelu"), make_text_tower(size, 3, "gelu"))
+    towers = make_text_tower(size, 2, "quick_gelu"), make_text_tower(size, 3, "gelu")
+    return TextEncoders(*towers, sd3.make_t5(len(T5)))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def pipe(student: Student, texts: TextEncoders) -> Any:
     torch.manual_seed(2)
     vae: Any = make_vae()
     vae.register_to_config(shift_factor=0.1, scaling_factor=2.0)
-    made: Any = sd3.assemble(student.transformer, vae, *texts.towers, student.t5)
+    made: Any = sd3.assemble(student.transformer, vae, *texts.towers, texts.t5)
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -72,9 +73,9 @@ def test_a_training_step_reaches_all_that_is_trained_and_no_more(student: Studen
     )
     assert loss.shape == () and loss.item() == pytest.approx(float(figures["flow"]) + float(figures["probe"]))
     loss.backward()
-    for part in (student.transformer.transformer_blocks[0], student.t5, student.probe):
+    for part in (student.transformer.transformer_blocks[0], student.probe):
         assert all(p.grad is not None for p in part.parameters())
-    assert all(p.grad is None for tower in texts.towers for p in tower.parameters())
+    assert not any(p.requires_grad for part in (*texts.towers, texts.t5) for p in part.parameters())
     student.zero_grad()
 
 
@@ -126,10 +127,10 @@ def test_errors_on_solids_weigh_more_where_noise_lets_see_them(student: Student,
     assert Sd3Loss(student, texts, source, steps=10)._weight(batch, torch.tensor([0.3, 0.8])) is None
 
 
-def test_text_input_is_the_pipelines(pipe: Any, student: Student, texts: TextEncoders):
+def test_text_input_is_the_pipelines(pipe: Any, texts: TextEncoders):
     said = [caption(SCENES[0]), "", caption(SCENES[1])]
     with torch.no_grad():
-        mine = texts(student.t5, said, MEDIUM, said)
+        mine = texts(said, MEDIUM, said)
         theirs = pipe.encode_prompt(
             said, None, None, do_classifier_free_guidance=False, max_sequence_length=MEDIUM
         )
@@ -231,12 +232,12 @@ def test_latents_are_normalised_by_the_vaes_config():
     torch.testing.assert_close(found.float(), (mean - 0.25) * 3, atol=2e-3, rtol=2e-3)
 
 
-def test_the_loss_of_a_silent_transformer(student: Student, texts: TextEncoders):
+def test_the_loss_of_a_silent_transformer(texts: TextEncoders):
     """The flow loss is against noise minus latents: of constant latents k, mean((e - k)^2) is 1 + k^2."""
     transformer = sd3.make_transformer()
     for part in transformer.proj_out.parameters():
         torch.nn.init.zeros_(part)
-    silent: Any = SimpleNamespace(transformer=transformer, t5=student.t5, take_seen=lambda: None)
+    silent: Any = SimpleNamespace(transformer=transformer, take_seen=lambda: None)
     source = corpus(batch=8)
     loss, _ = Sd3Loss(silent, texts, source, steps=10)(Part(8), torch.Generator().manual_seed(3))
     drawn = source.draw(torch.Generator().manual_seed(3), stock_length=False)
