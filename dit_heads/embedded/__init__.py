@@ -20,14 +20,3 @@ def load_embedded(name: str = "sd3") -> Any:
 
         return load_flux(WEIGHTS)
     raise ValueError(f"name: expected 'sd3' or 'flux', got {name!r}")
-
-
-def embedded_lora(task: str) -> Path:
-    """The file of an In-Context LoRA of the embedded SD3, "sky", "grounds" or "turntable", for
-    `pipe.load_lora_weights` and `load_lora`.
-
-    Raises ValueError for another name."""
-    found = {path.stem: path for path in sorted((WEIGHTS / "loras").glob("*.safetensors"))}
-    if task not in found:
-        raise ValueError(f"task: expected one of {', '.join(found)}, got {task!r}")
-    return found[task]
