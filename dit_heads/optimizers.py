@@ -52,9 +52,9 @@ class Descent:
     `muon` orthogonalises the updates of weight matrices (torch's Muon,
     https://kellerjordan.github.io/posts/muon; with the step size matched to AdamW's, arXiv 2502.16982);
     convolutions count as matrices of [out, in * kernel]. Embeddings, biases and gains stay with AdamW.
-    `adamw8bit` keeps moments in 8 bits by bitsandbytes, on
-    a GPU. With a `scaler` (fp16), gradients are those of a scaled loss until `unscale`, and steps in which
-    they overflow are left out. Raises ValueError for another `kind`, and for what is missing here."""
+    `adamw8bit` keeps moments in 8 bits by bitsandbytes, on a GPU. With a `scaler` (fp16), gradients are those
+    of a scaled loss until `unscale`, and steps in which they overflow are left out. Raises ValueError for
+    another `kind`, and for what is missing here."""
 
     def __init__(
         self,

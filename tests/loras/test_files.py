@@ -497,6 +497,7 @@ def test_a_load_that_fails_halfway_leaves_the_pipeline_as_it_was(monkeypatch, ot
     for name in others:
         add_lora(pipe, lora_of(tuned(r=2, target_modules=["to_q", "proj_out"])), name)
     before, expected = list(pipe.transformer.named_modules()), output(pipe.transformer)
+    weights = {name: tensor.clone() for name, tensor in pipe.transformer.state_dict().items()}
 
     def full(*_: Any, **__: Any) -> None:
         raise RuntimeError("out of memory")
@@ -505,7 +506,10 @@ def test_a_load_that_fails_halfway_leaves_the_pipeline_as_it_was(monkeypatch, ot
     with pytest.raises(RuntimeError, match="out of memory"):
         add_lora(pipe, lora_of(tuned(r=3)), "third")
     assert list(pipe.transformer.named_modules()) == before
-    torch.testing.assert_close(output(pipe.transformer), expected, rtol=1e-12, atol=1e-12)
+    kept = pipe.transformer.state_dict()
+    assert kept.keys() == weights.keys() and all(torch.equal(kept[name], weights[name]) for name in kept)
+    # Where inputs lie in memory changes the rounding of some CPUs.
+    assert_close(output(pipe.transformer), expected, rtol=1e-12, atol=1e-12)
     assert hasattr(pipe.transformer, "peft_config") == bool(others)
     assert pipe.get_active_adapters() == list(others[-1:])
 
