@@ -2,11 +2,12 @@
 processor.
 
     python benchmarks/guidance.py --blocks 8 --rounds 3
+    python benchmarks/guidance.py --blocks 24 --rounds 5 --steps 10 --device cuda --dtype bfloat16
 
-SD3-medium's or FLUX.1's width, as many blocks as `--blocks` says, 1024 image tokens and 333 (SD3) or 512
-(FLUX) text tokens, random weights: a step's cost does not depend on their values. The rows of a table take
-turns, and each figure is the median over the rounds of its ratio within one round, since the machines this
-runs on are noisy.
+SD3-medium's or FLUX.1's width, as many blocks as `--blocks` says, 1024 image tokens (or as many as `--pixels`
+a side make) and 333 (SD3) or 512 (FLUX) text tokens, random weights: a step's cost does not depend on their
+values. The rows of a table take turns, and each figure is the median over the rounds of its ratio within one
+round, since the machines this runs on are noisy.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import statistics
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,6 +41,24 @@ FORKS = {"1/8": 0.125, "1/2": 0.5, "7/8": 0.875}
 Row = tuple[str, Callable[[], object]]
 
 
+@dataclass(frozen=True)
+class Case:
+    """What all rows share: `blocks` of the transformer, `steps` of a run, pictures of `pixels` a side."""
+
+    blocks: int
+    steps: int
+    pixels: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def call(self) -> dict[str, Any]:
+        size = {"height": self.pixels, "width": self.pixels}
+        return {"num_inference_steps": self.steps, "output_type": "latent", **size}
+
+    def draw(self, *shape: int) -> Tensor:
+        return torch.randn(shape).to(self.device, self.dtype)
+
+
 def parts(transformer: nn.Module, names: int) -> Any:
     texts = [f"{part}{i}" for part in ("text_encoder", "tokenizer") for i in ("", "_2", "_3")[:names]]
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
@@ -50,33 +70,30 @@ def quiet(pipe: Any) -> Any:
     return pipe
 
 
-def sd3_rows(blocks: int) -> tuple[list[Row], list[Row]]:
+def sd3_rows(case: Case) -> tuple[list[Row], list[Row]]:
     """What runs with CFG and without: two tables, the reference of each in its first row."""
     torch.manual_seed(0)
-    transformer = SD3Transformer2DModel(
-        sample_size=64,
-        num_layers=blocks,
-        attention_head_dim=64,
-        num_attention_heads=24,
-        caption_projection_dim=1536,
-    ).eval()
+    blocks = case.blocks
+    with case.device:
+        transformer = SD3Transformer2DModel(
+            sample_size=case.pixels // 8,
+            num_layers=blocks,
+            attention_head_dim=64,
+            num_attention_heads=24,
+            caption_projection_dim=1536,
+        )
+    transformer = transformer.eval().to(case.device, case.dtype)
     stock = quiet(StableDiffusion3Pipeline(**parts(transformer, 3)))
     # The whole middle block, as diffusers can do no less; where it lies does not change what PAG costs.
     pag = quiet(
         StableDiffusion3PAGPipeline(**parts(transformer, 3), pag_applied_layers=[f"blocks.{blocks // 2}"])
     )
-    texts = {"prompt_embeds": torch.randn(1, 333, 4096), "pooled_prompt_embeds": torch.randn(1, 2048)}
+    texts = {"prompt_embeds": case.draw(1, 333, 4096), "pooled_prompt_embeds": case.draw(1, 2048)}
     texts |= {f"negative_{name}": torch.randn_like(t) for name, t in texts.items()}
+    latents = case.draw(1, 16, case.pixels // 8, case.pixels // 8)
 
     def run(pipe: Any, cfg: float, **more: Any) -> Any:
-        call = {
-            "num_inference_steps": 1,
-            "guidance_scale": cfg,
-            "output_type": "latent",
-            "height": 512,
-            "width": 512,
-        }
-        return pipe(**texts, latents=torch.zeros(1, 16, 64, 64), **call, **more)
+        return pipe(**texts, latents=latents, guidance_scale=cfg, **case.call(), **more)
 
     def guided(cfg: float, fork: float, trunk: str) -> Callable[[], object]:
         def call() -> None:
@@ -108,20 +125,23 @@ def sd3_rows(blocks: int) -> tuple[list[Row], list[Row]]:
     return with_cfg, [row for i, row in enumerate(without) if i != 2]
 
 
-def flux_rows(blocks: int) -> list[Row]:
+def flux_rows(case: Case) -> list[Row]:
     """A third of the blocks double-stream, as in FLUX.1."""
     torch.manual_seed(0)
+    blocks = case.blocks
     double = max(1, round(blocks / 3))
-    transformer = FluxTransformer2DModel(
-        num_layers=double, num_single_layers=blocks - double, guidance_embeds=True
-    ).eval()
+    with case.device:
+        transformer = FluxTransformer2DModel(
+            num_layers=double, num_single_layers=blocks - double, guidance_embeds=True
+        )
+    transformer = transformer.eval().to(case.device, case.dtype)
     pipe = quiet(FluxPipeline(**parts(transformer, 2)))
-    texts = {"prompt_embeds": torch.randn(1, 512, 4096), "pooled_prompt_embeds": torch.randn(1, 768)}
-    call = {"num_inference_steps": 1, "output_type": "latent", "height": 512, "width": 512}
+    texts = {"prompt_embeds": case.draw(1, 512, 4096), "pooled_prompt_embeds": case.draw(1, 768)}
+    latents = case.draw(1, (case.pixels // 16) ** 2, 64)
 
     def run(heads: str | None, trunk: str = "shared") -> Callable[[], object]:
         def plain() -> None:
-            pipe(**texts, latents=torch.zeros(1, 1024, 64), **call)
+            pipe(**texts, latents=latents, **case.call())
 
         def guided() -> None:
             with HeadGuidance(pipe, heads or "", trunk=trunk):
@@ -136,15 +156,15 @@ def flux_rows(blocks: int) -> list[Row]:
 
 
 @torch.no_grad()
-def ratios(rows: list[Row], rounds: int) -> list[tuple[str, float, float]]:
+def ratios(rows: list[Row], rounds: int, device: torch.device) -> list[tuple[str, float, float]]:
     """Name, median seconds, and median ratio to the first row, of each row."""
     taken: list[list[float]] = [[] for _ in rows]
     for turn in range(rounds + 1):
         for seconds, (_, run) in zip(taken, rows, strict=True):
-            began = time.perf_counter()
+            began = now(device)
             run()
             if turn:  # the first round warms up
-                seconds.append(time.perf_counter() - began)
+                seconds.append(now(device) - began)
     found = []
     for (name, _), seconds in zip(rows, taken, strict=True):
         ratio = statistics.median(own / first for own, first in zip(seconds, taken[0], strict=True))
@@ -152,13 +172,20 @@ def ratios(rows: list[Row], rounds: int) -> list[tuple[str, float, float]]:
     return found
 
 
-def report(title: str, rows: list[Row], rounds: int, goal: Callable[[float], float]) -> None:
+def now(device: torch.device) -> float:
+    """Seconds, once everything that the device was given is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def report(title: str, rows: list[Row], rounds: int, case: Case, goal: Callable[[float], float]) -> None:
     """A Markdown table; `goal(f)` is the ratio that a fork at depth f is meant to stay under."""
     print(f"\n{title}\n\n| | seconds a step | ratio to the first row | goal |\n|---|---|---|---|")
-    for name, seconds, ratio in ratios(rows, rounds):
+    for name, seconds, ratio in ratios(rows, rounds, case.device):
         fork = next((f for label, f in FORKS.items() if name.endswith(label)), None)
         wanted = "" if fork is None else f"{goal(fork):.3f}"
-        print(f"| {name} | {seconds:.2f} | {ratio:.3f} | {wanted} |", flush=True)
+        print(f"| {name} | {seconds / case.steps:.4g} | {ratio:.3f} | {wanted} |", flush=True)
 
 
 class PeakBytes(TorchDispatchMode):
@@ -220,14 +247,25 @@ def memory(image: int = 4096, text: int = 333) -> None:
         print(f"| {name} | {peak.peak / 1e6:.0f} | {(peak.peak - base) / one:.2f} |", flush=True)
 
 
-def main(blocks: int = 8, rounds: int = 3, sd3: bool = True, flux: bool = True) -> None:
-    """Tables of both models, each with `blocks` blocks, over `rounds` rounds after one that warms up."""
+def main(
+    blocks: int = 8,
+    rounds: int = 3,
+    steps: int = 1,
+    pixels: int = 512,
+    sd3: bool = True,
+    flux: bool = True,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> None:
+    """Tables of both models, each with `blocks` blocks, over `rounds` rounds after one that warms up; a run
+    takes `steps`."""
+    case = Case(blocks, steps, pixels, torch.device(device), getattr(torch, dtype))
     if sd3:
-        with_cfg, without = sd3_rows(blocks)
-        report("SD3-medium's width, with CFG", with_cfg, rounds, lambda f: 1.05 * (3 - f) / 3)
-        report("SD3-medium's width, without CFG", without, rounds, lambda f: 1.05 * (2 - f) / 2)
+        with_cfg, without = sd3_rows(case)
+        report("SD3-medium's width, with CFG", with_cfg, rounds, case, lambda f: 1.05 * (3 - f) / 3)
+        report("SD3-medium's width, without CFG", without, rounds, case, lambda f: 1.05 * (2 - f) / 2)
     if flux:
-        report("FLUX.1's width", flux_rows(blocks), rounds, lambda f: 1.05 * (2 - f) / 2)
+        report("FLUX.1's width", flux_rows(case), rounds, case, lambda f: 1.05 * (2 - f) / 2)
     memory()
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import tyro
 
-from dit_heads import HeadGuidance, HeadHunter, HeadId, HeadSet, load_embedded
+from dit_heads import HeadGuidance, HeadHunter, HeadId, HeadSet
 from dit_heads.embedded.captions import caption, content
 from dit_heads.embedded.evaluate import OWN_TEXT_TOKENS, cell, interval, paint, unseen_scenes
 from dit_heads.embedded.export import load_judge
@@ -32,13 +32,14 @@ from dit_heads.halving import cost, rungs
 from dit_heads.headmap import draw_grid
 from dit_heads.hunt_config import HuntConfig
 from dit_heads.hunter import Result
+from dit_heads.models import load_pipeline
 from dit_heads.objectives import embedded_clip
 from dit_heads.training import write_atomically
 from dit_heads.trials import batches_of
 
 GENERAL = HuntConfig(per_round=4, scale=2.0, steps=10, batch=16)
 STYLE = replace(GENERAL, rounds=3, per_round=1)
-SCALES, SOFTNESSES = (0.5, 1.5, 3.0), (0.5, 1.0)
+SCALES, SOFTNESSES = (0.5, 1.5, 3.0, 6.0), (0.5, 1.0)
 CFG, STEPS = 4.0, 28
 SOLIDS = 3  # of general prompts: with fewer, the model is right without guidance
 
@@ -74,6 +75,13 @@ def split_half(scores: np.ndarray, rounds: int = 200) -> float:
     return fmean(found)
 
 
+def share_interval(part: np.ndarray, whole: np.ndarray, rounds: int = 2000) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of `part` over that of `whole`, pairs resampled together."""
+    which = np.random.default_rng(0).integers(len(part), size=(rounds, len(part)))
+    low, high = np.percentile(part[which].mean(1) / whole[which].mean(1), [2.5, 97.5])
+    return float(low), float(high)
+
+
 def makespan(times: Sequence[float], workers: int) -> float:
     """Seconds until the last of the tasks is done, each given to the first worker that is free."""
     free = [0.0] * workers
@@ -94,15 +102,19 @@ class Found:
 class Bench:
     """The parts that all measurements share."""
 
-    def __init__(self, folder: Path, count: int) -> None:
-        self.folder, self.pipe = folder, load_embedded("sd3")
+    def __init__(self, folder: Path, prompts: int, count: int, batch: int, device: str) -> None:
+        self.folder, self.prompts, self.batch = folder, prompts, batch
+        self.pipe = load_pipeline("embedded", "float32", device)
         self.pipe.set_progress_bar_config(disable=True)
         self.judge, self.clip = load_judge(), embedded_clip()
         self.scenes = unseen_scenes("test", count, solids=SOLIDS)
 
     def hunter(self, name: str, prompts: Sequence[str], config: HuntConfig) -> HeadHunter:
-        call = {"max_sequence_length": OWN_TEXT_TOKENS}
+        call, config = {"max_sequence_length": OWN_TEXT_TOKENS}, replace(config, batch=self.batch)
         return HeadHunter(self.pipe, self.clip, prompts, self.folder / name, config, call=call)
+
+    def general_prompts(self) -> list[str]:
+        return [caption(scene) for scene in unseen_scenes("validation", self.prompts, solids=SOLIDS)]
 
     def search(self, name: str, prompts: Sequence[str], config: HuntConfig) -> Found:
         """Run a search, or read what is stored of it."""
@@ -144,10 +156,10 @@ class Bench:
             cells = [shown for values, none in pairs for shown in (cell(values), cell(values - none))]
             said = f"{name}: {guided.heads}, w {guided.scale:g}, u {guided.softness:g}" if guided else name
             print(f"| {said} | {' | '.join(cells)} |", flush=True)
-        (_, exhaustive), (_, fast) = found["HeadHunter"], found["fast HeadHunter"]
-        print(
-            f"CLIP score x 100 of the fast search less that of the exhaustive one: {cell(fast - exhaustive)}"
-        )
+        exhaustive, fast = (found[name][1] - found["none"][1] for name in ("HeadHunter", "fast HeadHunter"))
+        low, high = share_interval(fast, exhaustive)
+        print(f"CLIP score x 100 of the fast search less the exhaustive one: {cell(fast - exhaustive)}")
+        print(f"share of its gain: {fast.mean() / exhaustive.mean():.2f} [{low:.2f}, {high:.2f}]")
 
     @torch.no_grad()
     def _scores(
@@ -155,8 +167,9 @@ class Bench:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Attributes right, in %, and CLIP score x 100 of a picture of each prompt."""
         heads = guided and HeadGuidance(self.pipe, guided.heads, scale=guided.scale, softness=guided.softness)
-        call = {"num_inference_steps": STEPS, "max_sequence_length": OWN_TEXT_TOKENS}
-        pictures = paint(self.pipe, scenes, prompts=prompts, guidance=heads, guidance_scale=cfg, **call)
+        call: dict[str, Any] = {"num_inference_steps": STEPS, "max_sequence_length": OWN_TEXT_TOKENS}
+        call |= {"guidance_scale": cfg, "batch": self.batch}
+        pictures = paint(self.pipe, scenes, prompts=prompts, guidance=heads, **call)
         pairs = zip(pictures.split(1), prompts, strict=True)
         scores = torch.cat([self.clip(picture / 2 + 0.5, [said]) for picture, said in pairs])
         return 100 * verdict(self.judge, pictures, scenes).per_picture().numpy(), 100 * scores.numpy()
@@ -165,7 +178,7 @@ class Bench:
 def general(bench: Bench) -> None:
     """The general search, exhaustive and fast, and what both find worth on test prompts. How many heads and
     how strong is swept on the prompts of the search; `preset.json` is what the main job reads."""
-    prompts = _validation_prompts()
+    prompts = bench.general_prompts()
     whole = bench.search("general", prompts, GENERAL)
     fast = bench.search("general-fast", prompts, replace(GENERAL, method="fast"))
     compare(whole, fast)
@@ -180,7 +193,7 @@ def write_preset(bench: Bench, whole: Found, heads: Guided | None, layer: Guided
     unguided = fmean(whole.result.unguided)
     gains = {head: fmean(scores) - unguided for head, scores in whole.result.rounds[0].scores.items()}
     provenance = {
-        "command": "python benchmarks/hunt.py general",
+        "command": f"python benchmarks/hunt.py general --prompts {bench.prompts} --batch {bench.batch}",
         "score": {"no guidance": unguided, "heads": heads.score, "block": layer.score},
         "single heads": {str(head): round(gains[head], 5) for head in sorted(gains, key=lambda h: -gains[h])},
         **whole.result.provenance,
@@ -190,10 +203,6 @@ def write_preset(bench: Bench, whole: Found, heads: Guided | None, layer: Guided
     path = bench.folder / "preset.json"
     write_atomically(path, json.dumps(preset, indent=1) + "\n")
     print(f"wrote {path}")
-
-
-def _validation_prompts() -> list[str]:
-    return [caption(scene) for scene in unseen_scenes("validation", 20, solids=SOLIDS)]
 
 
 def _rows(bench: Bench, whole: Found, fast: Found) -> dict[str, tuple[float, Guided | None]]:
@@ -250,7 +259,7 @@ def styles(bench: Bench) -> None:
     for style in STYLES[1:]:
         said: Callable[[Scene], str] = lambda scene, style=style: f"{style}, {content(scene)}"  # noqa: E731
         name = style.replace(" ", "-")
-        prompts = [said(scene) for scene in unseen_scenes("validation", 5)]
+        prompts = [said(scene) for scene in unseen_scenes("validation", bench.prompts // 4)]
         whole = bench.search(name, prompts, STYLE)
         fast = bench.search(f"{name}-fast", prompts, replace(STYLE, method="fast"))
         print(f"\n### {style}\n{whole.result}")
@@ -269,9 +278,9 @@ def _places(result: Result) -> list[str]:
     return [f"{head} {ranked.index(head) + 1}" for head in result.chosen]
 
 
-def interactions(bench: Bench, top: int = 20, pairs: int = 8) -> None:
+def interactions(bench: Bench, top: int = 20) -> None:
     """What two of the best heads gain together beyond what they gain alone, as a picture."""
-    prompts = _validation_prompts()
+    prompts, pairs = bench.general_prompts(), bench.prompts // 2
     singles = bench.search("general", prompts, GENERAL).result.rounds[0].scores
     heads: list[HeadId] = sorted(singles, key=lambda head: -fmean(singles[head]))[:top]
     hunter = bench.hunter("interactions", prompts[:pairs], GENERAL)
@@ -320,7 +329,7 @@ def cost_model(bench: Bench) -> None:
     print(
         f"\nOf {len(times)} measured tasks ({fmean(times):.1f} s each): workers, hours of the round, speed-up"
     )
-    many = (times * (11_540 // GENERAL.batch // len(times) + 1))[: 11_540 // GENERAL.batch]
+    many = (times * (11_540 // bench.batch // len(times) + 1))[: 11_540 // bench.batch]
     for workers in (1, 2, 4, 8, 16, 32, 64):
         span = makespan(many, workers)
         print(f"| {workers} | {span / 3600:.2f} | {makespan(many, 1) / span:.1f} |")
@@ -328,11 +337,10 @@ def cost_model(bench: Bench) -> None:
 
 def _task_times(bench: Bench, count: int = 6) -> list[float]:
     """Seconds of batches of a search."""
-    prompts = _validation_prompts()
-    hunter = bench.hunter("general", prompts, GENERAL)
+    hunter = bench.hunter("general", bench.general_prompts(), GENERAL)
     trials = [hunter._trial(HeadSet([head]), *pair) for head in hunter.candidates for pair in hunter.pairs]
     times = []
-    for batch in batches_of(trials, GENERAL.batch)[:: len(trials) // GENERAL.batch // count][:count]:
+    for batch in batches_of(trials, bench.batch)[:: len(trials) // bench.batch // count][:count]:
         began = time.perf_counter()
         hunter.scorer(batch)
         times.append(time.perf_counter() - began)
@@ -345,10 +353,14 @@ STAGES = {"general": general, "styles": styles, "interactions": interactions, "c
 def main(
     stages: tyro.conf.Positional[tuple[str, ...]] = tuple(STAGES),
     folder: Path = Path("out/hunt"),
+    prompts: int = 20,
     count: int = 96,
+    batch: int = 16,
+    device: str = "auto",
 ) -> None:
-    """Run the stages named, all of them by default, with `count` test prompts."""
-    bench = Bench(folder, count)
+    """Run the stages named, all of them by default: searches with `prompts` validation prompts (a quarter of
+    them a style), measured on `count` test prompts, `batch` pictures at a time."""
+    bench = Bench(folder, prompts, count, batch, device)
     for name in stages:
         print(f"\n## {name}", flush=True)
         STAGES[name](bench)

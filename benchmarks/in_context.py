@@ -24,7 +24,6 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from dit_heads import load_embedded
 from dit_heads.embedded.evaluate import cell
 from dit_heads.embedded.export import load_judge
 from dit_heads.embedded.judge import Judge
@@ -33,6 +32,7 @@ from dit_heads.embedded.sets import TASKS, Agreement, SceneSet, agreement, split
 from dit_heads.embedded.vae import to_tensor
 from dit_heads.loras.files import load_lora
 from dit_heads.loras.panels import Layout, join
+from dit_heads.models import load_pipeline
 from dit_heads.pictures import write_png
 from dit_heads.pipelines.in_context import InContextPipeline
 from dit_heads.sheets import Column, contact_sheet
@@ -75,7 +75,7 @@ def painted(
             guidance_scale=CFG,
             max_sequence_length=TEXT_TOKENS,
         )
-        parts += [torch.stack(panels) for panels in done.panels]
+        parts += [torch.stack(panels).cpu() for panels in done.panels]
     return torch.stack(parts) * 2 - 1
 
 
@@ -153,6 +153,7 @@ def main(
     steps: int = STEPS,
     batch: int = 16,
     sheets: Path | None = None,
+    device: str = "auto",
 ) -> None:
     """Measure `count` test sets of each task; `loras` is the folder of LoRA files, `sheets` one for contact
     sheets."""
@@ -160,7 +161,7 @@ def main(
         task_of(task)
     # CLIP's towers read 32 tokens of a caption; that they cut it is said with every call.
     logging.set_verbosity_error()
-    pipe, judge = load_embedded("sd3"), load_judge()
+    pipe, judge = load_pipeline("embedded", "float32", device), load_judge()
     pipe.set_progress_bar_config(disable=True)
     settings = {"cfg": CFG, "steps": steps, "max_sequence_length": TEXT_TOKENS, "count": count}
     for task in tasks:

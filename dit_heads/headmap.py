@@ -57,6 +57,7 @@ def draw_curve(
     axis.plot(range(len(means)), means, marker="o", markersize=4, color="tab:blue")
     axis.axhline(means[0], color="0.6", linewidth=0.8, linestyle="--")
     axis.set(xlabel="heads, in the order of choice", ylabel="score", title=title)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 

@@ -137,8 +137,8 @@ class Descent:
             key, name = label.split("/", 1)
             if name == SCALER:
                 scaler[key] = value.item()
-            elif key == "step":
-                count: Any = int(value) if self.eight_bit else value
+            elif key == "step" and self.eight_bit:
+                count: Any = int(value)
                 states[name][key] = count
             else:
                 states[name][key] = value.to(self.weights[name].device)

@@ -179,8 +179,10 @@ def _text_heads(attn: Any, tokens: Tensor) -> QKV:
 
 
 def _heads(attn: Any, projected: Any, norm_q: Any, norm_k: Any) -> QKV:
-    q, k, v = (t.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for t in projected)  # [B, H, N, D]
-    return norm_q(q) if norm_q is not None else q, norm_k(k) if norm_k is not None else k, v
+    q, k, v = (t.unflatten(-1, (attn.heads, -1)) for t in projected)  # [B, N, H, D]
+    q = q if norm_q is None else norm_q(q)  # before the transpose: fused kernels would copy it
+    k = k if norm_k is None else norm_k(k)
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
 def joint_outputs(attn: Any, out: Tensor, image_tokens: int, joint: bool) -> Tensor | tuple[Tensor, Tensor]:

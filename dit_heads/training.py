@@ -121,7 +121,7 @@ def fit(
     began = saved = time.time()
     steps = range(start, config.steps)
     bar = tqdm(steps, initial=start, total=config.steps, desc=folder.name, mininterval=10, disable=not main)
-    with _stop_signals(noted=alone) as stopped:
+    with _stop_signals(noted=alone) as stopped, _without_cudnn_attention():
         for step in bar:
             _gradients(accelerator, loss, config, step, log)
             _average_gradients(accelerator, weights.values())
@@ -173,6 +173,18 @@ def _stop_signals(*, noted: bool) -> Iterator[list[int]]:
     finally:
         for sign, handler in before.items():
             signal.signal(sign, handler)
+
+
+@contextmanager
+def _without_cudnn_attention() -> Iterator[None]:
+    """PyTorch's own attention kernels alone: gradients of FLUX by cuDNN's in bf16 and fp16 were NaN on an
+    H200 (torch 2.11, cuDNN 9.19), by the others they were not."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def _gradients(accelerator: Accelerator, loss: Loss, config: FitConfig, step: int, log: Log) -> None:

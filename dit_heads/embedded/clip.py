@@ -102,10 +102,11 @@ class ClipLoss:
         pixels = to_tensor(self.images[which])
         strength = 0.1 * torch.rand(1, generator=generator)
         pixels = pixels + strength * torch.randn(pixels.shape, generator=generator)
-        pictures = self.clip.embed_images(pixels)
-        target = torch.arange(self.batch)
-        loss, hits = torch.zeros(()), torch.zeros(())
-        for k, texts in enumerate(self.clip.embed_texts(tokenize(self.tokenizer, said))):
+        device = self.clip.scale.device
+        pictures = self.clip.embed_images(pixels.to(device))
+        target = torch.arange(self.batch, device=device)
+        loss, hits = torch.zeros((), device=device), torch.zeros((), device=device)
+        for k, texts in enumerate(self.clip.embed_texts(tokenize(self.tokenizer, said).to(device))):
             logits = self.clip.scale[k].exp().clamp(max=100) * pictures @ texts.T
             loss = loss + 0.25 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
             hits = (logits.argmax(-1) == target).float().mean()

@@ -53,8 +53,9 @@ def _render_one(job: tuple[Split, int]) -> tuple[NDArray[np.uint8], NDArray[np.u
     return done.image, coverage(scene, done.ids)
 
 
-def render_shard(split: Split, shard: int, workers: int = 2, count: int = SHARD) -> Path:
-    """Render scenes `shard * count ... + count` of a split to one .npz file, unless it exists; its path."""
+def render_shard(split: Split, shard: int, workers: int | None = None, count: int = SHARD) -> Path:
+    """Render scenes `shard * count ... + count` of a split to one .npz file, unless it exists; its path. As
+    many `workers` as there are cores, unless given."""
     path = cache_folder() / "scenes-v1" / f"{split}-{shard:03d}-{count}.npz"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +69,7 @@ def render_shard(split: Split, shard: int, workers: int = 2, count: int = SHARD)
 
 
 def load_shards(
-    split: Split, shards: int, workers: int = 2, count: int = SHARD
+    split: Split, shards: int, workers: int | None = None, count: int = SHARD
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     """Images [n, 128, 128, 3] and coverage [n, 8, 8, 19] of each shard in turn, rendered where missing."""
     for shard in range(shards):

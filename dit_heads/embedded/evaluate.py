@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from dit_heads.embedded import load_embedded
 from dit_heads.embedded.captions import caption
 from dit_heads.embedded.export import load_judge
 from dit_heads.embedded.judge import Verdict, verdict
 from dit_heads.embedded.scenes import Scene, Split, sample_scene, split_seed
+from dit_heads.models import load_pipeline
 from dit_heads.pictures import write_png
 from dit_heads.sheets import plain_grid
 
@@ -46,8 +46,8 @@ def paint(
     guidance: AbstractContextManager[Any] | None = None,
     **call: Any,
 ) -> Tensor:
-    """Pictures [B, 3, 128, 128] in [-1, 1] of the scenes' captions, or of `prompts`, picture i from seed
-    `first_seed + i` whatever the batch; `call` goes to the pipeline."""
+    """Pictures [B, 3, 128, 128] in [-1, 1], on the CPU, of the scenes' captions, or of `prompts`, picture i
+    from seed `first_seed + i` whatever the batch; `call` goes to the pipeline."""
     said = [caption(s) for s in scenes] if prompts is None else list(prompts)
     pipe.set_progress_bar_config(disable=True)
     parts = []
@@ -55,7 +55,8 @@ def paint(
         for at in tqdm(range(0, len(said), batch), desc="painting", leave=False):
             some = said[at : at + batch]
             generators = [torch.Generator().manual_seed(first_seed + at + k) for k in range(len(some))]
-            parts.append(pipe(some, generator=generators, output_type="pt", **call).images.float() * 2 - 1)
+            images = pipe(some, generator=generators, output_type="pt", **call).images
+            parts.append(images.float().cpu() * 2 - 1)
     return torch.cat(parts)
 
 
@@ -94,13 +95,6 @@ def settings_of(pipe: Any, guidance: Sequence[float], stock: bool) -> dict[str, 
     return settings | ({"stock defaults": {}} if stock else {})
 
 
-def load(model: str) -> Any:
-    """An embedded pipeline by its name, or one from a folder by diffusers alone."""
-    from diffusers import DiffusionPipeline
-
-    return DiffusionPipeline.from_pretrained(model) if Path(model).is_dir() else load_embedded(model)
-
-
 def main(
     model: str = "sd3",
     guidance: tuple[float, ...] = (1.0, 3.0, 4.0, 6.0),
@@ -108,15 +102,19 @@ def main(
     stock: bool = True,
     only: int | None = None,
     sheet: Path | None = None,
+    batch: int = 32,
+    device: str = "auto",
 ) -> None:
     """Judge `count` pictures of one, two and three objects and of held-out combinations a setting; `model` is
     "sd3", "flux" or a folder, `stock` adds the pipeline's own defaults, `only` is a number of objects to keep
-    to, `sheet` is a PNG for the first 16 of each four of the first setting."""
-    pipe, judge, shown = load(model), load_judge(), []
+    to, `sheet` is a PNG for the first 16 of each four of the first setting; `batch` are painted at a time, on
+    `device`."""
+    place = model if Path(model).is_dir() else f"embedded/{model}"
+    pipe, judge, shown = load_pipeline(place, "float32", device), load_judge(), []
     for number, (name, call) in enumerate(settings_of(pipe, guidance, stock).items()):
         for solids, held_out in KINDS if only is None else ((only, False),):
             scenes = unseen_scenes("test", count, solids=solids, held_out=held_out)
-            pictures = paint(pipe, scenes, **call)
+            pictures = paint(pipe, scenes, batch=batch, **call)
             judged = verdict(judge, pictures, scenes)
             if not number:
                 if not shown:

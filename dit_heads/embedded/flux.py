@@ -91,8 +91,9 @@ class FluxTexts:
     @torch.no_grad()
     def __call__(self, captions: list[str], length: int) -> tuple[Tensor, Tensor]:
         """Text tokens [B, length, 192] and the pooled vector [B, 96]."""
-        pooled = self.clip(input_ids=tokenize(self.clip_tokenizer, captions)).pooler_output
-        ids = tokenize(self.t5_tokenizer, captions, length)
+        heard = tokenize(self.clip_tokenizer, captions).to(self.clip.device)
+        pooled = self.clip(input_ids=heard).pooler_output
+        ids = tokenize(self.t5_tokenizer, captions, length).to(self.t5.device)
         return self.t5(input_ids=ids).last_hidden_state, pooled
 
 
@@ -115,13 +116,14 @@ class DistilledLoss:
         self.teacher = teacher.eval().requires_grad_(False)
 
     def __call__(self, part: Part, generator: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
-        batch = self.corpus.draw(generator, stock_length=part.step / self.steps > 0.9)
+        device = self.student.transformer.device
+        batch = self.corpus.draw(generator, stock_length=part.step / self.steps > 0.9).to(device)
         count = len(batch.latents)
         said = self.texts(batch.captions, batch.length)
         unsaid = self.texts([""] * count, batch.length)
-        sigmas = logit_normal_sigmas(count, generator, shift=SHIFT)
-        noise = torch.randn(batch.latents.shape, generator=generator)
-        g = 1 + (STRONGEST - 1) * torch.rand(count, generator=generator)
+        sigmas = logit_normal_sigmas(count, generator, shift=SHIFT).to(device)
+        noise = torch.randn(batch.latents.shape, generator=generator).to(device)
+        g = 1 + (STRONGEST - 1) * torch.rand(count, generator=generator).to(device)
         s = sigmas[:, None, None, None]
         x = (1 - s) * batch.latents + s * noise
         with torch.no_grad():

@@ -117,10 +117,11 @@ class JudgeLoss:
 
     def __call__(self, part: Part, generator: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
         which = torch.randint(len(self.images), (self.batch,), generator=generator)
-        pixels = _degrade(to_tensor(self.images[which.numpy()]), generator)
-        said = self.judge(pixels.contiguous(memory_format=torch.channels_last))
-        losses = attribute_losses(said, {name: truth[which] for name, truth in self.truth.items()})
-        cover = torch.from_numpy(self.coverage[which.numpy()]).flatten(1, 2).float() / 255
+        pixels, device = _degrade(to_tensor(self.images[which.numpy()]), generator), self.judge.query.device
+        said = self.judge(pixels.to(device).contiguous(memory_format=torch.channels_last))
+        truth = {name: true[which].to(device) for name, true in self.truth.items()}
+        losses = attribute_losses(said, truth)
+        cover = torch.from_numpy(self.coverage[which.numpy()]).flatten(1, 2).to(device).float() / 255
         dense = F.binary_cross_entropy_with_logits(said["coverage"].float(), cover)
         figures: dict[str, float | Tensor] = {k: losses[k] for k in ("shape", "colour", "texture", "count")}
         return sum(losses.values(), 4 * dense), figures
@@ -162,7 +163,7 @@ class Verdict:
 def verdict(judge: Judge, pixels: Tensor, scenes: Sequence[Scene], batch: int = 32) -> Verdict:
     """Judge pictures [B, 3, 128, 128] in [-1, 1] against the scenes that their prompts describe."""
     truth = labels(scenes)
-    parts = [judge(pixels[i : i + batch]) for i in range(0, len(pixels), batch)]
+    parts = [judge(some) for some in pixels.split(batch)]
     said = {k: torch.cat([p[k] for p in parts]).float() for k in truth}
     asked = truth["shape"] >= 0
     right = {k: said[k].argmax(-1) == truth[k] for k in truth}

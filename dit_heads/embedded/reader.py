@@ -71,9 +71,12 @@ class ReaderLoss:
         rng = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
         say = described if length == max(LENGTHS) else varied_caption
         captions = [say(self.scenes[i], rng) for i in which.tolist()]
-        said = self.reader(tokenize(self.tokenizer, captions, length))
-        losses = attribute_losses(said, {name: truth[which] for name, truth in self.truth.items()})
-        return sum(losses.values(), torch.zeros(())), {k: losses[k] for k in ("shape", "colour", "count")}
+        device = self.reader.query.device
+        said = self.reader(tokenize(self.tokenizer, captions, length).to(device))
+        truth = {name: true[which].to(device) for name, true in self.truth.items()}
+        losses = attribute_losses(said, truth)
+        total = torch.stack([*losses.values()]).sum()
+        return total, {k: losses[k] for k in ("shape", "colour", "count")}
 
 
 @torch.no_grad()

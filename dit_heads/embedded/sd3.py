@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -94,12 +94,13 @@ class Probed(nn.Module):
     """A transformer in training, and a linear probe of what the image tokens of a middle block show.
 
     The probe is representation alignment (arXiv 2410.06940) with the renderer's own truth as the
-    representation. It is thrown away after training."""
+    representation. It is thrown away after training. `attention` is a processor for CPUs."""
 
     def __init__(self, transformer: Any, block: nn.Module, attention: Any) -> None:
         super().__init__()
         self.transformer = transformer
-        transformer.set_attn_processor(attention)
+        if not torch.cuda.is_available():
+            transformer.set_attn_processor(attention)
         self.probe = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, COVERAGE_CHANNELS))
         self._seen: Tensor | None = None
         block.register_forward_hook(self._keep)
@@ -131,6 +132,11 @@ class Batch:
     length: int  # T5 tokens
     coverage: Tensor | None  # [B, tokens, 19]
     heard: list[str]  # what CLIP reads
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        coverage = None if self.coverage is None else self.coverage.to(device)
+        return replace(self, latents=self.latents.to(device), coverage=coverage)
 
 
 class Corpus:
@@ -228,11 +234,11 @@ class TextEncoders:
     @torch.no_grad()
     def __call__(self, captions: list[str], length: int, heard: list[str]) -> tuple[Tensor, Tensor]:
         """Joint text tokens [B, 32 + length, 192] and the pooled vector [B, 192]; CLIP reads `heard`."""
-        ids = tokenize(self.clip_tokenizer, heard)
+        ids = tokenize(self.clip_tokenizer, heard).to(self.t5.device)
         outs = [tower(input_ids=ids, output_hidden_states=True) for tower in self.towers]
         clip = torch.cat([o.hidden_states[-2] for o in outs], -1)
         pooled = torch.cat([o.text_embeds for o in outs], -1)
-        t5_ids = tokenize(self.t5_tokenizer, captions, length)
+        t5_ids = tokenize(self.t5_tokenizer, captions, length).to(self.t5.device)
         return torch.cat([clip, self.t5(input_ids=t5_ids).last_hidden_state], 1), pooled
 
 
@@ -263,10 +269,11 @@ class ProbedLoss:
 
     def __call__(self, part: Part, generator: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
         done = part.step / self.steps
-        batch = self.corpus.draw(generator, stock_length=done > 0.9)
+        device = next(self.student.parameters()).device
+        batch = self.corpus.draw(generator, stock_length=done > 0.9).to(device)
         velocity = self.velocity(batch)
-        sigmas = logit_normal_sigmas(len(batch.latents), generator, shift=self.shift)
-        noise = torch.randn(batch.latents.shape, generator=generator)
+        sigmas = logit_normal_sigmas(len(batch.latents), generator, shift=self.shift).to(device)
+        noise = torch.randn(batch.latents.shape, generator=generator).to(device)
         loss = flow_matching_loss(velocity, batch.latents, sigmas, noise, self._weight(batch, sigmas))
         seen = self.student.take_seen()
         figures: dict[str, float | Tensor] = {"flow": loss.detach()}
@@ -303,9 +310,10 @@ def encode_latents(vae: AutoencoderKL, images: NDArray[np.uint8], batch: int = 8
     shift, scale = vae.config["shift_factor"], vae.config["scaling_factor"]
     parts = []
     for i in range(0, len(images), batch):
-        x = to_tensor(images[i : i + batch]).to(vae.dtype).contiguous(memory_format=torch.channels_last)
+        x = to_tensor(images[i : i + batch]).to(vae.device, vae.dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
         mean = vae.encode(x).latent_dist.mean  # pyright: ignore[reportAttributeAccessIssue]
-        parts.append(((mean.float() - shift) * scale).half())
+        parts.append(((mean.float() - shift) * scale).half().cpu())
     return torch.cat(parts)
 
 

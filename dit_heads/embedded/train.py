@@ -37,8 +37,10 @@ from dit_heads.training import FitConfig, fit, load_weights, read_average
 
 M = TypeVar("M", bound=nn.Module)
 DISTILLED = "flux-distilled"
-# oneDNN's flash attention has a slow backward in bf16 on CPUs; the plain kernel trains 1.5 times faster.
-torch.backends.cuda.enable_flash_sdp(False)
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+if DEVICE.type == "cpu":
+    # oneDNN's flash attention has a slow backward in bf16; the plain kernel trains 1.5 times faster.
+    torch.backends.cuda.enable_flash_sdp(False)
 
 
 def _folder(name: str) -> Path:
@@ -72,7 +74,8 @@ def _last(part: str) -> str:
 
 
 def trained(model: M, name: str) -> M:
-    """`model` with the averaged weights of a run such as "clip-v1", or without one the shipped weights."""
+    """`model` with the averaged weights of a run such as "clip-v1", or without one the shipped weights, where
+    it is trained."""
     if _has_run(name):
         weights, step, _ = read_average(_folder(name))
         print(f"{name}: weights of step {step}")
@@ -80,7 +83,7 @@ def trained(model: M, name: str) -> M:
         weights = packaged(name.split("-")[0])
         print(f"{name}: no run in {cache_folder()}, so the shipped weights")
     load_weights(model, weights)
-    return model.eval()
+    return model.to(DEVICE).eval()
 
 
 def _channels_last(model: M) -> M:
@@ -93,7 +96,7 @@ def vae(steps: int = 4000, shards: int = 6) -> None:
     model = make_vae()
     config = FitConfig(steps, 2e-3, "muon", warmup=100, ema=0.998, weight_decay=1e-4, seed=1)
     fit(model, VaeLoss(model, _train_images(shards)), config, _folder("vae-v2"))
-    print(f"validation PSNR {reconstruction_psnr(model, _validation(512)):.2f} dB")
+    print(f"validation PSNR {reconstruction_psnr(model.cpu(), _validation(512)):.2f} dB")
 
 
 def clip(steps: int = 2500, shards: int = 6) -> None:
@@ -104,7 +107,7 @@ def clip(steps: int = 2500, shards: int = 6) -> None:
     model = Clip(len(tokenizer))
     config = FitConfig(steps, 2e-3, "muon", warmup=100, ema=0.998, weight_decay=0.05, seed=2)
     fit(model, ClipLoss(model, tokenizer, images, _scenes(len(images))), config, _folder("clip-v1"))
-    right = retrieval(model, tokenizer, _validation(250), _scenes(250, "validation"))
+    right = retrieval(model.cpu(), tokenizer, _validation(250), _scenes(250, "validation"))
     print(f"own caption first among 250: {right[0]:.1%} (first tower), {right[1]:.1%} (second)")
 
 
@@ -116,7 +119,7 @@ def judge(steps: int = 6000, shards: int = 7) -> None:
     model = _channels_last(Judge())
     config = FitConfig(steps, 2e-3, "muon", warmup=100, ema=0.998, weight_decay=0.02, seed=3)
     fit(model, JudgeLoss(model, images, coverage, labels(_scenes(len(images)))), config, _folder("judge-v1"))
-    seen = verdict(model, to_tensor(_validation(1000)), _scenes(1000, "validation")).accuracy()
+    seen = verdict(model.cpu(), to_tensor(_validation(1000)), _scenes(1000, "validation")).accuracy()
     print("accuracy on 1000 fresh renders:", {k: round(v, 4) for k, v in seen.items()})
 
 
@@ -179,7 +182,7 @@ def t5(steps: int = 700, shards: int = 6) -> None:
     config = FitConfig(steps, 2e-3, "muon", warmup=100, ema=0.995, weight_decay=0.01, seed=7)
     fit(model, ReaderLoss(model, tokenizer, scenes), config, _folder("t5-v1"))
     unseen = _scenes(1000, "validation")
-    right = reading(model, tokenizer, unseen, [caption(scene) for scene in unseen])
+    right = reading(model.cpu(), tokenizer, unseen, [caption(scene) for scene in unseen])
     print(f"solids of 1000 unseen captions read right: {right:.1%}")
 
 
@@ -215,7 +218,7 @@ def _flux_student() -> flux.FluxStudent:
 
 
 def _flux_texts() -> flux.FluxTexts:
-    return flux.FluxTexts(flux.load_clip_text(WEIGHTS), _t5())
+    return flux.FluxTexts(flux.load_clip_text(WEIGHTS).to(DEVICE), _t5())  # pyright: ignore[reportArgumentType]
 
 
 def _until(hours: float | None) -> float | None:

@@ -62,10 +62,10 @@ class VaeLoss:
         self.vae, self.images, self.batch, self.crop, self.beta = vae, images, batch, crop, beta
 
     def __call__(self, part: Part, generator: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
-        x = self.crops(generator).contiguous(memory_format=torch.channels_last)
+        x = self.crops(generator).to(self.vae.device).contiguous(memory_format=torch.channels_last)
         posterior = self.vae.encode(x).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
         mean, std = posterior.mean.float(), posterior.std.float()
-        z = mean + std * torch.randn(mean.shape, generator=generator)
+        z = mean + std * torch.randn(mean.shape, generator=generator).to(mean.device)
         y = self.vae.decode(z).sample.float()  # pyright: ignore[reportAttributeAccessIssue]
         mse = (y - x).pow(2).mean((1, 2, 3))
         kl = 0.5 * (mean.pow(2) + std.pow(2) - 1 - 2 * std.log()).sum((1, 2, 3))
@@ -107,7 +107,7 @@ def _as_task_output(x: Tensor, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def latent_statistics(vae: AutoencoderKL, images: NDArray[np.uint8]) -> tuple[float, float]:
     """Shift and scaling factor that give the latents of `images` zero mean and unit variance."""
-    batches = (to_tensor(images[i : i + 16]) for i in range(0, len(images), 16))
+    batches = (to_tensor(images[i : i + 16]).to(vae.device) for i in range(0, len(images), 16))
     z = torch.cat([vae.encode(x).latent_dist.mean for x in batches])  # pyright: ignore[reportAttributeAccessIssue]
     return z.mean().item(), 1 / z.std().item()
 
