@@ -1,9 +1,9 @@
 """In-context LoRAs of the embedded SD3 on sets of the test split: are panels as captioned, do they agree?
 
-    python benchmarks/in_context.py --loras out/loras --sheets out/in-context
+    python benchmarks/in_context.py --loras runs --sheets out/in-context
 
-`--loras` holds `{task}.safetensors` and `{task}-panels.safetensors` (trained with weights of panels in the
-loss). Sets are generated from their captions, and filled with the first panel given as it was rendered. The
+`--loras` holds folders that `dit-heads train` wrote, `{task}` and `{task}-panels` (with weights of panels in
+the loss). Sets are generated from their captions, and filled with the first panel given as it was rendered. The
 judge, which nothing here was trained against, reads each panel. Its figures are those of generated panels;
 whether solids stay the same is asked of all panels, the given one too.
 """
@@ -37,7 +37,7 @@ from dit_heads.pictures import write_png
 from dit_heads.pipelines.in_context import InContextPipeline
 from dit_heads.sheets import Column, contact_sheet
 
-MODELS = {"base": "", "LoRA": "{task}.safetensors", "LoRA, panel loss": "{task}-panels.safetensors"}
+MODELS = {"base": "", "LoRA": "{task}/lora.safetensors", "LoRA, panel loss": "{task}-panels/lora.safetensors"}
 MODES = ("generate", "fill")
 CFG, STEPS, TEXT_TOKENS = 4.0, 28, 128
 ADAPTER = "in-context"
@@ -155,7 +155,7 @@ def main(
     sheets: Path | None = None,
     device: str = "auto",
 ) -> None:
-    """Measure `count` test sets of each task; `loras` is the folder of LoRA files, `sheets` one for contact
+    """Measure `count` test sets of each task; `loras` is the folder of runs, `sheets` one for contact
     sheets."""
     for task in tasks:
         task_of(task)

@@ -289,7 +289,10 @@ def write_atomically(path: Path, text: str) -> None:
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Replace a safetensors file; a reader finds the old one or the new one, never a part."""
     partial = path.with_name(path.name + ".partial")
+    partial.touch()
+    mode = partial.stat().st_mode
     save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata)
+    partial.chmod(mode)  # safetensors 0.8 leaves a file that nobody else can read
     os.replace(partial, path)
 
 

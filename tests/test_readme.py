@@ -14,6 +14,7 @@ BLOCK = re.compile(
     r"^(?:<!-- (?P<mark>.*?) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 BLOCKS = [match.groupdict() for match in BLOCK.finditer(README)]
+PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 RUNNABLE = [block for block in BLOCKS if block["mark"] == "runs"]
 
 
@@ -45,7 +46,7 @@ def test_a_runnable_block_runs(block, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/ARCHITECTURE.md", "docs/embedded.md"])
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}" for name in PAGES)])
 def test_links_to_files_lead_somewhere(page):
     targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", (ROOT / page).read_text())
     assert [target for target in targets if not (ROOT / page).parent.joinpath(target).exists()] == []

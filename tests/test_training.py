@@ -200,6 +200,12 @@ def test_save_tensors_replaces_and_leaves_no_partial_file(tmp_path: Path):
     assert torch.equal(load_file(path)["x"], torch.full((2, 3), 2.0))
 
 
+def test_a_file_of_tensors_can_be_read_by_whom_other_files_can(tmp_path: Path):
+    save_tensors(tmp_path / "a.safetensors", {"x": torch.ones(2)}, {})
+    (tmp_path / "b").touch()
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
 def test_write_atomically_keeps_the_old_text_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "a.json"
     write_atomically(path, "old")

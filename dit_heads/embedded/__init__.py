@@ -1,4 +1,5 @@
-"""The default model and the world that it was trained on; `load_embedded` gives a stock pipeline."""
+"""The default model and the world that it was trained on; `load_embedded` gives a stock pipeline, and
+`embedded_lora` a LoRA for it."""
 
 from pathlib import Path
 from typing import Any
@@ -20,3 +21,14 @@ def load_embedded(name: str = "sd3") -> Any:
 
         return load_flux(WEIGHTS)
     raise ValueError(f"name: expected 'sd3' or 'flux', got {name!r}")
+
+
+def embedded_lora(task: str) -> Path:
+    """The file of an In-Context LoRA of the embedded SD3, for `pipe.load_lora_weights`: "sky" (a scene by day,
+    at sunset and at night), "grounds" (a subject in three places) or "turntable" (solids from four sides).
+
+    Its card lies beside it. Raises ValueError for another task."""
+    found = {path.parent.name: path for path in sorted((WEIGHTS / "loras").glob("*/lora.safetensors"))}
+    if task not in found:
+        raise ValueError(f"task: expected one of {', '.join(found)}, got {task!r}")
+    return found[task]

@@ -9,14 +9,17 @@ import torch
 from diffusers import FluxPipeline, StableDiffusion3Pipeline
 
 from dit_heads import HeadGuidance, HeadSet, load_embedded
-from dit_heads.embedded import WEIGHTS
+from dit_heads.embedded import WEIGHTS, embedded_lora
 from dit_heads.embedded.captions import caption
 from dit_heads.embedded.evaluate import OWN_TEXT_TOKENS, paint, unseen_scenes
 from dit_heads.embedded.export import load_judge
 from dit_heads.embedded.judge import verdict
 from dit_heads.embedded.render import render
+from dit_heads.embedded.sets import TASKS, agreement, split_sets, task_of
 from dit_heads.embedded.vae import reconstruction_psnr, to_tensor
 from dit_heads.layouts import layout_of
+from dit_heads.loras.panels import Layout
+from dit_heads.pipelines.in_context import InContextPipeline
 
 USUAL: dict[str, Any] = {"num_inference_steps": 28, "max_sequence_length": OWN_TEXT_TOKENS}
 
@@ -106,9 +109,54 @@ def test_head_guidance_changes_its_pictures(pipe):
     assert np.array_equal(drawn(pipe, prompt), plain)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_a_lora_changes_pictures_by_stock_means_and_is_gone_after(pipe, task):
+    said = split_sets(task, "test", 1)[0].caption
+    plain = drawn(pipe, said)
+    pipe.load_lora_weights(embedded_lora(task))
+    try:
+        assert np.abs(drawn(pipe, said) - plain).max() > 0.02
+    finally:
+        pipe.unload_lora_weights()
+    assert np.array_equal(drawn(pipe, said), plain)
+
+
+def test_a_lora_of_another_task_is_refused():
+    with pytest.raises(ValueError, match="task: expected one of grounds, sky, turntable, got 'moon'"):
+        embedded_lora("moon")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_a_lora_draws_sets_that_the_base_model_does_not(pipe, task):
+    """docs/in-context.md has 79 to 84 % of attributes of 128 sets, 51 to 58 % without."""
+    sets, kind = split_sets(task, "test", 8), task_of(task)
+    layout = Layout.grid(kind.rows, kind.columns, height=128, width=128)
+
+    def attributes_right() -> float:
+        painted = InContextPipeline(pipe)(
+            [one.caption for one in sets],
+            layout=layout,
+            generator=[torch.Generator().manual_seed(k) for k in range(len(sets))],
+            output_type="pt",
+            num_inference_steps=28,
+            guidance_scale=4.0,
+            max_sequence_length=128,
+        )
+        pictures = torch.stack([torch.stack(panels) for panels in painted.panels]) * 2 - 1
+        return agreement(load_judge(), pictures, sets).share.mean().item()
+
+    base = attributes_right()
+    pipe.load_lora_weights(embedded_lora(task))
+    try:
+        assert attributes_right() > base + 0.1
+    finally:
+        pipe.unload_lora_weights()
+
+
 def test_all_weights_stay_small():
     sizes = {path: path.stat().st_size for path in Path(WEIGHTS).rglob("*") if path.is_file()}
-    assert sum(sizes.values()) < 60e6
+    assert sum(sizes.values()) < 62e6
 
 
 @pytest.mark.slow
