@@ -58,6 +58,9 @@ class Case:
     def draw(self, *shape: int) -> Tensor:
         return torch.randn(shape).to(self.device, self.dtype)
 
+    def place(self, model: nn.Module) -> Any:
+        return model.eval().to(self.device, self.dtype)
+
 
 def parts(transformer: nn.Module, names: int) -> Any:
     texts = [f"{part}{i}" for part in ("text_encoder", "tokenizer") for i in ("", "_2", "_3")[:names]]
@@ -82,7 +85,7 @@ def sd3_rows(case: Case) -> tuple[list[Row], list[Row]]:
             num_attention_heads=24,
             caption_projection_dim=1536,
         )
-    transformer = transformer.eval().to(case.device, case.dtype)
+    transformer = case.place(transformer)
     stock = quiet(StableDiffusion3Pipeline(**parts(transformer, 3)))
     # The whole middle block, as diffusers can do no less; where it lies does not change what PAG costs.
     pag = quiet(
@@ -134,7 +137,7 @@ def flux_rows(case: Case) -> list[Row]:
         transformer = FluxTransformer2DModel(
             num_layers=double, num_single_layers=blocks - double, guidance_embeds=True
         )
-    transformer = transformer.eval().to(case.device, case.dtype)
+    transformer = case.place(transformer)
     pipe = quiet(FluxPipeline(**parts(transformer, 2)))
     texts = {"prompt_embeds": case.draw(1, 512, 4096), "pooled_prompt_embeds": case.draw(1, 768)}
     latents = case.draw(1, (case.pixels // 16) ** 2, 64)

@@ -2,10 +2,10 @@
 
     python benchmarks/in_context.py --loras runs --sheets out/in-context
 
-`--loras` holds folders that `dit-heads train` wrote, `{task}` and `{task}-panels` (with weights of panels in
-the loss). Sets are generated from their captions, and filled with the first panel given as it was rendered. The
-judge, which nothing here was trained against, reads each panel. Its figures are those of generated panels;
-whether solids stay the same is asked of all panels, the given one too.
+`--loras` holds folders that `dit-heads train` wrote, `{task}` and `{task}-panels` (with weights of panels
+in the loss). Sets are generated from their captions, and filled with the first panel given as it was
+rendered. The judge, which nothing here was trained against, reads each panel. Its figures are those of
+generated panels; whether solids stay the same is asked of all panels, the given one too.
 """
 
 from __future__ import annotations

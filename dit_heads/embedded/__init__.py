@@ -24,8 +24,9 @@ def load_embedded(name: str = "sd3") -> Any:
 
 
 def embedded_lora(task: str) -> Path:
-    """The file of an In-Context LoRA of the embedded SD3, for `pipe.load_lora_weights`: "sky" (a scene by day,
-    at sunset and at night), "grounds" (a subject in three places) or "turntable" (solids from four sides).
+    """The file of an In-Context LoRA of the embedded SD3, for `pipe.load_lora_weights`: "sky" (a scene by
+    day, at sunset and at night), "grounds" (a subject in three places) or "turntable" (solids from four
+    sides).
 
     Its card lies beside it. Raises ValueError for another task."""
     found = {path.parent.name: path for path in sorted((WEIGHTS / "loras").glob("*/lora.safetensors"))}
