@@ -269,7 +269,7 @@ class ProbedLoss:
 
     def __call__(self, part: Part, generator: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
         done = part.step / self.steps
-        device = next(self.student.parameters()).device
+        device = self.student.transformer.device
         batch = self.corpus.draw(generator, stock_length=done > 0.9).to(device)
         velocity = self.velocity(batch)
         sigmas = logit_normal_sigmas(len(batch.latents), generator, shift=self.shift).to(device)
