@@ -155,12 +155,14 @@ def fit(
 @contextmanager
 def _stop_signals(*, noted: bool) -> Iterator[list[int]]:
     """Ctrl-C and SIGTERM, if `noted` and in the main thread: the first one waits in a list for the end of a
-    step, the second one acts at once. Processes that share a batch could not stop at the same step."""
+    step, the second one acts at once. One that the process ignores, as of a job in the background, stays
+    ignored. Processes that share a batch could not stop at the same step."""
     seen: list[int] = []
     if not noted or threading.current_thread() is not threading.main_thread():
         yield seen
         return
-    before = {sign: signal.getsignal(sign) for sign in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {sign: signal.getsignal(sign) for sign in (signal.SIGINT, signal.SIGTERM)}
+    before = {sign: handler for sign, handler in handlers.items() if handler is not signal.SIG_IGN}
 
     def note(sign: int, _: object) -> None:
         seen.append(sign)

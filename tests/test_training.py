@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -325,6 +325,15 @@ def test_no_parts_are_refused(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def foreground() -> Iterator[None]:
+    """Ctrl-C raises, also where the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("foreground")
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_after_the_step_with_a_checkpoint(tmp_path: Path, sign: signal.Signals):
     before = signal.getsignal(sign)
@@ -349,6 +358,7 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(tmp_path: Path, sign: s
     assert [int(row["step"]) for row in logged(stopped)] == list(range(12))
 
 
+@pytest.mark.usefixtures("foreground")
 def test_a_second_signal_acts_at_once(tmp_path: Path):
     def loss(*_: object) -> tuple[Tensor, Mapping[str, float | Tensor]]:
         os.kill(os.getpid(), signal.SIGINT)
@@ -358,6 +368,20 @@ def test_a_second_signal_acts_at_once(tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         fit(network(), loss, CONFIG, tmp_path)
     assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.usefixtures("foreground")
+def test_an_ignored_signal_stays_ignored(tmp_path: Path):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    model = network()
+
+    def loss(part: Part, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float | Tensor]]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return regression(model)(part, generator)
+
+    fit(model, loss, CONFIG, tmp_path)
+    assert read_average(tmp_path)[1] == 12
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_the_watcher_sees_every_step_its_figures_and_its_average(tmp_path: Path):

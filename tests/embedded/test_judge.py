@@ -96,13 +96,13 @@ def test_shapes_of_what_the_judge_says():
 def test_the_loss_of_a_judge_without_opinion():
     shapes = {k: tuple(v.shape[1:]) for k, v in answers().items()}
 
-    def flat(pixels: Tensor) -> dict[str, Tensor]:
-        assert pixels.shape == (8, 3, 128, 128)
-        return {k: torch.zeros(8, *s) for k, s in {**shapes, "coverage": (64, 19)}.items()}
+    class Flat(Judge):
+        def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+            assert pixels.shape == (8, 3, 128, 128)
+            return {k: torch.zeros(8, *s) for k, s in {**shapes, "coverage": (64, 19)}.items()}
 
     data = np.zeros((2, 128, 128, 3), np.uint8), np.full((2, 8, 8, 19), 51, np.uint8)
-    judge: Any = flat
-    loss, figures = JudgeLoss(judge, *data, labels([ONE, TWO]), batch=8)(
+    loss, figures = JudgeLoss(Flat(width=32), *data, labels([ONE, TWO]), batch=8)(
         Part(0), torch.Generator().manual_seed(0)
     )
     assert loss.item() == pytest.approx(sum(map(math.log, CLASSES.values())) + 4 * math.log(2), rel=1e-5)

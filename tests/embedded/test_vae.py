@@ -28,6 +28,8 @@ IMAGES = np.random.default_rng(0).integers(256, size=(19, 32, 32, 3), dtype=np.u
 class FakeVae:
     """Decodes to the picture plus `error`; its posterior has one mean and deviation."""
 
+    device = torch.device("cpu")
+
     def __init__(self, mean: float, std: float, error: float) -> None:
         self.mean, self.std, self.error = mean, std, error
 

@@ -474,6 +474,7 @@ for k in range(count):
 assert os.waitpid(started(file), 0)[1] == 0
 """
 INTERRUPT = """
+signal.signal(signal.SIGINT, signal.default_int_handler)  # of the foreground, wherever the tests run
 file, out = sys.argv[1], Path(sys.argv[2])
 status = stop(file, out, lambda out: (out / "log.csv").exists(), signal.SIGINT, 0)
 print("ended with", os.waitstatus_to_exitcode(status), "after", done(out))
