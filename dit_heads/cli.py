@@ -5,6 +5,7 @@ output path among them, are known to be right.
 """
 
 import io
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -130,9 +131,13 @@ class Run:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0, or 2 with one line on stderr for bad input."""
+    """Run a command; the exit code is 0, 2 with one line on stderr for bad input, 1 where nobody reads on."""
     try:
         _parsed(list(sys.argv[1:] if argv is None else argv)).run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has had enough: `dit-heads presets | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it at exit
+        return 1
     except (ValueError, OSError) as error:
         print(f"dit-heads: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -110,6 +110,16 @@ def test_presets_are_listed_with_their_source(capsys):
     assert any(line.split("  ")[1:2] == ["golden hour"] and "L38H18" in line for line in listing.splitlines())
 
 
+def test_a_reader_that_stops_reading_is_no_error():
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with os.fdopen(theirs, "wb") as out:
+        done = subprocess.run(
+            [sys.executable, "-m", "dit_heads.cli", "presets"], stdout=out, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["generate", "--help"], ["heads", "--help"], ["run", "--help"]]
 )
