@@ -30,12 +30,12 @@ from dit_heads.embedded.judge import Judge
 from dit_heads.embedded.render import SIZE, render
 from dit_heads.embedded.sets import TASKS, Agreement, SceneSet, agreement, split_sets, task_of
 from dit_heads.embedded.vae import to_tensor
+from dit_heads.io.pictures import write_png
+from dit_heads.io.sheets import Column, contact_sheet
 from dit_heads.loras.files import load_lora
 from dit_heads.loras.panels import Layout, join
 from dit_heads.models import load_pipeline
-from dit_heads.pictures import write_png
 from dit_heads.pipelines.in_context import InContextPipeline
-from dit_heads.sheets import Column, contact_sheet
 
 MODELS = {"base": "", "LoRA": "{task}/lora.safetensors", "LoRA, panel loss": "{task}-panels/lora.safetensors"}
 MODES = ("generate", "fill")

@@ -24,10 +24,10 @@ from dit_heads.generate import (
     from_file_settings,
     stored_settings,
 )
+from dit_heads.io.pictures import check_writable, read_settings, write_png
+from dit_heads.io.sheets import plain_grid
 from dit_heads.loras.config import TrainConfig, read_config
-from dit_heads.pictures import check_writable, read_settings, write_png
 from dit_heads.search import Hunt, Tune
-from dit_heads.sheets import plain_grid
 
 
 @dataclass(frozen=True)

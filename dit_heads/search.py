@@ -13,7 +13,7 @@ import tyro
 from dit_heads.generate import EMBEDDED_TEXT_TOKENS
 from dit_heads.heads import HeadSet
 from dit_heads.hunt_config import HuntConfig, read_prompts, style_prompts, world_prompts
-from dit_heads.pictures import check_writable
+from dit_heads.io.pictures import check_writable
 
 if TYPE_CHECKING:
     from dit_heads.hunter import HeadHunter

@@ -13,9 +13,9 @@ from PIL import Image
 
 from dit_heads import HeadGuidance, __version__
 from dit_heads.generate import EMBEDDED_TEXT_TOKENS
+from dit_heads.io.pictures import write_png
+from dit_heads.io.sheets import Column, contact_sheet
 from dit_heads.models import load_pipeline
-from dit_heads.pictures import write_png
-from dit_heads.sheets import Column, contact_sheet
 
 PRESET = Path(__file__).parent / "presets" / "embedded-sd3.json"
 PROMPTS = (

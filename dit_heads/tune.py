@@ -14,8 +14,8 @@ from statistics import fmean
 from dit_heads.headmap import draw_grid
 from dit_heads.heads import HeadSet
 from dit_heads.hunter import HeadHunter
-from dit_heads.pictures import atomic_file, write_png
-from dit_heads.sheets import Column, contact_sheet
+from dit_heads.io.pictures import atomic_file, write_png
+from dit_heads.io.sheets import Column, contact_sheet
 
 Strength = tuple[float, float]  # scale, softness
 

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from dit_heads.embedded import flux, sd3
+from dit_heads.io.pictures import check_writable, write_png
 from dit_heads.layouts import layout_of
 from dit_heads.loras.base import (
     TEXT_TOKENS,
@@ -30,7 +31,6 @@ from dit_heads.loras.loss import UNSAID, SetLoss
 from dit_heads.loras.publish import check_hub, push, write_card
 from dit_heads.loras.watch import Watcher, check_tracking, drawing_call
 from dit_heads.models import EMBEDDED
-from dit_heads.pictures import check_writable, write_png
 from dit_heads.precision import training_precision
 from dit_heads.training import FitConfig, check_resumable, fit, write_atomically
 

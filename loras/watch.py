@@ -12,11 +12,11 @@ from accelerate.tracking import TensorBoardTracker, WandBTracker
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
+from dit_heads.io.pictures import write_png
 from dit_heads.loras.config import TrainConfig, WatchConfig, as_mapping
 from dit_heads.loras.dataset import SetDataset
 from dit_heads.loras.files import save_lora
 from dit_heads.loras.loss import UNSAID, SetLoss
-from dit_heads.pictures import write_png
 from dit_heads.training import load_weights, write_atomically
 
 

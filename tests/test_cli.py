@@ -11,7 +11,7 @@ import pytest
 
 import dit_heads.models
 from dit_heads.cli import main
-from dit_heads.pictures import read_image, read_settings
+from dit_heads.io.pictures import read_image, read_settings
 from tests.saved import BLOCKS, HEADS, tiny_pipeline
 
 FAST = ["--steps", "2", "--guidance-scale", "2"]
@@ -249,7 +249,7 @@ def test_damaged_weights_are_refused(model, tmp_path, capsys, monkeypatch):
 def test_settings_of_another_type_in_a_file_are_refused(generate, name, value, tmp_path, capsys):
     from PIL import Image
 
-    from dit_heads.pictures import write_png
+    from dit_heads.io.pictures import write_png
 
     write_png(Image.new("RGB", (4, 4)), tmp_path / "a.png", {"prompt": "a cat", name: value})
     assert generate("--from", "a.png") == 2

@@ -18,9 +18,9 @@ from dit_heads.embedded.captions import caption
 from dit_heads.embedded.export import load_judge
 from dit_heads.embedded.judge import Verdict, verdict
 from dit_heads.embedded.scenes import Scene, Split, sample_scene, split_seed
+from dit_heads.io.pictures import write_png
+from dit_heads.io.sheets import plain_grid
 from dit_heads.models import load_pipeline
-from dit_heads.pictures import write_png
-from dit_heads.sheets import plain_grid
 
 OWN_TEXT_TOKENS = 64
 KINDS = ((1, False), (2, False), (3, False), (1, True))  # objects, and whether a combination is held out

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dit_heads.io.pictures import read_image, read_settings
 from dit_heads.loras.base import add_adapter, drop_text_encoders, latent_encoder, text_encoder
 from dit_heads.loras.config import AdapterConfig, LossConfig, OptimizerConfig, TrainConfig, WatchConfig
 from dit_heads.loras.dataset import SetDataset
@@ -21,7 +22,6 @@ from dit_heads.loras.files import lora_of
 from dit_heads.loras.formats import read_lora
 from dit_heads.loras.loss import SetLoss
 from dit_heads.loras.watch import Watcher, averaged, check_tracking
-from dit_heads.pictures import read_image, read_settings
 from dit_heads.training import FitConfig, fit
 from tests.saved import tiny_flux_pipeline, tiny_pipeline
 

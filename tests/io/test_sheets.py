@@ -1,7 +1,7 @@
 import pytest
 from PIL import Image, ImageFont
 
-from dit_heads.sheets import Column, contact_sheet, plain_grid, wrapped
+from dit_heads.io.sheets import Column, contact_sheet, plain_grid, wrapped
 
 COLOURS = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0), (0, 250, 250)]
 

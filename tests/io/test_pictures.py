@@ -5,7 +5,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from dit_heads.pictures import check_writable, read_image, read_settings, write_png
+from dit_heads.io.pictures import check_writable, read_image, read_settings, write_png
 
 SETTINGS = {"prompt": 'a "red" cube, größer ☃', "seed": 2**62, "scale": 2.5, "heads": None}
 

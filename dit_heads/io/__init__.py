@@ -1,0 +1,1 @@
+"""Files: pictures with their settings inside, sheets of pictures, atomic writes."""
