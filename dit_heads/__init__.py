@@ -1,11 +1,12 @@
 """Head-level guidance for diffusion transformers, on the diffusers pipeline you already have.
 
-Only the standard library is imported here; what needs torch is imported on first use (PEP 562), so that
+Only the standard library is imported here; what needs torch is imported on first use, so that
 `import dit_heads` and `dit-heads --help` stay fast.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dit_heads._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from dit_heads.embedded import load_embedded
@@ -23,15 +24,4 @@ _HOME = {
     "HeadSet": "dit_heads.heads",
     "load_embedded": "dit_heads.embedded",
 }
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'dit_heads' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_exports(globals(), _HOME)

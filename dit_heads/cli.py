@@ -84,7 +84,7 @@ class Presets:
     """List head sets that have a name: what each does, to which model, and who says so."""
 
     def run(self) -> None:
-        from dit_heads.presets import named_heads
+        from dit_heads.heads.presets import named_heads
 
         for model, group in groupby(named_heads(), key=lambda named: (named.model, named.source)):
             print(f"{model[0]} ({model[1]})")

@@ -13,11 +13,12 @@ from PIL import Image
 
 from dit_heads import HeadGuidance, __version__
 from dit_heads.generate import EMBEDDED_TEXT_TOKENS
+from dit_heads.heads.presets import FOLDER
 from dit_heads.io.pictures import write_png
 from dit_heads.io.sheets import Column, contact_sheet
 from dit_heads.models import load_pipeline
 
-PRESET = Path(__file__).parent / "presets" / "embedded-sd3.json"
+PRESET = FOLDER / "embedded-sd3.json"
 PROMPTS = (
     "a large red cube on grass in the day",
     "a small blue sphere and a large yellow cone on sand at sunset",

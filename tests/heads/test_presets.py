@@ -1,6 +1,6 @@
 import pytest
 
-from dit_heads.presets import named_heads
+from dit_heads.heads.presets import named_heads
 
 # Blocks and heads a block of the models that the paper searched.
 SIZES = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dit_heads.heads import HeadSet
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).with_suffix("")
 
 
 @dataclass(frozen=True)
