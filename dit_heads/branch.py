@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit_heads.families.layouts import Layout, attention_name
+from dit_heads.families.processors import HEAD_WEIGHTS, PROCESSORS, HeadProcessor, HeadWeights
 from dit_heads.heads import HeadId
-from dit_heads.layouts import Layout, attention_name
 from dit_heads.perturb import Perturbation
-from dit_heads.processors import HEAD_WEIGHTS, PROCESSORS, HeadProcessor, HeadWeights
 
 _BRANCH = "dit_heads_branch"
 # U of each perturbed block: attention name -> [R, H].

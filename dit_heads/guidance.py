@@ -28,8 +28,8 @@ from dit_heads.checks import (
     softness_of,
     transformer_of,
 )
+from dit_heads.families.layouts import layout_of
 from dit_heads.heads import HeadSet
-from dit_heads.layouts import layout_of
 from dit_heads.perturb import Perturbation
 
 Conditional = slice | Callable[[int], slice]

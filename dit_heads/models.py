@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 
 import dit_heads.embedded
 from dit_heads.embedded import load_embedded
-from dit_heads.layouts import LAYOUTS, Layout, layout_of
+from dit_heads.families.layouts import LAYOUTS, Layout, layout_of
 
 EMBEDDED = {"embedded": "sd3", "embedded/sd3": "sd3", "embedded/flux": "flux"}
 

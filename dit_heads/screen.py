@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dit_heads.branch import BranchRunner, rows_of
+from dit_heads.families.layouts import IMAGE_ONLY, JOINT, Layout, attention_name, layout_of
 from dit_heads.heads import HeadId
-from dit_heads.layouts import IMAGE_ONLY, JOINT, Layout, attention_name, layout_of
 from dit_heads.objectives import Objective, name_of
 from dit_heads.perturb import Perturbation
 

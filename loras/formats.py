@@ -20,7 +20,7 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from dit_heads.layouts import layout_of
+from dit_heads.families.layouts import layout_of
 from dit_heads.loras.low_rank import (
     PEFT,
     PREFIX,

@@ -12,8 +12,8 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from dit_heads.embedded import flux, sd3
+from dit_heads.families.layouts import layout_of
 from dit_heads.io.pictures import check_writable, write_png
-from dit_heads.layouts import layout_of
 from dit_heads.loras.base import (
     TEXT_TOKENS,
     add_adapter,

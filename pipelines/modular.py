@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from dit_heads.branch import BranchRunner, weights_of
 from dit_heads.checks import softness_of
+from dit_heads.families.layouts import layout_of
 from dit_heads.heads import HeadSet
-from dit_heads.layouts import layout_of
 from dit_heads.perturb import Perturbation
 
 

@@ -71,7 +71,7 @@ def test_imports_run_one_way():
 @pytest.mark.parametrize(
     ("name", "imported", "back"),
     [
-        ("dit_heads.heads", "dit_heads.layouts.layout_of", True),
+        ("dit_heads.heads", "dit_heads.families.layouts.layout_of", True),
         ("dit_heads.guidance", "dit_heads.heads.HeadSet", False),
         ("dit_heads.guidance", "dit_heads.pipelines.guided", True),
         ("dit_heads.training", "dit_heads.loras.dataset", True),

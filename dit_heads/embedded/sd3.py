@@ -26,10 +26,10 @@ from dit_heads.embedded.data import COVERAGE_CHANNELS
 from dit_heads.embedded.scenes import SHAPES, Scene
 from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
 from dit_heads.embedded.vae import LATENT_CHANNELS, to_tensor
+from dit_heads.families.processors import joint_outputs, joint_projections
+from dit_heads.families.velocity import Velocity, velocity_of
 from dit_heads.flow import flow_matching_loss, logit_normal_sigmas
-from dit_heads.processors import joint_outputs, joint_projections
 from dit_heads.training import Part
-from dit_heads.velocity import Velocity, velocity_of
 
 BLOCKS, HEADS, HEAD_WIDTH = 8, 12, 16
 WIDTH = HEADS * HEAD_WIDTH

@@ -17,7 +17,7 @@ from dit_heads.embedded.judge import verdict
 from dit_heads.embedded.render import render
 from dit_heads.embedded.sets import TASKS, agreement, split_sets, task_of
 from dit_heads.embedded.vae import reconstruction_psnr, to_tensor
-from dit_heads.layouts import layout_of
+from dit_heads.families.layouts import layout_of
 from dit_heads.loras.panels import Layout
 from dit_heads.pipelines.in_context import InContextPipeline
 

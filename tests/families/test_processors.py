@@ -8,8 +8,8 @@ from diffusers.models.attention_processor import (
 )
 from torch.testing import assert_close
 
+from dit_heads.families.processors import HeadWeights, JointHeadProcessor
 from dit_heads.perturb import Perturbation
-from dit_heads.processors import HeadWeights, JointHeadProcessor
 from tests import tiny
 
 
@@ -77,7 +77,7 @@ def test_fused_projections_give_the_same():
 
 @torch.no_grad()
 def test_the_attention_backend_is_kept_or_else_the_active_one(monkeypatch):
-    import dit_heads.processors as processors
+    import dit_heads.families.processors as processors
 
     attn, stock, seen = attention("sd3", 0), JointAttnProcessor2_0(), []
     stock._attention_backend = "native"  # pyright: ignore[reportAttributeAccessIssue]

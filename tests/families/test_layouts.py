@@ -5,7 +5,7 @@ import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DModel
 
 from dit_heads import HeadSet
-from dit_heads.layouts import attention_name, layout_of
+from dit_heads.families.layouts import attention_name, layout_of
 from tests import tiny
 
 # The published configs of the real models.

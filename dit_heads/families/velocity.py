@@ -11,8 +11,8 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3_inpaint 
 from jaxtyping import Float
 from torch import Tensor
 
+from dit_heads.families.layouts import layout_of
 from dit_heads.flow import flow_matching_loss
-from dit_heads.layouts import layout_of
 
 
 @dataclass(frozen=True)
