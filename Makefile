@@ -9,7 +9,7 @@ OUT ?= out
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 MPLBACKEND=Agg TOKENIZERS_PARALLELISM=false
 
 # What touches diffusers from the inside.
-INSIDE := tests/test_guidance.py tests/test_pipelines.py tests/families/test_processors.py tests/families/test_backends.py \
+INSIDE := tests/guidance/test_guidance.py tests/test_pipelines.py tests/families/test_processors.py tests/families/test_backends.py \
           tests/families/test_layouts.py tests/test_guided.py tests/test_modular.py tests/embedded/test_shipped.py \
           tests/loras/test_files.py
 

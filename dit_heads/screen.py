@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dit_heads.branch import BranchRunner, rows_of
 from dit_heads.families.layouts import IMAGE_ONLY, JOINT, Layout, attention_name, layout_of
+from dit_heads.guidance.branch import BranchRunner, rows_of
+from dit_heads.guidance.perturb import Perturbation
 from dit_heads.heads import HeadId
 from dit_heads.objectives import Objective, name_of
-from dit_heads.perturb import Perturbation
 
 LEVELS = (0.5, 0.3, 0.15)  # noise levels of the screen; at higher ones slopes tell little of the picture
 

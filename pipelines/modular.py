@@ -11,11 +11,11 @@ from diffusers.guiders import BaseGuidance
 from diffusers.guiders.guider_utils import GuiderOutput
 from torch import Tensor, nn
 
-from dit_heads.branch import BranchRunner, weights_of
-from dit_heads.checks import softness_of
 from dit_heads.families.layouts import layout_of
+from dit_heads.guidance.branch import BranchRunner, weights_of
+from dit_heads.guidance.checks import softness_of
+from dit_heads.guidance.perturb import Perturbation
 from dit_heads.heads import HeadSet
-from dit_heads.perturb import Perturbation
 
 
 class HeadPerturbationGuidance(BaseGuidance):

@@ -136,7 +136,8 @@ def test_a_wheel_holds_every_module(wheel):
 
 def test_a_wheel_holds_the_data(wheel):
     assert "dit_heads/py.typed" in wheel
-    presets = {f"dit_heads/heads/presets/{path.name}" for path in (ROOT / "dit_heads/heads/presets").glob("*.json")}
+    folder = "dit_heads/heads/presets"
+    presets = {f"{folder}/{path.name}" for path in (ROOT / folder).glob("*.json")}
     weights = ROOT / "dit_heads/embedded/weights"
     files = {str(path.relative_to(ROOT)) for path in weights.rglob("*") if path.is_file()}
     assert presets and files

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dit_heads import HeadId
-from dit_heads.perturb import Perturbation
+from dit_heads.guidance.perturb import Perturbation
 from dit_heads.screen import Recorder, estimated_pictures, screened, slopes
 from tests import tiny
 from tests.saved import red as saved_red

@@ -14,7 +14,7 @@ from diffusers import (
 )
 from torch import Tensor
 
-from dit_heads.perturb import TARGETS, Perturbation
+from dit_heads.guidance.perturb import TARGETS, Perturbation
 
 BLOCKS, HEADS, DIM, TEXT = 4, 4, 8, 5
 MODELS = ("sd3", "sd3.5-medium", "sd3.5-large", "flux")

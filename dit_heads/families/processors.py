@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -14,12 +14,21 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from jaxtyping import Float
 from torch import Tensor
 
-from dit_heads.perturb import Perturbation
-
 # How weights reach a processor: as an argument of the block, never as state. Gradient checkpointing runs
 # blocks a second time, long after the call, and must see the same.
 HEAD_WEIGHTS = "head_weights"
 QKV = tuple[Tensor, Tensor, Tensor]
+
+
+class HeadPerturbation(Protocol):
+    """What perturbed heads put out; `guidance.perturb.Perturbation` is one."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(
+        self, out: Tensor, q: Tensor, k: Tensor, v: Tensor, u: Tensor, image: slice, /
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class HeadProcessor:
 
     replaceable: tuple[type, ...]
 
-    def __init__(self, replaced: Any, name: str, perturbation: Perturbation) -> None:
+    def __init__(self, replaced: Any, name: str, perturbation: HeadPerturbation) -> None:
         self.replaced, self.name, self.perturbation = replaced, name, perturbation
         self._attention_backend = getattr(replaced, "_attention_backend", None)
         self._parallel_config = getattr(replaced, "_parallel_config", None)

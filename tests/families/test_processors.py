@@ -9,7 +9,7 @@ from diffusers.models.attention_processor import (
 from torch.testing import assert_close
 
 from dit_heads.families.processors import HeadWeights, JointHeadProcessor
-from dit_heads.perturb import Perturbation
+from dit_heads.guidance.perturb import Perturbation
 from tests import tiny
 
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from dit_heads.families.layouts import Layout, attention_name
 from dit_heads.families.processors import HEAD_WEIGHTS, PROCESSORS, HeadProcessor, HeadWeights
+from dit_heads.guidance.perturb import Perturbation
 from dit_heads.heads import HeadId
-from dit_heads.perturb import Perturbation
 
 _BRANCH = "dit_heads_branch"
 # U of each perturbed block: attention name -> [R, H].

@@ -17,8 +17,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from dit_heads.branch import BranchRunner, Weights, weights_of
-from dit_heads.checks import (
+from dit_heads.families.layouts import layout_of
+from dit_heads.guidance.branch import BranchRunner, Weights, weights_of
+from dit_heads.guidance.checks import (
     Softness,
     check_conditional,
     check_not_compiled,
@@ -28,9 +29,8 @@ from dit_heads.checks import (
     softness_of,
     transformer_of,
 )
-from dit_heads.families.layouts import layout_of
+from dit_heads.guidance.perturb import Perturbation
 from dit_heads.heads import HeadSet
-from dit_heads.perturb import Perturbation
 
 Conditional = slice | Callable[[int], slice]
 

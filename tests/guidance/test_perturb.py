@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dit_heads.perturb import Perturbation
+from dit_heads.guidance.perturb import Perturbation
 from tests.tiny import KINDS, attention_map, perturbed_map
 
 TEXT = 3
