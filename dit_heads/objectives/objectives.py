@@ -2,10 +2,10 @@
 
 Any function of pictures and prompts will do. Those here are differentiable in the pictures, so that the fast
 search can take their gradient. Weights are safetensors only; HPSv2 and LAION's aesthetic predictor are
-published as pickles, which `dit_heads.convert` turns into safetensors once:
+published as pickles, which `dit_heads.objectives.convert` turns into safetensors once:
 
-    python -c "from dit_heads.convert import convert_hpsv2; convert_hpsv2('HPS_v2_compressed.pt', 'hpsv2')"
-    python -c "from dit_heads.convert import convert_aesthetic; \
+    python -c "from dit_heads.objectives.convert import convert_hpsv2; convert_hpsv2('HPS_v2_compressed.pt', 'hpsv2')"
+    python -c "from dit_heads.objectives.convert import convert_aesthetic; \
         convert_aesthetic('sac+logos+ava1-l14-linearMSE.pth', 'aesthetic.safetensors')"
 """
 
@@ -26,7 +26,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dit_heads.image_tower import OPENAI_MEAN, OPENAI_STD, ImageTower, image_tower, letterbox
+from dit_heads.objectives.image_tower import OPENAI_MEAN, OPENAI_STD, ImageTower, image_tower, letterbox
 
 LAION_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # PickScore and HPSv2 are this CLIP, trained on
 CHOICES = "clip, clip:MODEL, pickscore, hpsv2:FOLDER, aesthetic:FILE.safetensors or MODULE:FUNCTION"
@@ -191,7 +191,7 @@ def embedded_clip() -> ClipSimilarity:
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
     # Stock folders, read as such: the core does not import the embedded models.
-    weights = Path(__file__).with_name("embedded") / "weights"
+    weights = Path(__file__).parents[1] / "embedded" / "weights"
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "dtype": torch.float32}
     text = CLIPTextModelWithProjection.from_pretrained(weights / "sd3" / "text_encoder", **options)
     vision = CLIPVisionModelWithProjection.from_pretrained(weights / "clip", **options)

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import CLIPModel, CLIPTokenizer
 
-from dit_heads.convert import convert_aesthetic, convert_hpsv2
 from dit_heads.objectives import aesthetic_head, hpsv2
+from dit_heads.objectives.convert import convert_aesthetic, convert_hpsv2
 
 WIDTH, TEXT_WIDTH, EMBED, INNER, SIZE, PATCH, LENGTH = 20, 16, 12, 24, 24, 8, 10
 HEADS = {"text_head": 8, "vision_head": 10}

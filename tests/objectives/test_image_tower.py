@@ -10,7 +10,14 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from dit_heads.image_tower import OPENAI_MEAN, OPENAI_STD, ImageTower, image_tower, letterbox, middle
+from dit_heads.objectives.image_tower import (
+    OPENAI_MEAN,
+    OPENAI_STD,
+    ImageTower,
+    image_tower,
+    letterbox,
+    middle,
+)
 
 SIZE = 32
 MODEL: Any = SimpleNamespace(config=SimpleNamespace(image_size=SIZE))
