@@ -28,14 +28,14 @@ from dit_heads.embedded.evaluate import OWN_TEXT_TOKENS, cell, interval, paint, 
 from dit_heads.embedded.export import load_judge
 from dit_heads.embedded.judge import verdict
 from dit_heads.embedded.scenes import STYLES, Scene
-from dit_heads.halving import cost, rungs
-from dit_heads.headmap import draw_grid
-from dit_heads.hunt_config import HuntConfig
-from dit_heads.hunter import Result
+from dit_heads.hunt.config import HuntConfig
+from dit_heads.hunt.halving import cost, rungs
+from dit_heads.hunt.hunter import Result
+from dit_heads.hunt.plots import draw_grid
+from dit_heads.hunt.trials import batches_of
 from dit_heads.models import load_pipeline
 from dit_heads.objectives import embedded_clip
 from dit_heads.training import write_atomically
-from dit_heads.trials import batches_of
 
 GENERAL = HuntConfig(per_round=4, scale=2.0, steps=10, batch=16)
 STYLE = replace(GENERAL, rounds=3, per_round=1)

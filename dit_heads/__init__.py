@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from dit_heads.embedded import load_embedded
     from dit_heads.guidance import HeadGuidance
     from dit_heads.heads import HeadId, HeadSet
-    from dit_heads.hunter import HeadHunter
+    from dit_heads.hunt.hunter import HeadHunter
 
 __version__ = "0.1.0"
 __all__ = ["HeadGuidance", "HeadHunter", "HeadId", "HeadSet", "__version__", "load_embedded"]
 
 _HOME = {
     "HeadGuidance": "dit_heads.guidance",
-    "HeadHunter": "dit_heads.hunter",
+    "HeadHunter": "dit_heads.hunt",
     "HeadId": "dit_heads.heads",
     "HeadSet": "dit_heads.heads",
     "load_embedded": "dit_heads.embedded",

@@ -12,12 +12,12 @@ import tyro
 
 from dit_heads.generate import EMBEDDED_TEXT_TOKENS
 from dit_heads.heads import HeadSet
-from dit_heads.hunt_config import HuntConfig, read_prompts, style_prompts, world_prompts
+from dit_heads.hunt.config import HuntConfig, read_prompts, style_prompts, world_prompts
 from dit_heads.io.pictures import check_writable
 
 if TYPE_CHECKING:
-    from dit_heads.hunter import HeadHunter
-    from dit_heads.trials import Execute, Scorer
+    from dit_heads.hunt.hunter import HeadHunter
+    from dit_heads.hunt.trials import Execute, Scorer
 
 Flag = tyro.conf.arg
 
@@ -51,8 +51,8 @@ class Search:
         if self.style:
             prompts = style_prompts(self.template, [self.style], prompts)
         # Slow to import, so only now; and the model's configs tell a wrong head before its weights are read.
-        from dit_heads.headmap import drawing
-        from dit_heads.hunter import HeadHunter
+        from dit_heads.hunt.hunter import HeadHunter
+        from dit_heads.hunt.plots import drawing
         from dit_heads.models import head_layout
 
         drawing()
@@ -85,9 +85,9 @@ def search_of(stored: dict[str, Any]) -> Search:
 
 def load_scorer(search: Search, device: str) -> Scorer:
     """A search's pipeline and objective, in this process."""
+    from dit_heads.hunt.trials import Scorer
     from dit_heads.models import EMBEDDED, load_pipeline
     from dit_heads.objectives import load_objective
-    from dit_heads.trials import Scorer
 
     config = search.config
     tokens = {"max_sequence_length": EMBEDDED_TEXT_TOKENS} if search.model in EMBEDDED else {}
@@ -113,8 +113,8 @@ class Workers:
         """What runs batches; None for this process."""
         if not self.workers and self.cluster is None:
             return None
-        from dit_heads.cluster import on_ray
-        from dit_heads.trials import fingerprint
+        from dit_heads.hunt.cluster import on_ray
+        from dit_heads.hunt.trials import fingerprint
 
         load = partial(load_scorer, search, self.device)
         weights = fingerprint(scorer.pipe.transformer)
@@ -161,7 +161,7 @@ class Tune:
             raise ValueError(f"folder: expected one that dit-heads hunt has filled, got '{self.folder}'")
         heads = HeadSet.parse(self.heads) if self.heads else HeadSet.load(found)
         hunter = search_of(json.loads(stored.read_text())).hunter(self.folder, self.where)
-        from dit_heads.tune import tune, write_tuning
+        from dit_heads.hunt.tune import tune, write_tuning
 
         tuning = tune(hunter, heads, self.scales, self.softnesses)
         print(tuning)

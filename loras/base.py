@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from dit_heads.families.layouts import layout_of
 from dit_heads.families.velocity import normalised_latents
+from dit_heads.hunt.trials import fingerprint
 from dit_heads.loras.cache import CachedEncoder
 from dit_heads.loras.compose import blocks_of
 from dit_heads.loras.config import AdapterConfig
@@ -23,7 +24,6 @@ from dit_heads.loras.folders import content_hash
 from dit_heads.loras.low_rank import linear_modules, require_peft
 from dit_heads.models import EMBEDDED, load_pipeline, quiet_loading
 from dit_heads.optimizers import require_bitsandbytes
-from dit_heads.trials import fingerprint
 
 PIPELINES = (StableDiffusion3Pipeline, FluxPipeline)
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from dit_heads import HeadGuidance, HeadHunter, load_embedded
 from dit_heads.embedded.sets import split_sets, write_sets
-from dit_heads.hunt_config import HuntConfig
+from dit_heads.hunt.config import HuntConfig
 from dit_heads.loras.config import config_of
 from dit_heads.loras.panels import Layout
 from dit_heads.loras.train import train

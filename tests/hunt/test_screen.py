@@ -8,7 +8,7 @@ import torch
 
 from dit_heads import HeadId
 from dit_heads.guidance.perturb import Perturbation
-from dit_heads.screen import Recorder, estimated_pictures, screened, slopes
+from dit_heads.hunt.screen import Recorder, estimated_pictures, screened, slopes
 from tests import tiny
 from tests.saved import red as saved_red
 from tests.saved import tiny_pipeline

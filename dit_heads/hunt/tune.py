@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from dit_heads.headmap import draw_grid
 from dit_heads.heads import HeadSet
-from dit_heads.hunter import HeadHunter
+from dit_heads.hunt.hunter import HeadHunter
+from dit_heads.hunt.plots import draw_grid
 from dit_heads.io.pictures import atomic_file, write_png
 from dit_heads.io.sheets import Column, contact_sheet
 

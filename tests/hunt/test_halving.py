@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dit_heads.halving import Rung, cost, rungs
+from dit_heads.hunt.halving import Rung, cost, rungs
 
 
 def test_a_plan_by_hand():

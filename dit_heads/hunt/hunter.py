@@ -24,15 +24,12 @@ from tqdm import tqdm
 from dit_heads import __version__
 from dit_heads.families.layouts import layout_of
 from dit_heads.guidance.perturb import Perturbation
-from dit_heads.halving import Rung, cost, rungs
-from dit_heads.headmap import draw_curve, draw_head_map
 from dit_heads.heads import HeadId, HeadSet
-from dit_heads.hunt_config import HuntConfig
-from dit_heads.io.pictures import atomic_file, write_png
-from dit_heads.io.sheets import Column, contact_sheet
-from dit_heads.objectives import Objective, name_of
-from dit_heads.screen import Recorder, screened
-from dit_heads.trials import (
+from dit_heads.hunt.config import HuntConfig
+from dit_heads.hunt.halving import Rung, cost, rungs
+from dit_heads.hunt.plots import draw_curve, draw_head_map
+from dit_heads.hunt.screen import Recorder, screened
+from dit_heads.hunt.trials import (
     Execute,
     Scorer,
     Trial,
@@ -42,6 +39,9 @@ from dit_heads.trials import (
     fingerprint,
     in_process,
 )
+from dit_heads.io.pictures import atomic_file, write_png
+from dit_heads.io.sheets import Column, contact_sheet
+from dit_heads.objectives import Objective, name_of
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from dit_heads import HeadId
-from dit_heads.headmap import draw_curve, draw_head_map
+from dit_heads.hunt.plots import draw_curve, draw_head_map
 
 GAINS = {HeadId(b, h): 0.01 * (b - h) for b in range(3) for h in range(4)}
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from dit_heads import HeadGuidance, HeadId, HeadSet
-from dit_heads.hunt_config import HuntConfig, read_prompts, style_prompts
-from dit_heads.hunter import HeadHunter
-from dit_heads.trials import Scorer, in_process
+from dit_heads.hunt.config import HuntConfig, read_prompts, style_prompts
+from dit_heads.hunt.hunter import HeadHunter
+from dit_heads.hunt.trials import Scorer, in_process
 from tests.saved import red, tiny_pipeline
 
 PROMPTS = ("a cat", "two dogs")

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dit_heads.trials import Batch, Execute, Scorer, fingerprint
+from dit_heads.hunt.trials import Batch, Execute, Scorer, fingerprint
 
 NEEDS = "Ray is missing, which workers need: pip install 'dit-heads[search]'"
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from dit_heads import HeadGuidance, trials
-from dit_heads.trials import Scorer, Trial, TrialLog, batches_of, evaluate, fingerprint
+from dit_heads.hunt.trials import Scorer, Trial, TrialLog, batches_of, evaluate, fingerprint
 from tests.saved import red, tiny_pipeline
 
 HEADER = {"weights": "abc", "objective": "red"}

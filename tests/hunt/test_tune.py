@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from dit_heads import HeadGuidance, HeadHunter, HeadSet
-from dit_heads.hunt_config import HuntConfig
-from dit_heads.tune import Tuning, tune, write_tuning
+from dit_heads.hunt.config import HuntConfig
+from dit_heads.hunt.tune import Tuning, tune, write_tuning
 from tests.saved import red, tiny_pipeline
 
 HEADS = HeadSet.parse("L0H1, L2H2")

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from dit_heads import HeadHunter
-from dit_heads.cluster import on_ray
-from dit_heads.hunt_config import HuntConfig
-from dit_heads.trials import Scorer, fingerprint
+from dit_heads.hunt.cluster import on_ray
+from dit_heads.hunt.config import HuntConfig
+from dit_heads.hunt.trials import Scorer, fingerprint
 from tests.saved import red, tiny_pipeline
 
 CALL = {"guidance_scale": 1.0, "max_sequence_length": 8}
