@@ -50,8 +50,8 @@ from dit_heads.loras.base import add_adapter, drop_text_encoders, load_base
 from dit_heads.loras.config import AdapterConfig, TrainConfig, config_of
 from dit_heads.loras.dataset import SetDataset
 from dit_heads.models import quiet_loading
-from dit_heads.precision import training_precision
-from dit_heads.training import FitConfig, fit
+from dit_heads.training.loop import FitConfig, fit
+from dit_heads.training.precision import training_precision
 
 TOKENS = 128
 ADAPTER = AdapterConfig(rank=16)

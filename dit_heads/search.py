@@ -133,7 +133,7 @@ class Hunt:
     def run(self) -> None:
         check_writable(self.out / "heads.json")
         hunter = self.search.hunter(self.out, self.where)
-        from dit_heads.training import write_atomically
+        from dit_heads.training.loop import write_atomically
 
         write_atomically(self.out / "search.json", json.dumps(self.search.to_json(), indent=1) + "\n")
         found = hunter.run()

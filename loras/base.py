@@ -23,7 +23,7 @@ from dit_heads.loras.dataset import Sample
 from dit_heads.loras.folders import content_hash
 from dit_heads.loras.low_rank import linear_modules, require_peft
 from dit_heads.models import EMBEDDED, load_pipeline, quiet_loading
-from dit_heads.optimizers import require_bitsandbytes
+from dit_heads.training.optimizers import require_bitsandbytes
 
 PIPELINES = (StableDiffusion3Pipeline, FluxPipeline)
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")

@@ -22,7 +22,7 @@ from torch import nn
 
 from dit_heads.loras.formats import checked_suffix, read_lora
 from dit_heads.loras.low_rank import PEFT, Lora, LowRank, check_fits, require_peft
-from dit_heads.training import save_tensors
+from dit_heads.training.loop import save_tensors
 
 
 def save_lora(

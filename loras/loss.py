@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit_heads.families.velocity import Batch
-from dit_heads.flow import flux_shift, logit_normal_sigmas, mode_sigmas, shifted
 from dit_heads.loras.cache import CachedEncoder
 from dit_heads.loras.config import LossConfig
 from dit_heads.loras.dataset import Sample, SetDataset
 from dit_heads.loras.panels import PIXELS, Layout, loss_weight
-from dit_heads.training import Part
+from dit_heads.training.batch import Batch
+from dit_heads.training.flow import flux_shift, logit_normal_sigmas, mode_sigmas, shifted
+from dit_heads.training.loop import Part
 
 UNSAID = ""  # the caption of a sample whose caption is dropped, as classifier-free guidance encodes it
 LEVELS = (0.125, 0.375, 0.625, 0.875)  # noise levels of the validation loss

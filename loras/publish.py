@@ -10,7 +10,7 @@ from typing import Any
 from dit_heads import __version__
 from dit_heads.loras.config import TrainConfig, as_mapping
 from dit_heads.models import EMBEDDED
-from dit_heads.training import write_atomically
+from dit_heads.training.loop import write_atomically
 
 FILE = "lora.safetensors"
 SHARED = (FILE, "README.md", "samples/*")

@@ -31,8 +31,8 @@ from dit_heads.loras.loss import UNSAID, SetLoss
 from dit_heads.loras.publish import check_hub, push, write_card
 from dit_heads.loras.watch import Watcher, check_tracking, drawing_call
 from dit_heads.models import EMBEDDED
-from dit_heads.precision import training_precision
-from dit_heads.training import FitConfig, check_resumable, fit, write_atomically
+from dit_heads.training.loop import FitConfig, check_resumable, fit, write_atomically
+from dit_heads.training.precision import training_precision
 
 
 def train(config: TrainConfig) -> Path:

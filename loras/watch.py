@@ -17,7 +17,7 @@ from dit_heads.loras.config import TrainConfig, WatchConfig, as_mapping
 from dit_heads.loras.dataset import SetDataset
 from dit_heads.loras.files import save_lora
 from dit_heads.loras.loss import UNSAID, SetLoss
-from dit_heads.training import load_weights, write_atomically
+from dit_heads.training.loop import load_weights, write_atomically
 
 
 class Watcher:

@@ -22,7 +22,7 @@ from dit_heads.embedded.captions import caption, varied_caption
 from dit_heads.embedded.scenes import Scene
 from dit_heads.embedded.text import CLIP_LENGTH
 from dit_heads.embedded.vae import to_tensor
-from dit_heads.training import Part
+from dit_heads.training.loop import Part
 
 WIDTH = 96
 

@@ -16,7 +16,7 @@ from dit_heads.embedded.clip import Clip
 from dit_heads.embedded.flux import FluxStudent, load_flux
 from dit_heads.embedded.judge import Judge
 from dit_heads.embedded.sd3 import Student, assemble
-from dit_heads.training import save_tensors
+from dit_heads.training.loop import save_tensors
 
 
 def export_weights(

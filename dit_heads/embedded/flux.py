@@ -34,8 +34,8 @@ from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
 from dit_heads.embedded.vae import LATENT_CHANNELS
 from dit_heads.families.processors import flux_outputs, flux_projections
 from dit_heads.families.velocity import Velocity, velocity_of
-from dit_heads.flow import logit_normal_sigmas
-from dit_heads.training import Part
+from dit_heads.training.flow import logit_normal_sigmas
+from dit_heads.training.loop import Part
 
 DOUBLE, SINGLE, HEADS, HEAD_WIDTH = 4, 8, 12, 16
 STOCK = 512  # T5 tokens, the pipeline's default

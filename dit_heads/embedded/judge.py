@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dit_heads.embedded.data import ATTRIBUTES, COVERAGE_CHANNELS
 from dit_heads.embedded.scenes import GROUNDS, SKIES, STYLES, Scene
 from dit_heads.embedded.vae import to_tensor
-from dit_heads.training import Part
+from dit_heads.training.loop import Part
 
 SLOTS = 3
 COUNTS = (1, 2, 3)

@@ -21,7 +21,7 @@ from dit_heads.embedded.clip import tokenize
 from dit_heads.embedded.judge import SLOTS, attribute_heads, attribute_logits, attribute_losses, labels
 from dit_heads.embedded.scenes import Scene
 from dit_heads.embedded.sd3 import WIDTH, make_t5
-from dit_heads.training import Part
+from dit_heads.training.loop import Part
 
 BACKWARD = 3  # heads of the T5 that begin by looking at earlier tokens alone
 LENGTHS = (32, 32, 32, 32, 64, 128)  # tokens: padding of any length says nothing

@@ -28,8 +28,8 @@ from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
 from dit_heads.embedded.vae import LATENT_CHANNELS, to_tensor
 from dit_heads.families.processors import joint_outputs, joint_projections
 from dit_heads.families.velocity import Velocity, velocity_of
-from dit_heads.flow import flow_matching_loss, logit_normal_sigmas
-from dit_heads.training import Part
+from dit_heads.training.flow import flow_matching_loss, logit_normal_sigmas
+from dit_heads.training.loop import Part
 
 BLOCKS, HEADS, HEAD_WIDTH = 8, 12, 16
 WIDTH = HEADS * HEAD_WIDTH

@@ -32,8 +32,8 @@ from dit_heads.embedded.reader import Reader, ReaderLoss, make_directed_t5, read
 from dit_heads.embedded.scenes import Scene
 from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
 from dit_heads.embedded.vae import VaeLoss, latent_statistics, make_vae, reconstruction_psnr, to_tensor
-from dit_heads.precision import bf16_is_faster
-from dit_heads.training import FitConfig, fit, load_weights, read_average
+from dit_heads.training.loop import FitConfig, fit, load_weights, read_average
+from dit_heads.training.precision import bf16_is_faster
 
 M = TypeVar("M", bound=nn.Module)
 DISTILLED = "flux-distilled"

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dit_heads.training import Part
+from dit_heads.training.loop import Part
 
 LATENT_CHANNELS = 12
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -12,35 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dit_heads.families.layouts import layout_of
-from dit_heads.flow import flow_matching_loss
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a diffusion transformer is trained on in one pass.
-
-    Latents as the model reads them, prompt embeddings as the pipelines make them, a noise level in [0, 1] and
-    noise for each sample; `source` are latents that a widened input reads beside the noisy ones, `weight` is
-    what each latent's error counts."""
-
-    latents: Float[Tensor, "B C H W"]
-    text: Float[Tensor, "B L D"]
-    pooled: Float[Tensor, "B P"]
-    sigmas: Float[Tensor, " B"]
-    noise: Float[Tensor, "B C H W"]
-    source: Float[Tensor, "B S H W"] | None = None
-    weight: Float[Tensor, "B 1 H W"] | None = None
-
-    def to(self, device: torch.device) -> Batch:
-        """The same on a device."""
-        tensors: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None}
-        return replace(self, **moved)
-
-    def loss(self, transformer: Any) -> Float[Tensor, ""]:
-        """The flow-matching loss (`flow.flow_matching_loss`), FLUX's guidance embedding at 1."""
-        velocity = velocity_of(transformer, self.text, self.pooled, source=self.source)
-        return flow_matching_loss(velocity, self.latents, self.sigmas, self.noise, self.weight)
 
 
 def normalised_latents(vae: Any, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:

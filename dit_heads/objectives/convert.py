@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dit_heads.objectives import aesthetic_head
-from dit_heads.training import save_tensors, write_atomically
+from dit_heads.training.loop import save_tensors, write_atomically
 
 # open_clip's names -> those of transformers; what a block has is listed once.
 _TOWERS = {

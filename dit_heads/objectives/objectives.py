@@ -4,7 +4,8 @@ Any function of pictures and prompts will do. Those here are differentiable in t
 search can take their gradient. Weights are safetensors only; HPSv2 and LAION's aesthetic predictor are
 published as pickles, which `dit_heads.objectives.convert` turns into safetensors once:
 
-    python -c "from dit_heads.objectives.convert import convert_hpsv2; convert_hpsv2('HPS_v2_compressed.pt', 'hpsv2')"
+    python -c "from dit_heads.objectives.convert import convert_hpsv2; \
+        convert_hpsv2('HPS_v2_compressed.pt', 'hpsv2')"
     python -c "from dit_heads.objectives.convert import convert_aesthetic; \
         convert_aesthetic('sac+logos+ava1-l14-linearMSE.pth', 'aesthetic.safetensors')"
 """

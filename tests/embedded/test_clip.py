@@ -14,7 +14,7 @@ from dit_heads.embedded.captions import caption
 from dit_heads.embedded.clip import WIDTH, Clip, ClipLoss, make_text_tower, retrieval, tokenize
 from dit_heads.embedded.scenes import COLOURS, Scene, Solid
 from dit_heads.embedded.text import make_clip_tokenizer
-from dit_heads.training import Part
+from dit_heads.training.loop import Part
 
 TOKENIZER = make_clip_tokenizer()
 BATCH = 4

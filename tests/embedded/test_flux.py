@@ -20,7 +20,7 @@ from dit_heads.embedded.sd3 import Corpus, make_t5
 from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
 from dit_heads.embedded.vae import LATENT_CHANNELS, make_vae
 from dit_heads.families.velocity import pack, unpack, velocity_of
-from dit_heads.training import Part
+from dit_heads.training.loop import Part
 
 SCENES = [scene_of("test", i) for i in range(6)]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dit_heads.embedded.judge import Judge, JudgeLoss, labels, verdict
 from dit_heads.embedded.scenes import Scene, Solid
-from dit_heads.training import Part
+from dit_heads.training.loop import Part
 
 ONE = Scene((Solid("cube", "red", "striped", "large"),), "sand", "night", "poster")
 TWO = Scene((Solid("sphere", "black", x=-0.5), Solid("pyramid", "blue", "checked", "small", x=0.5)))

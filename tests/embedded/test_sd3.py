@@ -17,7 +17,7 @@ from dit_heads.embedded.data import COVERAGE_CHANNELS, scene_of
 from dit_heads.embedded.sd3 import LONG, MEDIUM, SHORT, STOCK, Batch, Corpus, Sd3Loss, Student, TextEncoders
 from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
 from dit_heads.embedded.vae import LATENT_CHANNELS, make_vae, to_tensor
-from dit_heads.training import Part
+from dit_heads.training.loop import Part
 
 COUNT = 12
 SCENES = [scene_of("test", i) for i in range(COUNT)]

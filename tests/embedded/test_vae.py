@@ -20,7 +20,7 @@ from dit_heads.embedded.vae import (
     reconstruction_psnr,
     to_tensor,
 )
-from dit_heads.training import Part
+from dit_heads.training.loop import Part
 
 IMAGES = np.random.default_rng(0).integers(256, size=(19, 32, 32, 3), dtype=np.uint8)
 

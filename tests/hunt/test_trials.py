@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from dit_heads import HeadGuidance, trials
+from dit_heads import HeadGuidance
+from dit_heads.hunt import trials
 from dit_heads.hunt.trials import Scorer, Trial, TrialLog, batches_of, evaluate, fingerprint
 from tests.saved import red, tiny_pipeline
 

@@ -26,14 +26,13 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.testing import assert_close
 
-from dit_heads import training
 from dit_heads.cli import main
 from dit_heads.loras import train as trainer
 from dit_heads.loras.captions import markers
 from dit_heads.loras.config import TrainConfig, as_mapping, config_of
 from dit_heads.loras.loss import SetLoss, drawing
 from dit_heads.loras.train import train
-from dit_heads.training import Part, read_average
+from dit_heads.training.loop import Part, read_average
 from tests.loras.test_dataset import PHOTOS
 from tests.saved import tiny_flux_pipeline, tiny_pipeline, tiny_vae
 
@@ -299,7 +298,7 @@ def test_the_embedded_model_trains_faster_in_bf16_and_to_the_same(
             data={"sizes": [[64, 64]], "text_tokens": 32},
             optimization={"batch_size": 2, "precision": precision},
         )
-        monkeypatch.setattr("dit_heads.training.training_precision", lambda wanted: wanted)
+        monkeypatch.setattr("dit_heads.training.loop.training_precision", lambda wanted: wanted)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss, model = asked(config, monkeypatch)
         losses.append(loss.item())
@@ -437,7 +436,7 @@ from pathlib import Path
 import torch
 from dit_heads.cli import main
 import dit_heads.loras.train
-from dit_heads.training import read_average
+from dit_heads.training.loop import read_average
 
 def started(file):
     child = os.fork()

@@ -22,7 +22,7 @@ from dit_heads.loras.files import lora_of
 from dit_heads.loras.formats import read_lora
 from dit_heads.loras.loss import SetLoss
 from dit_heads.loras.watch import Watcher, averaged, check_tracking
-from dit_heads.training import FitConfig, fit
+from dit_heads.training.loop import FitConfig, fit
 from tests.saved import tiny_flux_pipeline, tiny_pipeline
 
 PROMPT = "a b"

@@ -28,8 +28,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dit_heads.optimizers import Descent
-from dit_heads.precision import training_precision
+from dit_heads.training.optimizers import Descent
+from dit_heads.training.precision import training_precision
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dit_heads import optimizers
-from dit_heads.optimizers import Descent
-from dit_heads.training import save_tensors
+from dit_heads.training import optimizers
+from dit_heads.training.loop import save_tensors
+from dit_heads.training.optimizers import Descent
 
 RATE, DECAY, BETAS = 0.01, 0.1, (0.9, 0.99)
 SHARES = (0.3, 1.0, 0.7, 0.05)

@@ -11,7 +11,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.training_utils import compute_density_for_timestep_sampling
 from torch import Tensor
 
-from dit_heads.flow import flow_matching_loss, flux_shift, logit_normal_sigmas, mode_sigmas, shifted
+from dit_heads.training.flow import flow_matching_loss, flux_shift, logit_normal_sigmas, mode_sigmas, shifted
 
 
 def test_hand_worked_case():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dit_heads.precision import bf16_is_faster
+from dit_heads.training.precision import bf16_is_faster
 
 SCALER = "(scaler)"  # a name that no weight can have
 

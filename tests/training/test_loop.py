@@ -19,8 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dit_heads import training
-from dit_heads.training import (
+from dit_heads.training.loop import (
     FitConfig,
     Log,
     Loss,
