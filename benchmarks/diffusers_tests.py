@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, AutoTokenizer, CLIPTokenizer, T5Config
 
-from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
+from dit_heads.embedded.world.text import make_clip_tokenizer, make_t5_tokenizer
 from dit_heads.pipelines import guided
 
 DROP_IN = {kind.stock: kind for kind in vars(guided).values() if hasattr(kind, "stock")}

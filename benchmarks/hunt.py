@@ -23,11 +23,11 @@ import torch
 import tyro
 
 from dit_heads import HeadGuidance, HeadHunter, HeadId, HeadSet
-from dit_heads.embedded.captions import caption, content
 from dit_heads.embedded.evaluate import OWN_TEXT_TOKENS, cell, interval, paint, unseen_scenes
 from dit_heads.embedded.export import load_judge
-from dit_heads.embedded.judge import verdict
-from dit_heads.embedded.scenes import STYLES, Scene
+from dit_heads.embedded.nets.judge import verdict
+from dit_heads.embedded.world.captions import caption, content
+from dit_heads.embedded.world.scenes import STYLES, Scene
 from dit_heads.hunt.config import HuntConfig
 from dit_heads.hunt.halving import cost, rungs
 from dit_heads.hunt.hunter import Result

@@ -234,7 +234,7 @@ def _files(out: Path, number: int) -> list[Path]:
 
 
 def _warn_of_unknown_words(settings: Settings) -> None:
-    from dit_heads.embedded.text import unknown_words
+    from dit_heads.embedded.world.text import unknown_words
 
     if words := unknown_words(f"{settings.prompt} {settings.negative_prompt}"):
         print(

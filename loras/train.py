@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from dit_heads.embedded import flux, sd3
+from dit_heads.embedded.nets import flux, sd3
 from dit_heads.families.layouts import layout_of
 from dit_heads.io.pictures import check_writable, write_png
 from dit_heads.loras.base import (

@@ -563,9 +563,9 @@ def test_filling_needs_a_flow_matching_scheduler():
 
 @pytest.mark.slow
 def test_the_embedded_model_fills_three_panels():
-    from dit_heads.embedded.captions import caption
     from dit_heads.embedded.evaluate import unseen_scenes
-    from dit_heads.embedded.render import render
+    from dit_heads.embedded.world.captions import caption
+    from dit_heads.embedded.world.render import render
 
     pipe = load_embedded("sd3")
     pipe.set_progress_bar_config(disable=True)

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from dit_heads import HeadSet
-from dit_heads.embedded.text import unknown_words
+from dit_heads.embedded.world.text import unknown_words
 from dit_heads.io.pictures import read_image, read_settings
 from dit_heads.models import head_layout
 from dit_heads.showcase import (

@@ -17,7 +17,7 @@ def load_embedded(name: str = "sd3") -> Any:
 
         return StableDiffusion3Pipeline.from_pretrained(WEIGHTS / name, local_files_only=True)
     if name == "flux":
-        from dit_heads.embedded.flux import load_flux
+        from dit_heads.embedded.nets.flux import load_flux
 
         return load_flux(WEIGHTS)
     raise ValueError(f"name: expected 'sd3' or 'flux', got {name!r}")

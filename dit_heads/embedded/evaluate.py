@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from dit_heads.embedded.captions import caption
 from dit_heads.embedded.export import load_judge
-from dit_heads.embedded.judge import Verdict, verdict
-from dit_heads.embedded.scenes import Scene, Split, sample_scene, split_seed
+from dit_heads.embedded.nets.judge import Verdict, verdict
+from dit_heads.embedded.world.captions import caption
+from dit_heads.embedded.world.scenes import Scene, Split, sample_scene, split_seed
 from dit_heads.io.pictures import write_png
 from dit_heads.io.sheets import plain_grid
 from dit_heads.models import load_pipeline

@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection, T5EncoderModel
 
 from dit_heads.embedded import WEIGHTS
-from dit_heads.embedded.clip import Clip
-from dit_heads.embedded.flux import FluxStudent, load_flux
-from dit_heads.embedded.judge import Judge
-from dit_heads.embedded.sd3 import Student, assemble
+from dit_heads.embedded.nets.clip import Clip
+from dit_heads.embedded.nets.flux import FluxStudent, load_flux
+from dit_heads.embedded.nets.judge import Judge
+from dit_heads.embedded.nets.sd3 import Student, assemble
 from dit_heads.training.loop import save_tensors
 
 

@@ -27,11 +27,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from dit_heads.embedded.captions import CORNERS, NAMES, WHEN, content
-from dit_heads.embedded.data import ATTRIBUTES
-from dit_heads.embedded.judge import COUNTS, Judge, Verdict, verdict
-from dit_heads.embedded.render import render
-from dit_heads.embedded.scenes import (
+from dit_heads.embedded.nets.judge import COUNTS, Judge, Verdict, verdict
+from dit_heads.embedded.world.captions import CORNERS, NAMES, WHEN, content
+from dit_heads.embedded.world.data import ATTRIBUTES
+from dit_heads.embedded.world.render import render
+from dit_heads.embedded.world.scenes import (
     GROUNDS,
     HALF_VIEW,
     SKIES,

@@ -22,16 +22,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
-from dit_heads.embedded import WEIGHTS, flux, load_embedded, sd3
-from dit_heads.embedded.captions import caption
-from dit_heads.embedded.clip import Clip, ClipLoss, retrieval
-from dit_heads.embedded.data import cache_folder, load_shards, scene_of
+from dit_heads.embedded import WEIGHTS, load_embedded
 from dit_heads.embedded.export import export_flux_weights, export_weights, packaged
-from dit_heads.embedded.judge import Judge, JudgeLoss, labels, verdict
-from dit_heads.embedded.reader import Reader, ReaderLoss, make_directed_t5, reading
-from dit_heads.embedded.scenes import Scene
-from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
-from dit_heads.embedded.vae import VaeLoss, latent_statistics, make_vae, reconstruction_psnr, to_tensor
+from dit_heads.embedded.nets import flux, sd3
+from dit_heads.embedded.nets.clip import Clip, ClipLoss, retrieval
+from dit_heads.embedded.nets.judge import Judge, JudgeLoss, labels, verdict
+from dit_heads.embedded.nets.reader import Reader, ReaderLoss, make_directed_t5, reading
+from dit_heads.embedded.nets.vae import VaeLoss, latent_statistics, make_vae, reconstruction_psnr, to_tensor
+from dit_heads.embedded.world.captions import caption
+from dit_heads.embedded.world.data import cache_folder, load_shards, scene_of
+from dit_heads.embedded.world.scenes import Scene
+from dit_heads.embedded.world.text import make_clip_tokenizer, make_t5_tokenizer
 from dit_heads.training.loop import FitConfig, fit, load_weights, read_average
 from dit_heads.training.precision import bf16_is_faster
 

@@ -70,8 +70,8 @@ def read_prompts(path: Path) -> list[str]:
 def world_prompts(count: int, style: str | None = None) -> list[str]:
     """Captions of scenes that the embedded models never saw in training; with a style, what they show and on
     which ground, the rest being the style's."""
-    from dit_heads.embedded.captions import caption, content
-    from dit_heads.embedded.scenes import sample_scene, split_seed
+    from dit_heads.embedded.world.captions import caption, content
+    from dit_heads.embedded.world.scenes import sample_scene, split_seed
 
     if count < 1:
         raise ValueError(f"num_prompts: expected at least 1, got {count}")

@@ -10,7 +10,6 @@ import torch
 from diffusers import FluxPipeline, StableDiffusion3Pipeline
 
 from dit_heads import embedded
-from dit_heads.embedded.clip import Clip
 from dit_heads.embedded.export import (
     export_flux_weights,
     export_weights,
@@ -18,11 +17,12 @@ from dit_heads.embedded.export import (
     load_judge,
     packaged,
 )
-from dit_heads.embedded.flux import FluxStudent
-from dit_heads.embedded.judge import Judge
-from dit_heads.embedded.sd3 import Student, make_t5
-from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
-from dit_heads.embedded.vae import make_vae
+from dit_heads.embedded.nets.clip import Clip
+from dit_heads.embedded.nets.flux import FluxStudent
+from dit_heads.embedded.nets.judge import Judge
+from dit_heads.embedded.nets.sd3 import Student, make_t5
+from dit_heads.embedded.nets.vae import make_vae
+from dit_heads.embedded.world.text import make_clip_tokenizer, make_t5_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from dit_heads.embedded.captions import NAMES
-from dit_heads.embedded.data import ATTRIBUTES
-from dit_heads.embedded.judge import WHOLE, Verdict, labels
-from dit_heads.embedded.render import EYE, SIZE, cast, render
-from dit_heads.embedded.scenes import HELD_OUT, SKIES, SPLITS, Scene, Solid
+from dit_heads.embedded.nets.judge import WHOLE, Verdict, labels
 from dit_heads.embedded.sets import (
     FIRST,
     TASKS,
@@ -36,7 +32,11 @@ from dit_heads.embedded.sets import (
     turned,
     write_sets,
 )
-from dit_heads.embedded.text import make_t5_tokenizer, unknown_words
+from dit_heads.embedded.world.captions import NAMES
+from dit_heads.embedded.world.data import ATTRIBUTES
+from dit_heads.embedded.world.render import EYE, SIZE, cast, render
+from dit_heads.embedded.world.scenes import HELD_OUT, SKIES, SPLITS, Scene, Solid
+from dit_heads.embedded.world.text import make_t5_tokenizer, unknown_words
 from dit_heads.loras.captions import JointCaption, identities, markers
 from dit_heads.loras.dataset import SetDataset
 

@@ -10,13 +10,13 @@ from diffusers import FluxPipeline, StableDiffusion3Pipeline
 
 from dit_heads import HeadGuidance, HeadSet, load_embedded
 from dit_heads.embedded import WEIGHTS, embedded_lora
-from dit_heads.embedded.captions import caption
 from dit_heads.embedded.evaluate import OWN_TEXT_TOKENS, paint, unseen_scenes
 from dit_heads.embedded.export import load_judge
-from dit_heads.embedded.judge import verdict
-from dit_heads.embedded.render import render
+from dit_heads.embedded.nets.judge import verdict
+from dit_heads.embedded.nets.vae import reconstruction_psnr, to_tensor
 from dit_heads.embedded.sets import TASKS, agreement, split_sets, task_of
-from dit_heads.embedded.vae import reconstruction_psnr, to_tensor
+from dit_heads.embedded.world.captions import caption
+from dit_heads.embedded.world.render import render
 from dit_heads.families.layouts import layout_of
 from dit_heads.loras.panels import Layout
 from dit_heads.pipelines.in_context import InContextPipeline

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
+from dit_heads.embedded.world.text import make_clip_tokenizer, make_t5_tokenizer
 from dit_heads.loras.captions import (
     JointCaption,
     check_identities,

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-from dit_heads.embedded.captions import caption
-from dit_heads.embedded.clip import tokenize
 from dit_heads.embedded.evaluate import unseen_scenes
 from dit_heads.embedded.export import load_clip
-from dit_heads.embedded.render import render
-from dit_heads.embedded.text import make_clip_tokenizer
-from dit_heads.embedded.vae import to_tensor
+from dit_heads.embedded.nets.clip import tokenize
+from dit_heads.embedded.nets.vae import to_tensor
+from dit_heads.embedded.world.captions import caption
+from dit_heads.embedded.world.render import render
+from dit_heads.embedded.world.text import make_clip_tokenizer
 from dit_heads.objectives import (
     AestheticScore,
     ClipSimilarity,

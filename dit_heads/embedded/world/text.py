@@ -20,14 +20,14 @@ _CLIP_SPLIT = re.compile(r"[a-z]+|[0-9]|[^\sa-z0-9]+")
 @functools.cache
 def vocabulary() -> tuple[str, ...]:
     """Every word of the training captions, as written (case matters to T5), without trailing punctuation."""
-    text = resources.files("dit_heads.embedded").joinpath("vocabulary.txt").read_text("utf-8")
+    text = resources.files("dit_heads.embedded.world").joinpath("vocabulary.txt").read_text("utf-8")
     return tuple(text.split())
 
 
 def collect_vocabulary(scenes: int = 40_000) -> list[str]:
     """The words of the captions of many training scenes; `vocabulary.txt` is this list."""
-    from dit_heads.embedded.captions import CARDS, GRIDS, joint_caption, varied_caption
-    from dit_heads.embedded.data import scene_of
+    from dit_heads.embedded.world.captions import CARDS, GRIDS, joint_caption, varied_caption
+    from dit_heads.embedded.world.data import scene_of
 
     rng = np.random.default_rng(0)
     words: set[str] = set()

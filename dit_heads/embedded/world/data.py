@@ -14,8 +14,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dit_heads.embedded.render import Rendering, render
-from dit_heads.embedded.scenes import COLOURS, SHAPES, SIZES, TEXTURES, Scene, Split, sample_scene, split_seed
+from dit_heads.embedded.world.render import Rendering, render
+from dit_heads.embedded.world.scenes import (
+    COLOURS,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    Scene,
+    Split,
+    sample_scene,
+    split_seed,
+)
 
 SHARD = 4000
 CELL = 16  # pixels a side of one image token (8x autoencoder, 2 x 2 patches)

@@ -19,9 +19,9 @@ from diffusers import (
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
 
-from dit_heads.embedded.clip import WIDTH as CLIP_WIDTH
-from dit_heads.embedded.clip import tokenize
-from dit_heads.embedded.sd3 import (
+from dit_heads.embedded.nets.clip import WIDTH as CLIP_WIDTH
+from dit_heads.embedded.nets.clip import tokenize
+from dit_heads.embedded.nets.sd3 import (
     SHIFT,
     WIDTH,
     Batch,
@@ -30,8 +30,8 @@ from dit_heads.embedded.sd3 import (
     ProbedLoss,
     attention_written_out,
 )
-from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
-from dit_heads.embedded.vae import LATENT_CHANNELS
+from dit_heads.embedded.nets.vae import LATENT_CHANNELS
+from dit_heads.embedded.world.text import make_clip_tokenizer, make_t5_tokenizer
 from dit_heads.families.processors import flux_outputs, flux_projections
 from dit_heads.families.velocity import Velocity, velocity_of
 from dit_heads.training.flow import logit_normal_sigmas

@@ -10,13 +10,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from dit_heads.embedded import sd3
-from dit_heads.embedded.captions import GRIDS, caption
-from dit_heads.embedded.clip import make_text_tower
-from dit_heads.embedded.data import COVERAGE_CHANNELS, scene_of
-from dit_heads.embedded.sd3 import LONG, MEDIUM, SHORT, STOCK, Batch, Corpus, Sd3Loss, Student, TextEncoders
-from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
-from dit_heads.embedded.vae import LATENT_CHANNELS, make_vae, to_tensor
+from dit_heads.embedded.nets import sd3
+from dit_heads.embedded.nets.clip import make_text_tower
+from dit_heads.embedded.nets.sd3 import (
+    LONG,
+    MEDIUM,
+    SHORT,
+    STOCK,
+    Batch,
+    Corpus,
+    Sd3Loss,
+    Student,
+    TextEncoders,
+)
+from dit_heads.embedded.nets.vae import LATENT_CHANNELS, make_vae, to_tensor
+from dit_heads.embedded.world.captions import GRIDS, caption
+from dit_heads.embedded.world.data import COVERAGE_CHANNELS, scene_of
+from dit_heads.embedded.world.text import make_clip_tokenizer, make_t5_tokenizer
 from dit_heads.training.loop import Part
 
 COUNT = 12

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dit_heads.embedded.scenes import CAMERA_DISTANCE, CAMERA_HEIGHT, HALF_VIEW, Scene, Solid
-from dit_heads.embedded.styles import STYLE_FILTERS
+from dit_heads.embedded.world.scenes import CAMERA_DISTANCE, CAMERA_HEIGHT, HALF_VIEW, Scene, Solid
+from dit_heads.embedded.world.styles import STYLE_FILTERS
 
 Floats = NDArray[np.floating]  # float32 throughout
 SIZE = 128

@@ -11,14 +11,14 @@ import torch
 from diffusers import FluxPipeline
 from transformers import CLIPTextModel
 
-from dit_heads.embedded import flux
-from dit_heads.embedded.captions import caption
-from dit_heads.embedded.clip import make_text_tower
-from dit_heads.embedded.data import COVERAGE_CHANNELS, scene_of
-from dit_heads.embedded.flux import DistilledLoss, FluxLoss, FluxStudent, FluxTexts
-from dit_heads.embedded.sd3 import Corpus, make_t5
-from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
-from dit_heads.embedded.vae import LATENT_CHANNELS, make_vae
+from dit_heads.embedded.nets import flux
+from dit_heads.embedded.nets.clip import make_text_tower
+from dit_heads.embedded.nets.flux import DistilledLoss, FluxLoss, FluxStudent, FluxTexts
+from dit_heads.embedded.nets.sd3 import Corpus, make_t5
+from dit_heads.embedded.nets.vae import LATENT_CHANNELS, make_vae
+from dit_heads.embedded.world.captions import caption
+from dit_heads.embedded.world.data import COVERAGE_CHANNELS, scene_of
+from dit_heads.embedded.world.text import make_clip_tokenizer, make_t5_tokenizer
 from dit_heads.families.velocity import pack, unpack, velocity_of
 from dit_heads.training.loop import Part
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer, T5Tokenizer
 
-from dit_heads.embedded.captions import (
+from dit_heads.embedded.world.captions import (
     CARDS,
     GRIDS,
     NAMES,
@@ -24,8 +24,17 @@ from dit_heads.embedded.captions import (
     reworded,
     varied_caption,
 )
-from dit_heads.embedded.scenes import COLOURS, GROUNDS, SHAPES, SIZES, TEXTURES, Scene, Solid, sample_scene
-from dit_heads.embedded.text import (
+from dit_heads.embedded.world.scenes import (
+    COLOURS,
+    GROUNDS,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    Scene,
+    Solid,
+    sample_scene,
+)
+from dit_heads.embedded.world.text import (
     CLIP_LENGTH,
     collect_vocabulary,
     make_clip_tokenizer,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dit_heads.embedded.captions import (
+from dit_heads.embedded.world.captions import (
     GRIDS,
     WHEN,
     caption,
@@ -23,7 +23,7 @@ from dit_heads.embedded.captions import (
     reworded,
     varied_caption,
 )
-from dit_heads.embedded.scenes import (
+from dit_heads.embedded.world.scenes import (
     COLOURS,
     GROUNDS,
     SHAPES,
@@ -35,7 +35,7 @@ from dit_heads.embedded.scenes import (
     Solid,
     sample_scene,
 )
-from dit_heads.embedded.text import make_t5_tokenizer
+from dit_heads.embedded.world.text import make_t5_tokenizer
 
 RED, BLUE = Solid("cube", "red", x=-0.5), Solid("sphere", "blue", size="small", x=0.5)
 PAIR = Scene((RED, BLUE), "snow", "night")

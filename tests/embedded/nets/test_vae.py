@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dit_heads.embedded.vae import (
+from dit_heads.embedded.nets.vae import (
     LATENT_CHANNELS,
     VaeLoss,
     latent_statistics,

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from dit_heads.embedded.captions import GRIDS, caption, described, joint_caption, varied_caption
-from dit_heads.embedded.clip import WIDTH as CLIP_WIDTH
-from dit_heads.embedded.clip import tokenize
-from dit_heads.embedded.data import COVERAGE_CHANNELS
-from dit_heads.embedded.scenes import SHAPES, Scene
-from dit_heads.embedded.text import make_clip_tokenizer, make_t5_tokenizer
-from dit_heads.embedded.vae import LATENT_CHANNELS, to_tensor
+from dit_heads.embedded.nets.clip import WIDTH as CLIP_WIDTH
+from dit_heads.embedded.nets.clip import tokenize
+from dit_heads.embedded.nets.vae import LATENT_CHANNELS, to_tensor
+from dit_heads.embedded.world.captions import GRIDS, caption, described, joint_caption, varied_caption
+from dit_heads.embedded.world.data import COVERAGE_CHANNELS
+from dit_heads.embedded.world.scenes import SHAPES, Scene
+from dit_heads.embedded.world.text import make_clip_tokenizer, make_t5_tokenizer
 from dit_heads.families.processors import joint_outputs, joint_projections
 from dit_heads.families.velocity import Velocity, velocity_of
 from dit_heads.training.flow import flow_matching_loss, logit_normal_sigmas

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dit_heads.embedded.captions import caption
-from dit_heads.embedded.clip import WIDTH, Clip, ClipLoss, make_text_tower, retrieval, tokenize
-from dit_heads.embedded.scenes import COLOURS, Scene, Solid
-from dit_heads.embedded.text import make_clip_tokenizer
+from dit_heads.embedded.nets.clip import WIDTH, Clip, ClipLoss, make_text_tower, retrieval, tokenize
+from dit_heads.embedded.world.captions import caption
+from dit_heads.embedded.world.scenes import COLOURS, Scene, Solid
+from dit_heads.embedded.world.text import make_clip_tokenizer
 from dit_heads.training.loop import Part
 
 TOKENIZER = make_clip_tokenizer()

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dit_heads.embedded.judge import Judge, JudgeLoss, labels, verdict
-from dit_heads.embedded.scenes import Scene, Solid
+from dit_heads.embedded.nets.judge import Judge, JudgeLoss, labels, verdict
+from dit_heads.embedded.world.scenes import Scene, Solid
 from dit_heads.training.loop import Part
 
 ONE = Scene((Solid("cube", "red", "striped", "large"),), "sand", "night", "poster")

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from dit_heads.embedded.captions import caption
-from dit_heads.embedded.data import scene_of
-from dit_heads.embedded.judge import labels
-from dit_heads.embedded.reader import Reader, ReaderLoss, reading
-from dit_heads.embedded.sd3 import make_t5, make_t5_tokenizer
+from dit_heads.embedded.nets.judge import labels
+from dit_heads.embedded.nets.reader import Reader, ReaderLoss, reading
+from dit_heads.embedded.nets.sd3 import make_t5, make_t5_tokenizer
+from dit_heads.embedded.world.captions import caption
+from dit_heads.embedded.world.data import scene_of
 from dit_heads.training.loop import FitConfig, Part, fit
 
 SCENES = [scene_of("test", i) for i in range(4)]

@@ -18,10 +18,10 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from dit_heads.embedded.captions import caption, varied_caption
-from dit_heads.embedded.scenes import Scene
-from dit_heads.embedded.text import CLIP_LENGTH
-from dit_heads.embedded.vae import to_tensor
+from dit_heads.embedded.nets.vae import to_tensor
+from dit_heads.embedded.world.captions import caption, varied_caption
+from dit_heads.embedded.world.scenes import Scene
+from dit_heads.embedded.world.text import CLIP_LENGTH
 from dit_heads.training.loop import Part
 
 WIDTH = 96

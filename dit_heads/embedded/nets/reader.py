@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
-from dit_heads.embedded.captions import described, varied_caption
-from dit_heads.embedded.clip import tokenize
-from dit_heads.embedded.judge import SLOTS, attribute_heads, attribute_logits, attribute_losses, labels
-from dit_heads.embedded.scenes import Scene
-from dit_heads.embedded.sd3 import WIDTH, make_t5
+from dit_heads.embedded.nets.clip import tokenize
+from dit_heads.embedded.nets.judge import SLOTS, attribute_heads, attribute_logits, attribute_losses, labels
+from dit_heads.embedded.nets.sd3 import WIDTH, make_t5
+from dit_heads.embedded.world.captions import described, varied_caption
+from dit_heads.embedded.world.scenes import Scene
 from dit_heads.training.loop import Part
 
 BACKWARD = 3  # heads of the T5 that begin by looking at earlier tokens alone

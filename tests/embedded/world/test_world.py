@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dit_heads.embedded import scenes
-from dit_heads.embedded.captions import caption, described, varied_caption
-from dit_heads.embedded.data import COVERAGE_CHANNELS, coverage, scene_of
-from dit_heads.embedded.render import boxes, render
-from dit_heads.embedded.scenes import HELD_OUT, Scene, Solid, sample_scene, split_seed
-from dit_heads.embedded.text import (
+from dit_heads.embedded.world import scenes
+from dit_heads.embedded.world.captions import caption, described, varied_caption
+from dit_heads.embedded.world.data import COVERAGE_CHANNELS, coverage, scene_of
+from dit_heads.embedded.world.render import boxes, render
+from dit_heads.embedded.world.scenes import HELD_OUT, Scene, Solid, sample_scene, split_seed
+from dit_heads.embedded.world.text import (
     make_clip_tokenizer,
     make_t5_tokenizer,
     split_words,

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dit_heads.embedded.data import ATTRIBUTES, COVERAGE_CHANNELS
-from dit_heads.embedded.scenes import GROUNDS, SKIES, STYLES, Scene
-from dit_heads.embedded.vae import to_tensor
+from dit_heads.embedded.nets.vae import to_tensor
+from dit_heads.embedded.world.data import ATTRIBUTES, COVERAGE_CHANNELS
+from dit_heads.embedded.world.scenes import GROUNDS, SKIES, STYLES, Scene
 from dit_heads.training.loop import Part
 
 SLOTS = 3

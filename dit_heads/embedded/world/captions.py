@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dit_heads.embedded.scenes import COLOURS, SHAPES, Scene, Solid
+from dit_heads.embedded.world.scenes import COLOURS, SHAPES, Scene, Solid
 
 WHEN = {"day": "in the day", "sunset": "at sunset", "night": "at night"}
 LONG_WHEN = {

@@ -1,0 +1,1 @@
+"""The networks trained on the world: autoencoder, CLIP, judge, reader, SD3 and FLUX."""

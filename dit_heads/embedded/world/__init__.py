@@ -1,0 +1,1 @@
+"""The rendered world: scenes, their renders, styles and captions, and the vocabulary."""
