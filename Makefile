@@ -9,9 +9,8 @@ OUT ?= out
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 MPLBACKEND=Agg TOKENIZERS_PARALLELISM=false
 
 # What touches diffusers from the inside.
-INSIDE := tests/guidance/test_guidance.py tests/test_pipelines.py tests/families/test_processors.py tests/families/test_backends.py \
-          tests/families/test_layouts.py tests/test_guided.py tests/test_modular.py tests/embedded/test_shipped.py \
-          tests/loras/test_files.py
+INSIDE := tests/guidance tests/families tests/pipelines tests/embedded/test_shipped.py \
+          tests/loras/weights/test_files.py
 
 .PHONY: help run test test-oldest test-slow lint types wheel check clean
 help: ## list what there is

@@ -33,9 +33,9 @@ from dit_heads.hunt.halving import cost, rungs
 from dit_heads.hunt.hunter import Result
 from dit_heads.hunt.plots import draw_grid
 from dit_heads.hunt.trials import batches_of
+from dit_heads.io.atomic import write_text
 from dit_heads.models import load_pipeline
 from dit_heads.objectives import embedded_clip
-from dit_heads.training.loop import write_atomically
 
 GENERAL = HuntConfig(per_round=4, scale=2.0, steps=10, batch=16)
 STYLE = replace(GENERAL, rounds=3, per_round=1)
@@ -123,7 +123,7 @@ class Bench:
         known = len(hunter.log)
         result = hunter.run()
         seconds = before + (time.time() - began if len(hunter.log) > known else 0.0)
-        write_atomically(clock, json.dumps(seconds))
+        write_text(clock, json.dumps(seconds))
         hunter.write(result)
         return Found(hunter, result, seconds)
 
@@ -201,7 +201,7 @@ def write_preset(bench: Bench, whole: Found, heads: Guided | None, layer: Guided
     choice = {"heads": heads.to_json(), "block": layer.to_json(), "cfg": CFG, "steps": STEPS}
     preset = {"model": "embedded/sd3", **choice, "provenance": provenance}
     path = bench.folder / "preset.json"
-    write_atomically(path, json.dumps(preset, indent=1) + "\n")
+    write_text(path, json.dumps(preset, indent=1) + "\n")
     print(f"wrote {path}")
 
 

@@ -32,8 +32,8 @@ from dit_heads.embedded.sets import TASKS, Agreement, SceneSet, agreement, split
 from dit_heads.embedded.world.render import SIZE, render
 from dit_heads.io.pictures import write_png
 from dit_heads.io.sheets import Column, contact_sheet
-from dit_heads.loras.files import load_lora
-from dit_heads.loras.panels import Layout, join
+from dit_heads.loras.sets.panels import Layout, join
+from dit_heads.loras.weights.files import load_lora
 from dit_heads.models import load_pipeline
 from dit_heads.pipelines.in_context import InContextPipeline
 

@@ -48,7 +48,7 @@ from dit_heads.embedded.sets import write_sets
 from dit_heads.loras import train as trainer
 from dit_heads.loras.base import add_adapter, drop_text_encoders, load_base
 from dit_heads.loras.config import AdapterConfig, TrainConfig, config_of
-from dit_heads.loras.dataset import SetDataset
+from dit_heads.loras.sets.dataset import SetDataset
 from dit_heads.models import quiet_loading
 from dit_heads.training.loop import FitConfig, fit
 from dit_heads.training.precision import training_precision

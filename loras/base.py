@@ -17,11 +17,11 @@ from dit_heads.families.layouts import layout_of
 from dit_heads.families.velocity import normalised_latents
 from dit_heads.hunt.trials import fingerprint
 from dit_heads.loras.cache import CachedEncoder
-from dit_heads.loras.compose import blocks_of
 from dit_heads.loras.config import AdapterConfig
-from dit_heads.loras.dataset import Sample
-from dit_heads.loras.folders import content_hash
-from dit_heads.loras.low_rank import linear_modules, require_peft
+from dit_heads.loras.sets.dataset import Sample
+from dit_heads.loras.sets.folders import content_hash
+from dit_heads.loras.weights.compose import blocks_of
+from dit_heads.loras.weights.low_rank import linear_modules, require_peft
 from dit_heads.models import EMBEDDED, load_pipeline, quiet_loading
 from dit_heads.training.optimizers import require_bitsandbytes
 

@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dit_heads.io.pictures import atomic_file
-from dit_heads.loras.dataset import Sample
-from dit_heads.loras.folders import content_hash
+from dit_heads.io.atomic import atomic_file
+from dit_heads.loras.sets.dataset import Sample
+from dit_heads.loras.sets.folders import content_hash
 
 
 class CachedEncoder:

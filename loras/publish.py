@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dit_heads import __version__
+from dit_heads.io.atomic import write_text
 from dit_heads.loras.config import TrainConfig, as_mapping
 from dit_heads.models import EMBEDDED
-from dit_heads.training.loop import write_atomically
 
 FILE = "lora.safetensors"
 SHARED = (FILE, "README.md", "samples/*")
@@ -44,7 +44,7 @@ A LoRA of rank {adapter.rank} for `{config.model}`: {grid}, trained for {steps} 
 ```
 """
     path = config.out / "README.md"
-    write_atomically(path, text)
+    write_text(path, text)
     return path
 
 

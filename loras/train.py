@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from dit_heads.embedded.nets import flux, sd3
 from dit_heads.families.layouts import layout_of
+from dit_heads.io.atomic import write_text
 from dit_heads.io.pictures import check_writable, write_png
 from dit_heads.loras.base import (
     TEXT_TOKENS,
@@ -23,15 +24,15 @@ from dit_heads.loras.base import (
     load_base,
     text_encoder,
 )
-from dit_heads.loras.captions import check_length
 from dit_heads.loras.config import DataConfig, TrainConfig, as_mapping, check
-from dit_heads.loras.dataset import SetDataset
-from dit_heads.loras.files import save_lora
-from dit_heads.loras.loss import UNSAID, SetLoss
 from dit_heads.loras.publish import check_hub, push, write_card
+from dit_heads.loras.sets.captions import check_length
+from dit_heads.loras.sets.dataset import SetDataset
+from dit_heads.loras.tasks.in_context import UNSAID, SetLoss
 from dit_heads.loras.watch import Watcher, check_tracking, drawing_call
+from dit_heads.loras.weights.files import save_lora
 from dit_heads.models import EMBEDDED
-from dit_heads.training.loop import FitConfig, check_resumable, fit, write_atomically
+from dit_heads.training.loop import FitConfig, check_resumable, fit
 from dit_heads.training.precision import training_precision
 
 
@@ -199,7 +200,7 @@ def _draw_prior(pipe: Any, prompt: str, folder: Path, config: TrainConfig, *, sh
             continue
         with _in_its_format(pipe.transformer):
             image = pipe(prompt, **text, **drawing_call(config.watch, height, width, number)).images[0]
-        write_atomically(path.with_suffix(".txt"), prompt)
+        write_text(path.with_suffix(".txt"), prompt)
         write_png(image, path, {"prompt": prompt, "seed": number})
 
 

@@ -12,12 +12,13 @@ from accelerate.tracking import TensorBoardTracker, WandBTracker
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
+from dit_heads.io.atomic import write_text
 from dit_heads.io.pictures import write_png
 from dit_heads.loras.config import TrainConfig, WatchConfig, as_mapping
-from dit_heads.loras.dataset import SetDataset
-from dit_heads.loras.files import save_lora
-from dit_heads.loras.loss import UNSAID, SetLoss
-from dit_heads.training.loop import load_weights, write_atomically
+from dit_heads.loras.sets.dataset import SetDataset
+from dit_heads.loras.tasks.in_context import UNSAID, SetLoss
+from dit_heads.loras.weights.files import save_lora
+from dit_heads.training.loop import load_weights
 
 
 class Watcher:
@@ -61,7 +62,7 @@ class Watcher:
         path = self.config.out / "validation.csv"
         rows = path.read_text().splitlines()[1:] if path.exists() else []
         rows = [row for row in rows if int(row.split(",")[0]) < step]  # a resumed run repeats the others
-        write_atomically(path, "\n".join(["step,loss", *rows, f"{step},{loss:.6f}", ""]))
+        write_text(path, "\n".join(["step,loss", *rows, f"{step},{loss:.6f}", ""]))
 
     def _draw(self, prompt: str, path: Path) -> None:
         """A composite of a prompt, always from the same noise."""

@@ -30,8 +30,8 @@ from torch import Tensor
 
 from dit_heads.families.velocity import normalised_latents
 from dit_heads.io.pictures import read_image
-from dit_heads.loras.captions import PLACES, JointCaption, check_length, markers
-from dit_heads.loras.panels import Box, Fit, Layout, fit_panel, split
+from dit_heads.loras.sets.captions import PLACES, JointCaption, check_length, markers
+from dit_heads.loras.sets.panels import Box, Fit, Layout, fit_panel, split
 
 PIPELINES = (StableDiffusion3Pipeline, FluxPipeline, FluxFillPipeline)
 FLOW_SCHEDULERS = (

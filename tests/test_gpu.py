@@ -16,7 +16,7 @@ from dit_heads import HeadGuidance, HeadHunter, load_embedded
 from dit_heads.embedded.sets import split_sets, write_sets
 from dit_heads.hunt.config import HuntConfig
 from dit_heads.loras.config import config_of
-from dit_heads.loras.panels import Layout
+from dit_heads.loras.sets.panels import Layout
 from dit_heads.loras.train import train
 from dit_heads.objectives import embedded_clip
 from dit_heads.pipelines.in_context import InContextPipeline

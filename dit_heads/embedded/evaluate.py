@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from dit_heads.embedded import load_embedded
 from dit_heads.embedded.export import load_judge
 from dit_heads.embedded.nets.judge import Verdict, verdict
 from dit_heads.embedded.world.captions import caption
 from dit_heads.embedded.world.scenes import Scene, Split, sample_scene, split_seed
 from dit_heads.io.pictures import write_png
 from dit_heads.io.sheets import plain_grid
-from dit_heads.models import load_pipeline
 
 OWN_TEXT_TOKENS = 64
 KINDS = ((1, False), (2, False), (3, False), (1, True))  # objects, and whether a combination is held out
@@ -95,6 +96,13 @@ def settings_of(pipe: Any, guidance: Sequence[float], stock: bool) -> dict[str, 
     return settings | ({"stock defaults": {}} if stock else {})
 
 
+def _pipeline(model: str) -> Any:
+    """An embedded pipeline by its name, or one in a folder, fp32."""
+    if Path(model).is_dir():
+        return DiffusionPipeline.from_pretrained(model, dtype=torch.float32)
+    return load_embedded(model)
+
+
 def main(
     model: str = "sd3",
     guidance: tuple[float, ...] = (1.0, 3.0, 4.0, 6.0),
@@ -103,14 +111,13 @@ def main(
     only: int | None = None,
     sheet: Path | None = None,
     batch: int = 32,
-    device: str = "auto",
+    device: str = "cpu",
 ) -> None:
     """Judge `count` pictures of one, two and three objects and of held-out combinations a setting; `model` is
     "sd3", "flux" or a folder, `stock` adds the pipeline's own defaults, `only` is a number of objects to keep
     to, `sheet` is a PNG for the first 16 of each four of the first setting; `batch` are painted at a time, on
     `device`."""
-    place = model if Path(model).is_dir() else f"embedded/{model}"
-    pipe, judge, shown = load_pipeline(place, "float32", device), load_judge(), []
+    pipe, judge, shown = _pipeline(model).to(device), load_judge(), []
     for number, (name, call) in enumerate(settings_of(pipe, guidance, stock).items()):
         for solids, held_out in KINDS if only is None else ((only, False),):
             scenes = unseen_scenes("test", count, solids=solids, held_out=held_out)

@@ -16,7 +16,7 @@ from dit_heads.embedded.nets.clip import Clip
 from dit_heads.embedded.nets.flux import FluxStudent, load_flux
 from dit_heads.embedded.nets.judge import Judge
 from dit_heads.embedded.nets.sd3 import Student, assemble
-from dit_heads.training.loop import save_tensors
+from dit_heads.io.atomic import write_tensors
 
 
 def export_weights(
@@ -35,7 +35,7 @@ def export_weights(
     towers.image.half().save_pretrained(folder / "clip")
     (folder / "judge").mkdir(exist_ok=True)
     halves = {k: v.half() for k, v in judge.state_dict().items()}
-    save_tensors(folder / "judge" / "judge.safetensors", halves, {"format": "pt"})
+    write_tensors(folder / "judge" / "judge.safetensors", halves, {"format": "pt"})
 
 
 def export_flux_weights(student: FluxStudent, folder: Path = WEIGHTS) -> None:

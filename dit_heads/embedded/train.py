@@ -33,6 +33,7 @@ from dit_heads.embedded.world.captions import caption
 from dit_heads.embedded.world.data import cache_folder, load_shards, scene_of
 from dit_heads.embedded.world.scenes import Scene
 from dit_heads.embedded.world.text import make_clip_tokenizer, make_t5_tokenizer
+from dit_heads.io.atomic import atomic_file
 from dit_heads.training.loop import FitConfig, fit, load_weights, read_average
 from dit_heads.training.precision import bf16_is_faster
 
@@ -245,9 +246,8 @@ def _corpus(shards: int, batch: int, stock: int = sd3.STOCK, **draws: float) -> 
     coverage = np.concatenate([c for _, c in data])
     if not path.exists():
         latents, composites = _encode([images for images, _ in data])
-        partial = path.with_suffix(".partial")
-        torch.save({"latents": latents, "composites": composites}, partial)
-        partial.replace(path)
+        with atomic_file(path) as file:
+            torch.save({"latents": latents, "composites": composites}, file)
     stored = torch.load(path, weights_only=True)
     scenes = _scenes(len(coverage))
     return sd3.Corpus(stored["latents"], coverage, scenes, stored["composites"], batch, stock, **draws)

@@ -14,6 +14,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from dit_heads.io.atomic import write_text
+
 _PART = re.compile(r"L([0-9]{1,3})(?:-([0-9]{1,3}))?(?:H([0-9]{1,3})(?:-([0-9]{1,3}))?)?(i?)")
 _FORMS = "'L3H2' (a head), 'L3' (a block), 'L12H0-5' (a range) or 'L3H2i' (image-only attention)"
 
@@ -126,10 +128,7 @@ class HeadSet:
 
     def save(self, path: str | Path) -> None:
         """Write JSON to `path`, complete or not at all."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        partial.replace(path)
+        write_text(Path(path), json.dumps(self.to_json(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> HeadSet:

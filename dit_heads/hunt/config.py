@@ -65,15 +65,3 @@ def read_prompts(path: Path) -> list[str]:
     if not prompts:
         raise ValueError(f"prompts: '{path}' holds none")
     return prompts
-
-
-def world_prompts(count: int, style: str | None = None) -> list[str]:
-    """Captions of scenes that the embedded models never saw in training; with a style, what they show and on
-    which ground, the rest being the style's."""
-    from dit_heads.embedded.world.captions import caption, content
-    from dit_heads.embedded.world.scenes import sample_scene, split_seed
-
-    if count < 1:
-        raise ValueError(f"num_prompts: expected at least 1, got {count}")
-    scenes = [sample_scene(split_seed("validation", 6_000_000 + i)) for i in range(count)]
-    return [content(scene) if style else caption(scene) for scene in scenes]

@@ -39,7 +39,8 @@ from dit_heads.hunt.trials import (
     fingerprint,
     in_process,
 )
-from dit_heads.io.pictures import atomic_file, write_png
+from dit_heads.io.atomic import atomic_file
+from dit_heads.io.pictures import write_png
 from dit_heads.io.sheets import Column, contact_sheet
 from dit_heads.objectives import Objective, name_of
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_heads.heads import HeadId
-from dit_heads.io.pictures import atomic_file
+from dit_heads.io.atomic import atomic_file
 
 NEEDS = "matplotlib is missing, which plots need: pip install 'dit-heads[search]'"
 

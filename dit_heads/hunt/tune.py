@@ -14,7 +14,8 @@ from statistics import fmean
 from dit_heads.heads import HeadSet
 from dit_heads.hunt.hunter import HeadHunter
 from dit_heads.hunt.plots import draw_grid
-from dit_heads.io.pictures import atomic_file, write_png
+from dit_heads.io.atomic import write_text
+from dit_heads.io.pictures import write_png
 from dit_heads.io.sheets import Column, contact_sheet
 
 Strength = tuple[float, float]  # scale, softness
@@ -74,8 +75,7 @@ def write_tuning(hunter: HeadHunter, tuning: Tuning, folder: Path) -> list[Path]
         "grid": rows,
         "provenance": hunter.header,
     }
-    with atomic_file(paths[0]) as file:
-        file.write((json.dumps(stored, indent=1) + "\n").encode())
+    write_text(paths[0], json.dumps(stored, indent=1) + "\n")
     draw_grid(
         [[tuning.gain((w, u)) for w in scales] for u in softnesses],
         paths[1],

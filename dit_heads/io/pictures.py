@@ -6,10 +6,12 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
+
+from dit_heads.io.atomic import atomic_file
 
 # Limits that hold before anything is decoded: a few kilobytes of PNG can unpack to gigabytes.
 MAX_BYTES = 64 * 2**20
@@ -28,19 +30,6 @@ def check_writable(path: Path) -> None:
         raise ValueError(f"out: cannot write '{path}': '{folder}' is a file, not a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(f"out: cannot write '{path}': no permission to write in '{folder}'")
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file open for writing that takes the name `path` once it is complete; on an error nothing stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("wb") as file:
-            yield file
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def write_png(image: Image.Image, path: Path, settings: Mapping[str, Any]) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit_heads.io.atomic import write_tensors, write_text
 from dit_heads.objectives import aesthetic_head
-from dit_heads.training.loop import save_tensors, write_atomically
 
 # open_clip's names -> those of transformers; what a block has is listed once.
 _TOWERS = {
@@ -64,8 +64,8 @@ def convert_hpsv2(
     _check_shapes(tensors, config)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    write_atomically(folder / "config.json", config.to_json_string())
+    write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    write_text(folder / "config.json", config.to_json_string())
 
 
 def convert_aesthetic(pickle_path: str | Path, out: str | Path) -> None:
@@ -74,7 +74,7 @@ def convert_aesthetic(pickle_path: str | Path, out: str | Path) -> None:
     Raises ValueError for a file that cannot be read or holds anything else."""
     weights = _read(pickle_path)
     aesthetic_head(weights)
-    save_tensors(Path(out), dict(weights), {"format": "pt"})
+    write_tensors(Path(out), dict(weights), {"format": "pt"})
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import math
-import os
 import signal
 import threading
 import time
@@ -24,10 +23,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dit_heads.io.atomic import write_tensors, write_text
 from dit_heads.training.optimizers import Descent
 from dit_heads.training.precision import training_precision
 
@@ -278,24 +277,7 @@ def _stored_settings(config: FitConfig, settings: Mapping[str, Any]) -> dict[str
 def _claim(folder: Path, config: FitConfig, settings: Mapping[str, Any]) -> None:
     check_resumable(folder, config, settings)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "config.json", json.dumps(_stored_settings(config, settings), indent=1))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file; a reader finds the old one or the new one, never a part."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Replace a safetensors file; a reader finds the old one or the new one, never a part."""
-    partial = path.with_name(path.name + ".partial")
-    partial.touch()
-    mode = partial.stat().st_mode
-    save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata)
-    partial.chmod(mode)  # safetensors 0.8 leaves a file that nobody else can read
-    os.replace(partial, path)
+    write_text(folder / "config.json", json.dumps(_stored_settings(config, settings), indent=1))
 
 
 def save_checkpoint(
@@ -310,7 +292,8 @@ def save_checkpoint(
     tensors = {f"model.{n}": p.detach() for n, p in model.named_parameters() if n in average}
     tensors |= {f"average.{n}": t for n, t in average.items()}
     tensors |= {f"optimizer.{n}": t for n, t in descent.state().items()}
-    save_tensors(folder / "checkpoint.safetensors", tensors, {"step": str(step), "seconds": f"{seconds:.1f}"})
+    metadata = {"step": str(step), "seconds": f"{seconds:.1f}"}
+    write_tensors(folder / "checkpoint.safetensors", tensors, metadata)
 
 
 def read_average(folder: Path) -> tuple[dict[str, Tensor], int, float]:
@@ -383,7 +366,7 @@ class Log:
         writer = csv.DictWriter(text, list(names), restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows)
-        write_atomically(self.path, text.getvalue())
+        write_text(self.path, text.getvalue())
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

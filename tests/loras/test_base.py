@@ -26,7 +26,7 @@ from dit_heads.loras.base import (
     text_encoder,
 )
 from dit_heads.loras.config import AdapterConfig
-from dit_heads.loras.dataset import SetDataset
+from dit_heads.loras.sets.dataset import SetDataset
 from tests import tiny
 from tests.saved import tiny_flux_pipeline, tiny_pipeline
 

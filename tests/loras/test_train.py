@@ -28,12 +28,12 @@ from torch.testing import assert_close
 
 from dit_heads.cli import main
 from dit_heads.loras import train as trainer
-from dit_heads.loras.captions import markers
 from dit_heads.loras.config import TrainConfig, as_mapping, config_of
-from dit_heads.loras.loss import SetLoss, drawing
+from dit_heads.loras.sets.captions import markers
+from dit_heads.loras.tasks.in_context import SetLoss, drawing
 from dit_heads.loras.train import train
 from dit_heads.training.loop import Part, read_average
-from tests.loras.test_dataset import PHOTOS
+from tests.loras.sets.test_dataset import PHOTOS
 from tests.saved import tiny_flux_pipeline, tiny_pipeline, tiny_vae
 
 ROOT = Path(__file__).parents[2]

@@ -17,11 +17,11 @@ from torch import Tensor
 from dit_heads.io.pictures import read_image, read_settings
 from dit_heads.loras.base import add_adapter, drop_text_encoders, latent_encoder, text_encoder
 from dit_heads.loras.config import AdapterConfig, LossConfig, OptimizerConfig, TrainConfig, WatchConfig
-from dit_heads.loras.dataset import SetDataset
-from dit_heads.loras.files import lora_of
-from dit_heads.loras.formats import read_lora
-from dit_heads.loras.loss import SetLoss
+from dit_heads.loras.sets.dataset import SetDataset
+from dit_heads.loras.tasks.in_context import SetLoss
 from dit_heads.loras.watch import Watcher, averaged, check_tracking
+from dit_heads.loras.weights.files import lora_of
+from dit_heads.loras.weights.formats import read_lora
 from dit_heads.training.loop import FitConfig, fit
 from tests.saved import tiny_flux_pipeline, tiny_pipeline
 

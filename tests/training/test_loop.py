@@ -19,18 +19,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dit_heads.training.loop import (
-    FitConfig,
-    Log,
-    Loss,
-    Part,
-    fit,
-    load_weights,
-    rate_at,
-    read_average,
-    save_tensors,
-    write_atomically,
-)
+from dit_heads.io.atomic import write_tensors, write_text
+from dit_heads.training.loop import FitConfig, Log, Loss, Part, fit, load_weights, rate_at, read_average
 
 ROOT = Path(__file__).parents[1]
 CONFIG = FitConfig(12, 0.02, warmup=3, decline=0.5, ema=0.8, precision="no", log_every=1, seed=7)
@@ -194,22 +184,22 @@ def test_an_interrupted_checkpoint_leaves_the_old_one(tmp_path: Path, monkeypatc
 def test_save_tensors_replaces_and_leaves_no_partial_file(tmp_path: Path):
     path = tmp_path / "a.safetensors"
     for value in (1.0, 2.0):
-        save_tensors(path, {"x": torch.full((3, 2), value).T}, {"format": "pt"})
+        write_tensors(path, {"x": torch.full((3, 2), value).T}, {"format": "pt"})
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
     assert torch.equal(load_file(path)["x"], torch.full((2, 3), 2.0))
 
 
 def test_a_file_of_tensors_can_be_read_by_whom_other_files_can(tmp_path: Path):
-    save_tensors(tmp_path / "a.safetensors", {"x": torch.ones(2)}, {})
+    write_tensors(tmp_path / "a.safetensors", {"x": torch.ones(2)}, {})
     (tmp_path / "b").touch()
     assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
 def test_write_atomically_keeps_the_old_text_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "a.json"
-    write_atomically(path, "old")
+    write_text(path, "old")
     with pytest.raises(UnicodeEncodeError):
-        write_atomically(path, "new \udc80")
+        write_text(path, "new \udc80")
     assert path.read_text() == "old"
 
 
@@ -303,7 +293,7 @@ def test_two_processes_train_as_one(tmp_path: Path):
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     world = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-    script = "import sys, pathlib, tests.test_training as t; t.shared(pathlib.Path(sys.argv[1]), 2)"
+    script = "import sys, pathlib, tests.training.test_loop as t; t.shared(pathlib.Path(sys.argv[1]), 2)"
     command = [sys.executable, "-c", script, str(tmp_path / "two")]
     ranks = [os.environ | world | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
     started = [subprocess.Popen(command, env=environment, cwd=ROOT) for environment in ranks]

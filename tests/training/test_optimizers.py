@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dit_heads.io.atomic import write_tensors
 from dit_heads.training import optimizers
-from dit_heads.training.loop import save_tensors
 from dit_heads.training.optimizers import Descent
 
 RATE, DECAY, BETAS = 0.01, 0.1, (0.9, 0.99)
@@ -256,7 +256,7 @@ def test_state_in_8_bits_is_stored_and_taken_over(tmp_path: Path, monkeypatch: p
     )
     straight = make(parameters(weight=(3, 4), bias=(3,)), "adamw8bit")
     walk(straight, range(2))
-    save_tensors(tmp_path / "state.safetensors", straight.state(), {})  # refuses tensors that share memory
+    write_tensors(tmp_path / "state.safetensors", straight.state(), {})  # refuses tensors that share memory
     resumed = make({n: nn.Parameter(w.detach().clone()) for n, w in straight.weights.items()}, "adamw8bit")
     resumed.restore(straight.state())
     for descent in (straight, resumed):

@@ -25,6 +25,7 @@ from dit_heads.embedded.world.scenes import (
     sample_scene,
     split_seed,
 )
+from dit_heads.io.atomic import atomic_file
 
 SHARD = 4000
 CELL = 16  # pixels a side of one image token (8x autoencoder, 2 x 2 patches)
@@ -67,13 +68,11 @@ def render_shard(split: Split, shard: int, workers: int | None = None, count: in
     many `workers` as there are cores, unless given."""
     path = cache_folder() / "scenes-v1" / f"{split}-{shard:03d}-{count}.npz"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         jobs = [(split, i) for i in range(shard * count, (shard + 1) * count)]
         with ProcessPoolExecutor(workers) as pool:
             images, covers = zip(*pool.map(_render_one, jobs, chunksize=50), strict=True)
-        partial = path.with_suffix(".partial.npz")
-        np.savez(partial, images=np.stack(images), coverage=np.stack(covers))
-        partial.replace(path)
+        with atomic_file(path) as file:
+            np.savez(file, images=np.stack(images), coverage=np.stack(covers))
     return path
 
 

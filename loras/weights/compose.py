@@ -16,7 +16,7 @@ from torch import nn
 
 from dit_heads.families.layouts import Layout, layout_of
 from dit_heads.heads import BlockId, HeadSet
-from dit_heads.loras.low_rank import Lora, LowRank, check_fits, require_peft
+from dit_heads.loras.weights.low_rank import Lora, LowRank, check_fits, require_peft
 
 Scale = float | Mapping[str, float]
 REST = "rest"

@@ -4,10 +4,7 @@ from dataclasses import replace
 import pytest
 
 from dit_heads import HeadSet
-from dit_heads.embedded.world.text import unknown_words
-from dit_heads.io.pictures import read_image, read_settings
-from dit_heads.models import head_layout
-from dit_heads.showcase import (
+from dit_heads.cli.showcase import (
     PRESET,
     PROMPTS,
     Choice,
@@ -18,6 +15,9 @@ from dit_heads.showcase import (
     run_showcase,
     showcase,
 )
+from dit_heads.embedded.world.text import unknown_words
+from dit_heads.io.pictures import read_image, read_settings
+from dit_heads.models import head_layout
 from tests.saved import tiny_pipeline
 
 TINY = Preset("tiny", heads=Choice("L0H1, L2H3", 2.0, 0.5), block=Choice("L1", 1.0, 0.5), cfg=3.0, steps=2)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from dit_heads import HeadGuidance, __version__
-from dit_heads.generate import EMBEDDED_TEXT_TOKENS
+from dit_heads.cli.generate import EMBEDDED_TEXT_TOKENS
 from dit_heads.heads.presets import FOLDER
 from dit_heads.io.pictures import write_png
 from dit_heads.io.sheets import Column, contact_sheet

@@ -6,10 +6,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransfo
 from torch import Tensor
 from torch.testing import assert_close
 
-from dit_heads.loras.compose import compose, set_scales
-from dit_heads.loras.files import add_lora, lora_of, write_lora
-from dit_heads.loras.formats import read_lora
-from dit_heads.loras.low_rank import Lora, LowRank, linear_modules
+from dit_heads.loras.weights.compose import compose, set_scales
+from dit_heads.loras.weights.files import add_lora, lora_of, write_lora
+from dit_heads.loras.weights.formats import read_lora
+from dit_heads.loras.weights.low_rank import Lora, LowRank, linear_modules
 from tests import tiny
 
 

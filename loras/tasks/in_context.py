@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dit_heads.loras.cache import CachedEncoder
 from dit_heads.loras.config import LossConfig
-from dit_heads.loras.dataset import Sample, SetDataset
-from dit_heads.loras.panels import PIXELS, Layout, loss_weight
+from dit_heads.loras.sets.dataset import Sample, SetDataset
+from dit_heads.loras.sets.panels import PIXELS, Layout, loss_weight
 from dit_heads.training.batch import Batch
 from dit_heads.training.flow import flux_shift, logit_normal_sigmas, mode_sigmas, shifted
 from dit_heads.training.loop import Part

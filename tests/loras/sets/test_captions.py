@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dit_heads.embedded.world.text import make_clip_tokenizer, make_t5_tokenizer
-from dit_heads.loras.captions import (
+from dit_heads.loras.sets.captions import (
     JointCaption,
     check_identities,
     check_length,

@@ -17,17 +17,17 @@ from typing import Annotated, Any
 
 import tyro
 
-from dit_heads.generate import (
+from dit_heads.cli.generate import (
     Settings,
     checked,
     draw,
     from_file_settings,
     stored_settings,
 )
+from dit_heads.cli.hunt import Hunt, Tune
 from dit_heads.io.pictures import check_writable, read_settings, write_png
 from dit_heads.io.sheets import plain_grid
 from dit_heads.loras.config import TrainConfig, read_config
-from dit_heads.search import Hunt, Tune
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Run:
 
     def run(self) -> None:
         _check_out(self.out)
-        from dit_heads.showcase import run_showcase
+        from dit_heads.cli.showcase import run_showcase
 
         run_showcase(self.out, self.seed)
 
@@ -254,6 +254,3 @@ def _draw_into(files: list[Path], pipe: Any, settings: Settings, heads: Any) -> 
         write_png(plain_grid(pictures), files[0], stored_settings(settings))
     print(f"{', '.join(map(str, files))}  ({time.perf_counter() - began:.1f} s)")
 
-
-if __name__ == "__main__":
-    sys.exit(main())

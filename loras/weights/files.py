@@ -20,9 +20,9 @@ from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from torch import nn
 
-from dit_heads.loras.formats import checked_suffix, read_lora
-from dit_heads.loras.low_rank import PEFT, Lora, LowRank, check_fits, require_peft
-from dit_heads.training.loop import save_tensors
+from dit_heads.io.atomic import write_tensors
+from dit_heads.loras.weights.formats import checked_suffix, read_lora
+from dit_heads.loras.weights.low_rank import PEFT, Lora, LowRank, check_fits, require_peft
 
 
 def save_lora(
@@ -54,7 +54,7 @@ def write_lora(path: str | Path, lora: Lora, metadata: Mapping[str, str] | None 
     path.parent.mkdir(parents=True, exist_ok=True)
     # Parts of one tensor, as of a split projection, are copied: a file takes no shared memory.
     copied = {key: tensor.detach().cpu().clone() for key, tensor in lora.tensors().items()}
-    save_tensors(path, copied, entries)
+    write_tensors(path, copied, entries)
 
 
 def lora_of(transformer: nn.Module, adapter: str = "default") -> Lora:

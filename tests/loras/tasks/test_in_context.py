@@ -19,9 +19,9 @@ from torch.testing import assert_close
 from dit_heads.families.velocity import velocity_of
 from dit_heads.loras.cache import CachedEncoder
 from dit_heads.loras.config import LossConfig
-from dit_heads.loras.dataset import Sample, SetDataset
-from dit_heads.loras.loss import LEVELS, UNSAID, SetLoss, drawing
-from dit_heads.loras.panels import split
+from dit_heads.loras.sets.dataset import Sample, SetDataset
+from dit_heads.loras.sets.panels import split
+from dit_heads.loras.tasks.in_context import LEVELS, UNSAID, SetLoss, drawing
 from dit_heads.training.batch import Batch
 from dit_heads.training.flow import flow_matching_loss
 from dit_heads.training.loop import Part

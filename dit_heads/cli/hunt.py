@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from dit_heads.generate import EMBEDDED_TEXT_TOKENS
+from dit_heads.cli.generate import EMBEDDED_TEXT_TOKENS
+from dit_heads.embedded.world.captions import world_prompts
 from dit_heads.heads import HeadSet
-from dit_heads.hunt.config import HuntConfig, read_prompts, style_prompts, world_prompts
+from dit_heads.hunt.config import HuntConfig, read_prompts, style_prompts
 from dit_heads.io.pictures import check_writable
 
 if TYPE_CHECKING:
@@ -133,9 +134,9 @@ class Hunt:
     def run(self) -> None:
         check_writable(self.out / "heads.json")
         hunter = self.search.hunter(self.out, self.where)
-        from dit_heads.training.loop import write_atomically
+        from dit_heads.io.atomic import write_text
 
-        write_atomically(self.out / "search.json", json.dumps(self.search.to_json(), indent=1) + "\n")
+        write_text(self.out / "search.json", json.dumps(self.search.to_json(), indent=1) + "\n")
         found = hunter.run()
         print(found)
         print(f"wrote {', '.join(map(str, hunter.write(found)))}")

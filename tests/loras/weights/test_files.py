@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from dit_heads.loras.files import add_lora, load_lora, lora_of, save_lora, write_lora
-from dit_heads.loras.formats import read_lora
-from dit_heads.loras.low_rank import Lora, LowRank
+from dit_heads.loras.weights.files import add_lora, load_lora, lora_of, save_lora, write_lora
+from dit_heads.loras.weights.formats import read_lora
+from dit_heads.loras.weights.low_rank import Lora, LowRank
 from tests import tiny
 
 TARGETS = ["to_q", "to_out.0", "add_k_proj", "ff.net.2", "norm1.linear", "proj_out"]

@@ -18,13 +18,13 @@ from torch.testing import assert_close
 from transformers import CLIPTextModel
 
 from dit_heads import HeadGuidance, load_embedded
-from dit_heads.loras.captions import JointCaption, markers
-from dit_heads.loras.panels import Layout, fit_panel
+from dit_heads.loras.sets.captions import JointCaption, markers
+from dit_heads.loras.sets.panels import Layout, fit_panel
 from dit_heads.pipelines.in_context import InContextPipeline
 from tests import tiny
+from tests.pipelines.test_pipelines import flux as flux_without_text
+from tests.pipelines.test_pipelines import sd3 as sd3_without_text
 from tests.saved import tiny_pipeline
-from tests.test_pipelines import flux as flux_without_text
-from tests.test_pipelines import sd3 as sd3_without_text
 
 PAIR = Layout.row(2, height=16, width=16)
 TRIO = Layout.row(3, height=16, width=16)

@@ -22,15 +22,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dit_heads.loras.cache import CachedEncoder
-from dit_heads.loras.captions import markers
-from dit_heads.loras.dataset import (
+from dit_heads.loras.sets.captions import markers
+from dit_heads.loras.sets.dataset import (
     Sample,
     SetDataset,
     aspect_buckets,
     draws_at,
     nearest_bucket,
 )
-from dit_heads.loras.panels import split
+from dit_heads.loras.sets.panels import split
 
 PHOTOS = Path(os.environ.get("DIT_HEADS_PHOTOS", Path(__file__).parents[3] / "shared/photos"))
 SQUARE = [(64, 64)]

@@ -28,8 +28,8 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from dit_heads.io.pictures import FORMATS, MAX_BYTES, MAX_PIXELS
-from dit_heads.loras.captions import markers_in
-from dit_heads.loras.panels import cut, to_rgb
+from dit_heads.loras.sets.captions import markers_in
+from dit_heads.loras.sets.panels import cut, to_rgb
 
 Cell = tuple[int, int]  # height and width of a panel, in pixels
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")

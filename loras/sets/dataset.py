@@ -13,8 +13,8 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image, ImageOps
 
-from dit_heads.loras.folders import Cell, content_hash, decode, examine, read_sets
-from dit_heads.loras.panels import Fit, Layout, check_grid, check_side, cut, join
+from dit_heads.loras.sets.folders import Cell, content_hash, decode, examine, read_sets
+from dit_heads.loras.sets.panels import Fit, Layout, check_grid, check_side, cut, join
 
 OnError = Literal["stop", "skip"]
 MIN_SIDE = 64

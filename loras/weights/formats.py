@@ -1,7 +1,7 @@
 """LoRA files as others write them, by the names of a transformer's modules and at the scale they were trained
 at.
 
-Read are files of `dit_heads.loras.files`, of diffusers, peft (`adapter_config.json` beside them) and
+Read are files of `dit_heads.loras.weights.files`, of diffusers, peft (`adapter_config.json` beside them) and
 ai-toolkit, of OneTrainer (`lora_transformer_...`), and for FLUX those named as in its first release (kohya's
 sd-scripts, ComfyUI), with alpha from tensors or from the config. What does not fit is an error, and so are
 text encoders, which nothing here trains.
@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dit_heads.families.layouts import layout_of
-from dit_heads.loras.low_rank import (
+from dit_heads.loras.weights.low_rank import (
     PEFT,
     PREFIX,
     Lora,

@@ -1,0 +1,52 @@
+"""The one writer of files: a reader finds the old file or the new one, never a part of it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file open for writing that takes the name `path` once it is complete; on an error nothing stays.
+
+    Its folder is made where it is missing. Threads and processes may write the same path at once: the last
+    one to finish stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        unfinished = Path(file.name)
+        try:
+            yield file  # pyright: ignore[reportReturnType]
+            file.close()
+            unfinished.chmod(0o666 & ~_umask())  # a temporary file is for its owner alone
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file (UTF-8)."""
+    with atomic_file(path) as file:
+        file.write(text.encode())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Replace a safetensors file."""
+    from safetensors.torch import save_file
+
+    with atomic_file(path) as file:
+        save_file({name: t.contiguous() for name, t in tensors.items()}, file.name, dict(metadata))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,1 @@
+"""Sets of pictures: panels, joint captions, folders and samples."""

@@ -1,0 +1,1 @@
+"""What a run teaches a transformer, one module a task."""
