@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 
 import dit_heads.embedded
 from dit_heads.embedded import load_embedded
+from dit_heads.errors import InputError
 from dit_heads.families.layouts import LAYOUTS, Layout, layout_of
 
 EMBEDDED = {"embedded": "sd3", "embedded/sd3": "sd3", "embedded/flux": "flux"}
@@ -27,7 +28,7 @@ def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> Any:
         pipe = DiffusionPipeline.from_pretrained(model, dtype=number, use_safetensors=True)
     # Whatever a damaged folder makes the libraries below raise, the reason for the user is the same.
     except Exception as error:
-        raise ValueError(f"model: cannot load '{model}': {_one_line(error)}") from error
+        raise InputError(f"model: cannot load '{model}': {_one_line(error)}") from error
     return pipe.to(place)
 
 
@@ -44,7 +45,7 @@ def empty_transformer(model: str) -> torch.nn.Module:
             return transformer_class.from_config(config)
     except Exception as error:
         message = f"model: the transformer of '{model}' has no usable config: {_one_line(error)}"
-        raise ValueError(message) from error
+        raise InputError(message) from error
 
 
 def head_layout(model: str) -> Layout:
@@ -58,9 +59,9 @@ def _transformer_class(model: str, where: str) -> str:
         parts: Any = DiffusionPipeline.load_config(where)
         kind = dict(parts).get("transformer", (None, None))[1]
     except Exception as error:
-        raise ValueError(f"model: cannot read '{model}': {_one_line(error)}") from error
+        raise InputError(f"model: cannot read '{model}': {_one_line(error)}") from error
     if kind not in LAYOUTS:
-        raise ValueError(
+        raise InputError(
             f"model: expected a pipeline with one of {', '.join(LAYOUTS)}, "
             f"'{model}' is a {parts.get('_class_name')} with {kind or 'no transformer'}"
         )
@@ -74,7 +75,7 @@ def torch_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: '{name}' cannot be used here: {_one_line(error)}") from error
+        raise InputError(f"device: '{name}' cannot be used here: {_one_line(error)}") from error
 
 
 def torch_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -90,9 +91,9 @@ def _location(model: str) -> str:
         return str(Path(dit_heads.embedded.__file__).parent / "weights" / EMBEDDED[model])
     path = Path(model).expanduser()
     if path.exists() and not (path / "model_index.json").is_file():
-        raise ValueError(f"model: '{model}' is not a folder in diffusers' format (no model_index.json in it)")
+        raise InputError(f"model: '{model}' is not a folder in diffusers' format (no model_index.json in it)")
     if not path.exists() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
-        raise ValueError(
+        raise InputError(
             f"model: expected {', '.join(EMBEDDED)}, a folder, or an id such as 'owner/name', got '{model}'"
         )
     return str(path) if path.exists() else model

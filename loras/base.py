@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dit_heads.errors import InputError
 from dit_heads.families.layouts import layout_of
 from dit_heads.families.velocity import normalised_latents
 from dit_heads.hunt.trials import fingerprint
@@ -48,14 +49,14 @@ def load_base(model: str, base: str, precision: str, device: torch.device) -> An
     kind of pipeline, and for 8 bits where they cannot be had."""
     name = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision] if base == "auto" else base
     if precision == "no" and name != "float32":
-        raise ValueError(f"base: expected float32 for precision 'no', got '{name}'")
+        raise InputError(f"base: expected float32 for precision 'no', got '{name}'")
     if name == "8bit":
         pipe = _eight_bit(model, device)
     else:
         pipe = load_pipeline(model, name if device.type == "cuda" else "float32", str(device))
     if not isinstance(pipe, PIPELINES):
         names = " or ".join(kind.__name__ for kind in PIPELINES)
-        raise ValueError(f"model: expected a {names}, '{model}' is a {type(pipe).__name__}")
+        raise InputError(f"model: expected a {names}, '{model}' is a {type(pipe).__name__}")
     if name != "8bit":
         pipe.transformer.to(getattr(torch, name))
     pipe.vae.to(torch.float32)
@@ -68,7 +69,7 @@ def load_base(model: str, base: str, precision: str, device: torch.device) -> An
 
 def _eight_bit(model: str, device: torch.device) -> Any:
     if model in EMBEDDED:
-        raise ValueError(f"base: 8bit is for a folder or a model of the hub, got '{model}'")
+        raise InputError(f"base: 8bit is for a folder or a model of the hub, got '{model}'")
     require_bitsandbytes("base")
     from diffusers.quantizers import PipelineQuantizationConfig
 
@@ -85,7 +86,7 @@ def _eight_bit(model: str, device: torch.device) -> Any:
         )
     # Whatever a damaged folder makes the libraries below raise, the reason for the user is the same.
     except Exception as error:
-        raise ValueError(f"model: cannot load '{model}': {error}") from error
+        raise InputError(f"model: cannot load '{model}': {error}") from error
     return pipe.to(device)
 
 
@@ -189,7 +190,7 @@ def targeted(transformer: Any, config: AdapterConfig) -> list[str]:
     missing = [target for target, names in found.items() if not names]
     if missing or not found:
         words = sorted({name.split(".", 2)[2] for name in there})
-        raise ValueError(
+        raise InputError(
             f"targets: expected some of {', '.join(TARGETS)}, or of {', '.join(words)}; got "
             f"{', '.join(missing) or 'none'}"
         )

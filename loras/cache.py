@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dit_heads.errors import InputError
 from dit_heads.io.atomic import atomic_file
 from dit_heads.loras.sets.dataset import Sample
 from dit_heads.loras.sets.folders import content_hash
@@ -50,7 +51,7 @@ class CachedEncoder:
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
                 source = repr(item) if isinstance(item, str) else item.source
-                raise ValueError(f"encode: expected finite numbers, got others in '{name}' of {source}")
+                raise InputError(f"encode: expected finite numbers, got others in '{name}' of {source}")
         metadata = {"key": key, "checksum": _checksum(tensors)}
         with atomic_file(path) as file:
             file.write(safetensors.torch.save(tensors, metadata))
@@ -63,7 +64,7 @@ def _load(path: Path, key: str) -> dict[str, Tensor]:
         names = file.keys()
         tensors = {name: file.get_tensor(name) for name in names}
     if metadata.get("key") != key or metadata.get("checksum") != _checksum(tensors):
-        raise ValueError("it holds something else")
+        raise InputError("it holds something else")
     return tensors
 
 

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
+from dit_heads.errors import InputError
+
 Inline = tyro.conf.arg(name="")
 
 
@@ -166,13 +168,13 @@ def read_config(path: Path) -> TrainConfig:
     try:
         import yaml
     except ImportError as error:
-        raise ValueError("config: PyYAML is missing: pip install 'dit-heads[train]'") from error
+        raise InputError("config: PyYAML is missing: pip install 'dit-heads[train]'") from error
     try:
         text = path.read_text("utf-8")
         _refuse_twins(yaml.compose(text, yaml.SafeLoader))
         found = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"config: cannot read '{path}': {error}") from error
+        raise InputError(f"config: cannot read '{path}': {error}") from error
     return config_of({} if found is None else found)
 
 
@@ -182,7 +184,7 @@ def _refuse_twins(node: Any) -> None:
         pairs = [pair for pair in node.value if isinstance(pair, tuple)]
         names = [str(key.value) for key, _ in pairs]
         if twins := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"{', '.join(sorted(twins))}: expected once, got twice")
+            raise InputError(f"{', '.join(sorted(twins))}: expected once, got twice")
         for _, part in pairs:
             _refuse_twins(part)
 
@@ -194,13 +196,13 @@ def config_of(found: object) -> TrainConfig:
 
 def _filled(kind: Any, found: object, label: str) -> Any:
     if not isinstance(found, Mapping):
-        raise ValueError(f"{label}: expected a mapping of settings, got {found!r}")
+        raise InputError(f"{label}: expected a mapping of settings, got {found!r}")
     types_of = get_type_hints(kind)
     for key in found:
         if key not in types_of:
             near = get_close_matches(str(key), types_of, 1)
             hint = f"did you mean '{near[0]}'" if near else f"there are {', '.join(types_of)}"
-            raise ValueError(f"{label}: '{key}' is no setting; {hint}")
+            raise InputError(f"{label}: '{key}' is no setting; {hint}")
     return kind(**{key: _value(types_of[key], value, key) for key, value in found.items()})
 
 
@@ -225,7 +227,7 @@ def _value(kind: Any, value: object, label: str) -> Any:
         return _float(value, label)
     if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
-    raise ValueError(f"{label}: expected {_named(kind)}, got {value!r}")
+    raise InputError(f"{label}: expected {_named(kind)}, got {value!r}")
 
 
 def _float(value: float | str, label: str) -> float:
@@ -233,7 +235,7 @@ def _float(value: float | str, label: str) -> float:
     try:
         return float(value)
     except ValueError as error:
-        raise ValueError(f"{label}: expected a number, got {value!r}") from error
+        raise InputError(f"{label}: expected a number, got {value!r}") from error
 
 
 def _named(kind: Any) -> str:
@@ -251,19 +253,19 @@ def check(config: TrainConfig) -> None:
     for name, value, low, high in _ranges(config):
         if not low <= value <= high:
             wanted = f"at least {low}" if high == inf else f"{low} to {high}"
-            raise ValueError(f"{name}: expected {wanted}, got {value}")
+            raise InputError(f"{name}: expected {wanted}, got {value}")
     for name, value in _positive(config):
         if value is not None and not 0 < value < inf:
-            raise ValueError(f"{name}: expected a number above 0, got {value}")
+            raise InputError(f"{name}: expected a number above 0, got {value}")
     if not isfinite(config.loss.timestep_mean):
-        raise ValueError(f"timestep_mean: expected a finite number, got {config.loss.timestep_mean}")
+        raise InputError(f"timestep_mean: expected a finite number, got {config.loss.timestep_mean}")
     weights, panels = config.loss.panel_weights, config.data.rows * config.data.columns
     if weights and len(weights) != panels:
-        raise ValueError(f"panel_weights: expected {panels}, one a panel, got {weights}")
+        raise InputError(f"panel_weights: expected {panels}, one a panel, got {weights}")
     if weights and not (all(0 <= weight < inf for weight in weights) and any(weights)):
-        raise ValueError(f"panel_weights: expected numbers from 0 up, not all of them 0, got {weights}")
+        raise InputError(f"panel_weights: expected numbers from 0 up, not all of them 0, got {weights}")
     if config.loss.prior_prompt is not None and config.loss.prior is None:
-        raise ValueError("prior_prompt: expected a folder `prior` for its pictures, got none")
+        raise InputError("prior_prompt: expected a folder `prior` for its pictures, got none")
 
 
 def _ranges(config: TrainConfig) -> Iterator[tuple[str, float, float, float]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_heads import __version__
+from dit_heads.errors import InputError
 from dit_heads.io.atomic import write_text
 from dit_heads.loras.config import TrainConfig, as_mapping
 from dit_heads.models import EMBEDDED
@@ -81,15 +82,15 @@ def check_hub(hub_id: str | None) -> None:
     if hub_id is None:
         return
     if hub_id.count("/") != 1 or not all(hub_id.split("/")):
-        raise ValueError(f"hub_id: expected owner/name, got '{hub_id}'")
+        raise InputError(f"hub_id: expected owner/name, got '{hub_id}'")
     from huggingface_hub import HfApi, constants
 
     if constants.HF_HUB_OFFLINE:
-        raise ValueError("hub_id: the hub is switched off by HF_HUB_OFFLINE=1")
+        raise InputError("hub_id: the hub is switched off by HF_HUB_OFFLINE=1")
     try:
         HfApi().whoami()
     except Exception as error:
-        raise ValueError(f"hub_id: log in first (hf auth login): {error}") from error
+        raise InputError(f"hub_id: log in first (hf auth login): {error}") from error
 
 
 def push(hub_id: str | None, folder: Path) -> None:

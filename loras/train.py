@@ -12,6 +12,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from dit_heads.embedded.nets import flux, sd3
+from dit_heads.errors import InputError
 from dit_heads.families.layouts import layout_of
 from dit_heads.io.atomic import write_text
 from dit_heads.io.pictures import check_writable, write_png
@@ -110,12 +111,12 @@ def fixed_settings(config: TrainConfig) -> dict[str, Any]:
 def _check_run(config: TrainConfig, processes: int) -> None:
     size, parts = config.optimization.batch_size, processes * config.optimization.accumulate
     if size % parts:
-        raise ValueError(
+        raise InputError(
             f"batch_size: expected a multiple of {parts} ({processes} processes x {parts // processes} "
             f"parts), got {size}"
         )
     if config.resume == "never" and (config.out / "checkpoint.safetensors").exists():
-        raise ValueError(f"resume: '{config.out}' holds a run; choose another folder, or resume latest")
+        raise InputError(f"resume: '{config.out}' holds a run; choose another folder, or resume latest")
 
 
 # --- what is learned from ---

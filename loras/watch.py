@@ -12,6 +12,7 @@ from accelerate.tracking import TensorBoardTracker, WandBTracker
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
+from dit_heads.errors import InputError
 from dit_heads.io.atomic import write_text
 from dit_heads.io.pictures import write_png
 from dit_heads.loras.config import TrainConfig, WatchConfig, as_mapping
@@ -112,7 +113,7 @@ def check_tracking(config: WatchConfig) -> None:
     there = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
     for name in config.track:
         if not there[name]():
-            raise ValueError(f"track: {name} is missing: pip install {name}")
+            raise InputError(f"track: {name} is missing: pip install {name}")
 
 
 def _tracker(name: str, config: TrainConfig) -> Any:

@@ -17,6 +17,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 
+from dit_heads.errors import InputError
 from dit_heads.guidance import HeadGuidance
 
 # Arguments that `__call__` takes beyond the parent's -> those of HeadGuidance.
@@ -62,7 +63,7 @@ def _guided(call: Callable[..., Any]) -> Callable[..., Any]:
         options = {name: kwargs.pop(asked) for asked, name in _OPTIONS.items() if asked in kwargs}
         if heads is None:
             if options:
-                raise ValueError(
+                raise InputError(
                     f"heads: expected heads to guide by, got none with {', '.join(sorted(options))}"
                 )
             return call(self, *args, **kwargs)

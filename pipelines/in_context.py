@@ -28,6 +28,7 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
+from dit_heads.errors import InputError
 from dit_heads.families.velocity import normalised_latents
 from dit_heads.io.pictures import read_image
 from dit_heads.loras.sets.captions import PLACES, JointCaption, check_length, markers
@@ -78,7 +79,7 @@ class InContextPipeline:
     def __init__(self, pipe: Any) -> None:
         if not isinstance(pipe, PIPELINES):
             names = ", ".join(kind.__name__ for kind in PIPELINES)
-            raise ValueError(f"pipe: expected one of {names}, got {type(pipe).__name__}")
+            raise InputError(f"pipe: expected one of {names}, got {type(pipe).__name__}")
         self.pipe: Any = pipe
 
     @torch.no_grad()
@@ -138,18 +139,18 @@ class InContextPipeline:
 
 def _check_call(pipe: Any, layout: Layout, given: object, output_type: str, call: Mapping[str, Any]) -> None:
     if not isinstance(layout, Layout):
-        raise ValueError(f"layout: expected one such as Layout.row(3, height=512, width=512), got {layout!r}")
+        raise InputError(f"layout: expected one such as Layout.row(3, height=512, width=512), got {layout!r}")
     for name in REPLACED.keys() & call.keys():
-        raise ValueError(f"{name}: expected `{REPLACED[name]}` to say it, got {call[name]!r}")
+        raise InputError(f"{name}: expected `{REPLACED[name]}` to say it, got {call[name]!r}")
     if output_type not in OUTPUT_TYPES:
-        raise ValueError(f"output_type: expected {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
+        raise InputError(f"output_type: expected {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
     if given is None and isinstance(pipe, FluxFillPipeline):
-        raise ValueError("given: FluxFillPipeline only fills, expected panels to keep, got None")
+        raise InputError("given: FluxFillPipeline only fills, expected panels to keep, got None")
     if isinstance(pipe, StableDiffusion3Pipeline):
         config = pipe.transformer.config
         limit = config.pos_embed_max_size * config.patch_size * pipe.vae_scale_factor
         if max(layout.height, layout.width) > limit:
-            raise ValueError(
+            raise InputError(
                 f"layout: expected at most {limit} x {limit} pixels, which the position table of this SD3 "
                 f"covers, got height {layout.height} and width {layout.width}"
             )
@@ -170,7 +171,7 @@ def joint_captions(
     if not isinstance(prompt, list | tuple):
         return _joined(prompt, panel_prompts, layout, marker_style)
     if len(prompt) != len(panel_prompts):
-        raise ValueError(
+        raise InputError(
             f"panel_prompts: expected {len(prompt)} lists of them, one a prompt, got {len(panel_prompts)}"
         )
     return [_joined(one, said, layout, marker_style) for one, said in zip(prompt, panel_prompts, strict=True)]
@@ -178,14 +179,14 @@ def joint_captions(
 
 def _checked(prompt: object, layout: Layout) -> str:
     if not isinstance(prompt, str | JointCaption):
-        raise ValueError(f"prompt: expected a joint caption, or a list of them, got {prompt!r}")
+        raise InputError(f"prompt: expected a joint caption, or a list of them, got {prompt!r}")
     caption = JointCaption.parse(prompt) if isinstance(prompt, str) else prompt
     grid = len(layout.heights), len(layout.widths)
     fitting = [markers(*grid, style) for style in ("scenes", "images")]
     fitting += [PLACES[grid]] if grid in PLACES else []
     if caption.markers not in fitting:
         choices = " or ".join(" ".join(family) for family in fitting)
-        raise ValueError(
+        raise InputError(
             f"prompt: expected a caption for each of the {len(layout)} panels, behind {choices}; got "
             f"{len(caption.markers)}, behind {' '.join(caption.markers)}"
         )
@@ -194,11 +195,11 @@ def _checked(prompt: object, layout: Layout) -> str:
 
 def _joined(summary: object, panels: object, layout: Layout, style: str) -> str:
     if not isinstance(summary, str):
-        raise ValueError(f"prompt: expected a summary as text beside panel_prompts, got {summary!r}")
+        raise InputError(f"prompt: expected a summary as text beside panel_prompts, got {summary!r}")
     if not isinstance(panels, list | tuple) or not all(isinstance(panel, str) for panel in panels):
-        raise ValueError(f"panel_prompts: expected a list of texts, one a panel, got {panels!r}")
+        raise InputError(f"panel_prompts: expected a list of texts, one a panel, got {panels!r}")
     if len(panels) != len(layout):
-        raise ValueError(f"panel_prompts: expected {len(layout)}, one a panel, got {len(panels)}")
+        raise InputError(f"panel_prompts: expected {len(layout)}, one a panel, got {len(panels)}")
     grid = len(layout.heights), len(layout.widths)
     return str(JointCaption(summary, tuple(panels), markers(*grid, style)))
 
@@ -222,7 +223,7 @@ def _prompt_count(call: Mapping[str, Any]) -> int:
     if prompt:
         return len(prompt)
     if embeds is None:
-        raise ValueError("prompt: expected a joint caption or a list of them (or prompt_embeds), got none")
+        raise InputError("prompt: expected a joint caption or a list of them (or prompt_embeds), got none")
     return len(embeds)
 
 
@@ -252,7 +253,7 @@ def given_panels(given: Given | Sequence[Given], layout: Layout, fit: Fit, promp
     """The sets of `given`: one, or one for each of the prompts."""
     sets = list(given) if _holds_sets(given) else [given]
     if len(sets) not in (1, prompts):
-        raise ValueError(f"given: expected one set of panels or {prompts}, one a prompt, got {len(sets)}")
+        raise InputError(f"given: expected one set of panels or {prompts}, one a prompt, got {len(sets)}")
     pixels = torch.zeros(len(sets), 3, layout.height, layout.width)
     mask = torch.zeros(len(sets), 1, layout.height, layout.width, dtype=torch.bool)
     for row, one in enumerate(sets):
@@ -272,17 +273,17 @@ def _numbered(given: object, layout: Layout) -> dict[int, Any]:
     count = len(layout)
     if isinstance(given, list | tuple):
         if len(given) != count:
-            raise ValueError(f"given: expected {count} entries, None for a missing panel, got {len(given)}")
+            raise InputError(f"given: expected {count} entries, None for a missing panel, got {len(given)}")
         given = dict(enumerate(given))
     if not isinstance(given, Mapping):
-        raise ValueError(f"given: expected a mapping of numbers to images or a list with None, got {given!r}")
+        raise InputError(f"given: expected a mapping of numbers to images or a list with None, got {given!r}")
     if strange := [key for key in given if not isinstance(key, int) or not 0 <= key < count]:
-        raise ValueError(f"given: expected panel numbers from 0 to {count - 1}, got {strange[0]!r}")
+        raise InputError(f"given: expected panel numbers from 0 to {count - 1}, got {strange[0]!r}")
     there = {number: panel for number, panel in given.items() if panel is not None}
     if not there:
-        raise ValueError("given: expected at least one panel, got none; leave `given` out to generate all")
+        raise InputError("given: expected at least one panel, got none; leave `given` out to generate all")
     if len(there) == count:
-        raise ValueError(f"given: expected a panel to be missing, got all {count}")
+        raise InputError(f"given: expected a panel to be missing, got all {count}")
     return there
 
 
@@ -293,12 +294,12 @@ def _pixels(panel: object, box: Box, fit: Fit) -> Float[Tensor, "3 h w"]:
         fitted = fit_panel(panel, box.height, box.width, fit)
         return VaeImageProcessor.numpy_to_pt(VaeImageProcessor.pil_to_numpy(fitted))[0]
     if not isinstance(panel, Tensor):
-        raise ValueError(f"given: expected PIL images, tensors or paths, got {type(panel).__name__}")
+        raise InputError(f"given: expected PIL images, tensors or paths, got {type(panel).__name__}")
     if panel.ndim != 3 or len(panel) != 3 or not panel.is_floating_point():
         shape = tuple(panel.shape)
-        raise ValueError(f"given: expected floating tensors [3, h, w], got {panel.dtype} of shape {shape}")
+        raise InputError(f"given: expected floating tensors [3, h, w], got {panel.dtype} of shape {shape}")
     if not ((panel >= 0) & (panel <= 1)).all():
-        raise ValueError("given: expected tensors in [0, 1], got values outside of it")
+        raise InputError("given: expected tensors in [0, 1], got values outside of it")
     return fit_panel(panel.float(), box.height, box.width, fit)
 
 
@@ -320,7 +321,7 @@ def _fill_call(pipe: Any, kept: GivenPanels, pictures: int, call: Mapping[str, A
     noise = call.get("latents")
     noise = _drawn_noise(pipe, kept.layout, pictures, call) if noise is None else noise.to(known.device)
     if noise.shape != known.shape:
-        raise ValueError(f"latents: expected the shape {tuple(known.shape)}, got {tuple(noise.shape)}")
+        raise InputError(f"latents: expected the shape {tuple(known.shape)}, got {tuple(noise.shape)}")
     user = call.get("callback_on_step_end")
     names = call.get("callback_on_step_end_tensor_inputs", ["latents"])
     names = user.tensor_inputs if isinstance(user, PipelineCallback | MultiPipelineCallbacks) else names
@@ -353,7 +354,7 @@ def keeping(
 
 def _check_scheduler(scheduler: Any) -> None:
     if not isinstance(scheduler, FLOW_SCHEDULERS) and not scheduler.config.get("use_flow_sigmas"):
-        raise ValueError(
+        raise InputError(
             "pipe: to fill, expected a flow-matching scheduler (FlowMatch... or one with use_flow_sigmas), "
             f"got {type(scheduler).__name__}"
         )

@@ -11,6 +11,7 @@ from diffusers.guiders import BaseGuidance
 from diffusers.guiders.guider_utils import GuiderOutput
 from torch import Tensor, nn
 
+from dit_heads.errors import InputError
 from dit_heads.families.layouts import layout_of
 from dit_heads.guidance.branch import BranchRunner, weights_of
 from dit_heads.guidance.checks import softness_of
@@ -51,12 +52,12 @@ class HeadPerturbationGuidance(BaseGuidance):
     ) -> None:
         super().__init__(start, stop, enabled)
         if not 0 <= head_guidance_start < head_guidance_stop <= 1:
-            raise ValueError(
+            raise InputError(
                 "head_guidance_start, head_guidance_stop: expected 0 <= start < stop <= 1, "
                 f"got {head_guidance_start} and {head_guidance_stop}"
             )
         if not math.isfinite(head_guidance_scale):
-            raise ValueError(f"head_guidance_scale: expected a finite number, got {head_guidance_scale}")
+            raise InputError(f"head_guidance_scale: expected a finite number, got {head_guidance_scale}")
         self.heads, self.softness = HeadSet.parse(heads), softness
         self.perturbation = Perturbation(perturbation, region, temperature)
         self.head_guidance_scale, self.guidance_scale = head_guidance_scale, guidance_scale

@@ -25,6 +25,7 @@ from dit_heads.cli.generate import (
     stored_settings,
 )
 from dit_heads.cli.hunt import Hunt, Tune
+from dit_heads.errors import InputError
 from dit_heads.io.pictures import check_writable, read_settings, write_png
 from dit_heads.io.sheets import plain_grid
 from dit_heads.loras.config import TrainConfig, read_config
@@ -56,7 +57,7 @@ class Generate:
         if heads is not None:
             layout.resolve(heads)
         if settings.negative_prompt and layout.family == "flux":
-            raise ValueError(
+            raise InputError(
                 "negative_prompt: expected none for FLUX, whose guidance is distilled into it: it makes "
                 f"no call that would read '{settings.negative_prompt}'"
             )
@@ -168,9 +169,9 @@ def _parsed(argv: list[str]) -> Generate | Heads | Hunt | Presets | Run | Train 
     except SystemExit as end:
         if end.code == 0:
             raise
-        raise ValueError(_gist(complaint.getvalue())) from end
+        raise InputError(_gist(complaint.getvalue())) from end
     if isinstance(command, Train) and command.file is not None and Path(argv[1]) != command.file:
-        raise ValueError(f"{command.file}: expected right after `train`, got it after other arguments")
+        raise InputError(f"{command.file}: expected right after `train`, got it after other arguments")
     return command
 
 
@@ -221,7 +222,7 @@ def _span(first: int, last: int) -> str:
 
 def _check_out(out: Path) -> None:
     if out.suffix.lower() != ".png":
-        raise ValueError(f"out: expected a file name that ends in .png, got '{out}'")
+        raise InputError(f"out: expected a file name that ends in .png, got '{out}'")
     check_writable(out)
 
 

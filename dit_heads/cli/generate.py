@@ -11,6 +11,7 @@ import tyro
 from PIL import Image
 
 from dit_heads import HeadSet, __version__
+from dit_heads.errors import InputError
 
 # The embedded model has read captions of this length in most of its training, and the 256 tokens that SD3
 # pads to by default cost more than the picture itself.
@@ -74,16 +75,16 @@ def checked(settings: Settings) -> HeadSet | None:
     Raises ValueError naming the setting, what was expected and what came.
     """
     if not settings.prompt.strip():
-        raise ValueError("prompt: expected a description of the picture, got nothing")
+        raise InputError("prompt: expected a description of the picture, got nothing")
     for name, (low, high) in _RANGES.items():
         value = getattr(settings, name)
         if value is not None and not (low <= value <= high and math.isfinite(value)):
             limits = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
-            raise ValueError(f"{name}: expected a number {limits}, got {value}")
+            raise InputError(f"{name}: expected a number {limits}, got {value}")
     if settings.start >= settings.stop:
-        raise ValueError(f"start: expected less than stop = {settings.stop}, got {settings.start}")
+        raise InputError(f"start: expected less than stop = {settings.stop}, got {settings.start}")
     if settings.dtype not in DTYPES:
-        raise ValueError(f"dtype: expected {', '.join(DTYPES)}, got '{settings.dtype}'")
+        raise InputError(f"dtype: expected {', '.join(DTYPES)}, got '{settings.dtype}'")
     return None if settings.heads is None else _head_set(settings.heads)
 
 
@@ -96,7 +97,7 @@ def from_file_settings(stored: Mapping[str, Any]) -> Settings:
         # JSON has one kind of number, so 3 may stand for 3.0; a bool is an int to isinstance alone.
         if isinstance(value, bool) or not isinstance(value, (*kinds, int) if float in kinds else kinds):
             expected = " or ".join("null" if kind is NoneType else kind.__name__ for kind in kinds)
-            raise ValueError(f"from: expected `{name}` to be {expected}, the file has {value!r}")
+            raise InputError(f"from: expected `{name}` to be {expected}, the file has {value!r}")
     return Settings(**known)
 
 

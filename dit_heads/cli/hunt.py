@@ -12,6 +12,7 @@ import tyro
 
 from dit_heads.cli.generate import EMBEDDED_TEXT_TOKENS
 from dit_heads.embedded.world.captions import world_prompts
+from dit_heads.errors import InputError
 from dit_heads.heads import HeadSet
 from dit_heads.hunt.config import HuntConfig, read_prompts, style_prompts
 from dit_heads.io.pictures import check_writable
@@ -159,7 +160,7 @@ class Tune:
     def run(self) -> None:
         found, stored = self.folder / "heads.json", self.folder / "search.json"
         if not stored.is_file() or (self.heads is None and not found.is_file()):
-            raise ValueError(f"folder: expected one that dit-heads hunt has filled, got '{self.folder}'")
+            raise InputError(f"folder: expected one that dit-heads hunt has filled, got '{self.folder}'")
         heads = HeadSet.parse(self.heads) if self.heads else HeadSet.load(found)
         hunter = search_of(json.loads(stored.read_text())).hunter(self.folder, self.where)
         from dit_heads.hunt.tune import tune, write_tuning

@@ -13,6 +13,7 @@ from PIL import Image
 
 from dit_heads import HeadGuidance, __version__
 from dit_heads.cli.generate import EMBEDDED_TEXT_TOKENS
+from dit_heads.errors import InputError
 from dit_heads.heads.presets import FOLDER
 from dit_heads.io.pictures import write_png
 from dit_heads.io.sheets import Column, contact_sheet
@@ -63,7 +64,7 @@ def read_preset(path: Path) -> Preset:
         choices = {name: Choice(**parts[name]) for name in ("heads", "block")}
         return Preset(**{**parts, **choices})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"preset: '{path}' is not a preset of head guidance: {error!r}") from error
+        raise InputError(f"preset: '{path}' is not a preset of head guidance: {error!r}") from error
 
 
 def columns(preset: Preset) -> list[tuple[Column, float, Choice | None]]:

@@ -4,6 +4,8 @@
 from pathlib import Path
 from typing import Any
 
+from dit_heads.errors import InputError
+
 WEIGHTS = Path(__file__).with_name("weights")
 
 
@@ -20,7 +22,7 @@ def load_embedded(name: str = "sd3") -> Any:
         from dit_heads.embedded.nets.flux import load_flux
 
         return load_flux(WEIGHTS)
-    raise ValueError(f"name: expected 'sd3' or 'flux', got {name!r}")
+    raise InputError(f"name: expected 'sd3' or 'flux', got {name!r}")
 
 
 def embedded_lora(task: str) -> Path:
@@ -31,5 +33,5 @@ def embedded_lora(task: str) -> Path:
     Its card lies beside it. Raises ValueError for another task."""
     found = {path.parent.name: path for path in sorted((WEIGHTS / "loras").glob("*/lora.safetensors"))}
     if task not in found:
-        raise ValueError(f"task: expected one of {', '.join(found)}, got {task!r}")
+        raise InputError(f"task: expected one of {', '.join(found)}, got {task!r}")
     return found[task]

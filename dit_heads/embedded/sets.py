@@ -42,6 +42,7 @@ from dit_heads.embedded.world.scenes import (
     sample_scene,
     split_seed,
 )
+from dit_heads.errors import InputError
 
 FIRST = 8_000_000  # sets start here in a split, far from the scenes of training, evaluation and searches
 TURNS = (0, 90, 180, 270)  # degrees
@@ -76,7 +77,7 @@ class Task:
 def task_of(name: str) -> Task:
     """The entry of `TASKS`; ValueError for another name."""
     if name not in TASKS:
-        raise ValueError(f"task: expected one of {', '.join(TASKS)}, got {name!r}")
+        raise InputError(f"task: expected one of {', '.join(TASKS)}, got {name!r}")
     return TASKS[name]
 
 
@@ -91,7 +92,7 @@ def split_sets(task: str, split: Split, count: int) -> list[SceneSet]:
     """The first `count` sets of a split; splits share no seed. Raises ValueError for an unknown task and a
     count below 1."""
     if count < 1:
-        raise ValueError(f"count: expected at least 1, got {count}")
+        raise InputError(f"count: expected at least 1, got {count}")
     return [sample_set(task, split_seed(split, FIRST + i)) for i in range(count)]
 
 
@@ -231,7 +232,7 @@ def write_sets(task: str, split: Split, count: int, folder: str | Path) -> None:
     Raises ValueError for an unknown task, a count below 1 and a folder that exists already."""
     sets, folder = split_sets(task, split, count), Path(folder)
     if folder.exists():
-        raise ValueError(f"out: expected a new folder, got '{folder}', which exists")
+        raise InputError(f"out: expected a new folder, got '{folder}', which exists")
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         for number, one in enumerate(tqdm(sets, desc=f"rendering {task}", leave=False)):
@@ -266,10 +267,10 @@ def agreement(judge: Judge, pictures: Float[Tensor, "s p 3 128 128"], sets: Sequ
     several tasks."""
     tasks = {one.task for one in sets}
     if len(tasks) != 1:
-        raise ValueError(f"sets: expected sets of one task, got {sorted(tasks)}")
+        raise InputError(f"sets: expected sets of one task, got {sorted(tasks)}")
     panels = len(sets[0].scenes)
     if pictures.shape[:2] != (len(sets), panels):
-        raise ValueError(
+        raise InputError(
             f"pictures: expected {len(sets)} x {panels} panels, got the shape {tuple(pictures.shape)}"
         )
     judged = verdict(judge, pictures.flatten(0, 1), [scene for one in sets for scene in one.scenes])

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from dit_heads.errors import InputError
 from dit_heads.heads import HeadId, HeadSet
 
 JOINT, IMAGE_ONLY = "attn", "attn2"
@@ -81,7 +82,7 @@ def layout_of(transformer: nn.Module) -> Layout:
     for kind in type(transformer).__mro__:
         if kind.__name__ in LAYOUTS:
             return LAYOUTS[kind.__name__](transformer)
-    raise ValueError(f"transformer: expected one of {', '.join(LAYOUTS)}, got {type(transformer).__name__}")
+    raise InputError(f"transformer: expected one of {', '.join(LAYOUTS)}, got {type(transformer).__name__}")
 
 
 def _sd3(transformer: Any) -> Layout:

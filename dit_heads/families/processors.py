@@ -14,6 +14,8 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from jaxtyping import Float
 from torch import Tensor
 
+from dit_heads.errors import InputError
+
 # How weights reach a processor: as an argument of the block, never as state. Gradient checkpointing runs
 # blocks a second time, long after the call, and must see the same.
 HEAD_WEIGHTS = "head_weights"
@@ -55,12 +57,12 @@ class HeadProcessor:
         """Raise ValueError if this class in the place of `processor` would change what the model computes."""
         if type(processor) not in cls.replaceable:
             known = ", ".join(kind.__name__ for kind in cls.replaceable)
-            raise ValueError(
+            raise InputError(
                 f"{where}: heads can be guided with the attention processors {known}, got "
                 f"{type(processor).__name__}, which would be dropped (IP-Adapter and PAG bring such ones)"
             )
         if isinstance(processor, FusedJointAttnProcessor2_0) and attn.norm_q is not None:
-            raise ValueError(
+            raise InputError(
                 f"{where}: diffusers' fused processor leaves out this model's qk-norm; unfuse it first"
             )
 
@@ -132,7 +134,7 @@ class FluxHeadProcessor(HeadProcessor):
         if u is None or head_weights is None:
             return self.replaced(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         if attention_mask is not None and self.perturbation.name != "identity":
-            raise ValueError(
+            raise InputError(
                 f"attention_mask: only identity is defined under one, got {self.perturbation.name!r}"
             )
         qkv = flux_projections(attn, hidden_states, encoder_hidden_states, image_rotary_emb)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit_heads.errors import InputError
 from dit_heads.families.layouts import Layout, attention_name
 from dit_heads.families.processors import HEAD_WEIGHTS, PROCESSORS, HeadProcessor, HeadWeights
 from dit_heads.guidance.perturb import Perturbation
@@ -101,12 +102,12 @@ class BranchRunner:
         """Raise ValueError if a processor of ours was replaced since, or modules came or went (a LoRA)."""
         for attn, ours, path in self._processors:
             if attn.processor is not ours:
-                raise ValueError(
+                raise InputError(
                     f"{path}: its attention processor was replaced by {type(attn.processor).__name__} while "
                     "head guidance is attached; detach, change the model, attach again"
                 )
         if _identities(self.transformer) != self._modules:
-            raise ValueError(
+            raise InputError(
                 f"{self.layout.model}: its modules were changed (a LoRA loaded?) while head guidance is "
                 "attached; detach, change the model, attach again"
             )

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from diffusers.pipelines.pag.pag_utils import PAGMixin
 from torch import nn
 
+from dit_heads.errors import InputError
 from dit_heads.heads import HeadId, HeadSet
 
 Softness = float | Mapping[HeadId | str, float]
@@ -28,7 +29,7 @@ _HARMLESS_HOOKS = {
 def head_sets(heads: Any) -> list[HeadSet]:
     listed = list(heads) if isinstance(heads, Sequence) and not isinstance(heads, str) else [heads]
     if not listed or not all(isinstance(item, HeadSet | str) for item in listed):
-        raise ValueError(f"heads: expected a HeadSet, its text, or a list of these, got {heads!r}")
+        raise InputError(f"heads: expected a HeadSet, its text, or a list of these, got {heads!r}")
     return [HeadSet.parse(item) if isinstance(item, str) else item for item in listed]
 
 
@@ -46,7 +47,7 @@ def softness_of(
     }
     if found.keys() != set(heads):
         odd = ", ".join(map(str, sorted(found.keys() ^ set(heads))))
-        raise ValueError(
+        raise InputError(
             f"softness: expected a number for each head of the set and no other, these differ: {odd}"
         )
     return found
@@ -54,7 +55,7 @@ def softness_of(
 
 def _checked_softness(u: object) -> float:
     if not _is_number(u) or not 0 <= u <= 1:  # pyright: ignore[reportOperatorIssue]
-        raise ValueError(f"softness: expected a number from 0 to 1, got {u!r}")
+        raise InputError(f"softness: expected a number from 0 to 1, got {u!r}")
     return float(u)  # pyright: ignore[reportArgumentType]
 
 
@@ -66,37 +67,37 @@ def check_numbers(
     scale: object, start: object, stop: object, rescale: object, every: object, trunk: object
 ) -> None:
     if not _is_number(scale):
-        raise ValueError(f"scale: expected a finite number, got {scale!r}")
+        raise InputError(f"scale: expected a finite number, got {scale!r}")
     if not (_is_number(start) and _is_number(stop) and 0 <= start < stop <= 1):  # pyright: ignore[reportOperatorIssue]
-        raise ValueError(f"start, stop: expected 0 <= start < stop <= 1, got {start!r} and {stop!r}")
+        raise InputError(f"start, stop: expected 0 <= start < stop <= 1, got {start!r} and {stop!r}")
     if not _is_number(rescale) or not 0 <= rescale <= 1:  # pyright: ignore[reportOperatorIssue]
-        raise ValueError(f"rescale: expected a number from 0 to 1, got {rescale!r}")
+        raise InputError(f"rescale: expected a number from 0 to 1, got {rescale!r}")
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-        raise ValueError(f"every: expected a whole number of at least 1, got {every!r}")
+        raise InputError(f"every: expected a whole number of at least 1, got {every!r}")
     if trunk not in TRUNKS:
-        raise ValueError(f"trunk: expected {', '.join(TRUNKS)}, got {trunk!r}")
+        raise InputError(f"trunk: expected {', '.join(TRUNKS)}, got {trunk!r}")
 
 
 def check_conditional(bare: bool, conditional: object, start: float, stop: float) -> None:
     if not bare and conditional is not None:
-        raise ValueError("conditional: only for a bare transformer; a pipeline knows its conditional rows")
+        raise InputError("conditional: only for a bare transformer; a pipeline knows its conditional rows")
     if bare and not (isinstance(conditional, slice) or callable(conditional)):
-        raise ValueError(
+        raise InputError(
             "conditional: a bare transformer needs a slice, or a function from batch size to slice, "
             f"got {conditional!r}"
         )
     if bare and (start, stop) != (0, 1):
-        raise ValueError(
+        raise InputError(
             f"start, stop: a bare transformer has no steps, expected 0 and 1, got {start} and {stop}"
         )
 
 
 def transformer_of(pipe: DiffusionPipeline) -> nn.Module:
     if isinstance(pipe, PAGMixin):
-        raise ValueError(f"pipe: {type(pipe).__name__} adds rows of its own; use the class without PAG")
+        raise InputError(f"pipe: {type(pipe).__name__} adds rows of its own; use the class without PAG")
     transformer = getattr(pipe, "transformer", None)
     if not isinstance(transformer, nn.Module):
-        raise ValueError(
+        raise InputError(
             f"pipe: expected a pipeline with a transformer, got {type(pipe).__name__} without one"
         )
     return transformer
@@ -111,7 +112,7 @@ def check_runs_hooks(transformer: nn.Module) -> None:
         check_not_compiled(module)
         hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
         if odd := set(hooks) - _HARMLESS_HOOKS:
-            raise ValueError(
+            raise InputError(
                 f"pipe: '{name or 'transformer'}' has diffusers' hook {', '.join(sorted(odd))} "
                 "(a block cache?), which could hand head guidance stale results; disable it first"
             )
@@ -119,4 +120,4 @@ def check_runs_hooks(transformer: nn.Module) -> None:
 
 def check_not_compiled(module: nn.Module) -> None:
     if module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule":
-        raise ValueError("pipe: its transformer is compiled, which skips hooks; attach to the uncompiled one")
+        raise InputError("pipe: its transformer is compiled, which skips hooks; attach to the uncompiled one")

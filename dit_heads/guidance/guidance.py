@@ -17,6 +17,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from dit_heads.errors import InputError
 from dit_heads.families.layouts import layout_of
 from dit_heads.guidance.branch import BranchRunner, Weights, weights_of
 from dit_heads.guidance.checks import (
@@ -114,13 +115,13 @@ class HeadGuidance:
     ) -> None:
         bare = isinstance(pipe, nn.Module)
         if not bare and not isinstance(pipe, DiffusionPipeline):
-            raise ValueError(
+            raise InputError(
                 f"pipe: expected a diffusers pipeline or its transformer, got {type(pipe).__name__}"
             )
         check_conditional(bare, conditional, start, stop)
         check_numbers(scale, start, stop, rescale, every, trunk)
         if bare and every != 1:
-            raise ValueError(f"every: a bare transformer has no steps, expected 1, got {every}")
+            raise InputError(f"every: a bare transformer has no steps, expected 1, got {every}")
         self.pipe = None if bare else pipe
         self.transformer = pipe if bare else transformer_of(pipe)
         check_not_compiled(self.transformer)
@@ -186,7 +187,7 @@ class HeadGuidance:
         @contextmanager
         def progress_bar(*args: Any, **kwargs: Any) -> Any:
             if self._run is not None:
-                raise ValueError(
+                raise InputError(
                     "pipe: a guided run of it is under way, in another thread or around this one"
                 )
             self._run = self._begin(pipe.num_timesteps)
@@ -200,13 +201,13 @@ class HeadGuidance:
 
     def _begin(self, steps: int) -> _Run:
         if self.pipe is not None and self.pipe.transformer is not self.transformer:
-            raise ValueError(
+            raise InputError(
                 "pipe: its transformer was replaced while head guidance is attached; attach again"
             )
         for module in self.transformer.modules():
             check_not_compiled(module)
         if steps and not any(self._guides(i, steps) for i in range(steps)):
-            raise ValueError(f"start, stop: no step of {steps} lies from {self.start} to before {self.stop}")
+            raise InputError(f"start, stop: no step of {steps} lies from {self.start} to before {self.stop}")
         mode, reason = self._mode()
         self.report = Report(steps, mode, reason)
         return _Run(steps)
@@ -226,7 +227,7 @@ class HeadGuidance:
         run, runner = self._run, self._runner
         assert runner is not None
         if run is None or run.thread != threading.get_ident():
-            raise ValueError(
+            raise InputError(
                 "pipe: its transformer was called by something other than a run of the pipeline object that "
                 "head guidance is attached to (another pipeline that shares it?); detach first"
             )
@@ -282,7 +283,7 @@ class HeadGuidance:
             rows = self.conditional(batch) if callable(self.conditional) else self.conditional
             count = len(range(*rows.indices(batch)))
             if not count or batch % count or (rows.step or 1) < 1:
-                raise ValueError(
+                raise InputError(
                     f"conditional: expected rows that tile a batch of {batch}, got {rows}, {count} rows"
                 )
             return rows
@@ -290,14 +291,14 @@ class HeadGuidance:
         if not getattr(self.pipe, "do_classifier_free_guidance", False):
             return slice(0, batch)
         if batch % 2:
-            raise ValueError(f"pipe: with CFG the batch is two halves, got {batch} rows")
+            raise InputError(f"pipe: with CFG the batch is two halves, got {batch} rows")
         return slice(batch // 2, batch)
 
     def _weights(self, arguments: Mapping[str, Any], rows: slice) -> Weights:
         like = arguments["hidden_states"]
         count = len(range(*rows.indices(len(like))))
         if self.per_sample and len(self.sets) != count:
-            raise ValueError(
+            raise InputError(
                 f"heads: expected one head set for each of {count} pictures, got {len(self.sets)}"
             )
         each = self.softness if self.per_sample else self.softness * count
@@ -335,7 +336,7 @@ def _put_back(pipe: DiffusionPipeline, progress_bar: object) -> None:
 def _added(sample: Tensor, difference: Tensor) -> Tensor:
     """`sample` [k R, ...] with the difference [R, ...] on each of its k tiles."""
     if len(sample) % len(difference):
-        raise ValueError(
+        raise InputError(
             f"pipe: expected calls of a multiple of {len(difference)} rows in a step, got {len(sample)}"
         )
     return (sample.unflatten(0, (-1, len(difference))) + difference).flatten(0, 1)
@@ -350,7 +351,7 @@ def _with_sample(output: Any, sample: Tensor) -> Any:
 def _check_attachable(transformer: nn.Module) -> None:
     for hook in transformer._forward_pre_hooks.values():
         if isinstance(getattr(hook, "__self__", None), HeadGuidance):
-            raise ValueError(
+            raise InputError(
                 "pipe: its transformer is under head guidance already; join the heads in one set"
             )
     check_runs_hooks(transformer)

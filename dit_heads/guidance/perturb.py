@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from dit_heads.errors import InputError
+
 REGIONS = ("joint", "image", "image_to_image")
 _CHUNK = 256  # queries whose scores exist at one time
 
@@ -38,18 +40,18 @@ class Perturbation:
 
     def __post_init__(self) -> None:
         if self.name not in TARGETS:
-            raise ValueError(f"perturbation: expected {', '.join(TARGETS)}, got {self.name!r}")
+            raise InputError(f"perturbation: expected {', '.join(TARGETS)}, got {self.name!r}")
         if self.region not in REGIONS:
-            raise ValueError(f"region: expected {', '.join(REGIONS)}, got {self.region!r}")
+            raise InputError(f"region: expected {', '.join(REGIONS)}, got {self.region!r}")
         if self.region == "image_to_image" and self.name != "identity":
-            raise ValueError(f"region: 'image_to_image' is defined for identity only, got {self.name!r}")
+            raise InputError(f"region: 'image_to_image' is defined for identity only, got {self.name!r}")
         if (self.name == "temperature") != (self.temperature is not None):
-            raise ValueError(
+            raise InputError(
                 f"temperature: expected a number for 'temperature' and for no other perturbation, "
                 f"got {self.temperature!r} for {self.name!r}"
             )
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature: expected a finite number above 0, got {self.temperature!r}")
+            raise InputError(f"temperature: expected a finite number above 0, got {self.temperature!r}")
 
     def __call__(
         self,

@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from dit_heads.errors import InputError
 from dit_heads.io.atomic import write_text
 
 _PART = re.compile(r"L([0-9]{1,3})(?:-([0-9]{1,3}))?(?:H([0-9]{1,3})(?:-([0-9]{1,3}))?)?(i?)")
@@ -55,10 +56,10 @@ class HeadSet:
     def __init__(self, parts: Iterable[HeadId | BlockId]) -> None:
         self._parts = frozenset(parts)
         if not self._parts:
-            raise ValueError(f"heads: expected at least one of {_FORMS}, got none")
+            raise InputError(f"heads: expected at least one of {_FORMS}, got none")
         for part in self._parts:
             if not isinstance(part, HeadId | BlockId):
-                raise ValueError(
+                raise InputError(
                     f"heads: expected HeadId or BlockId, got {part!r}; text goes to HeadSet.parse"
                 )
 
@@ -110,7 +111,7 @@ class HeadSet:
                 found.add(part)
             else:
                 last = f"L{part.block}H{heads[part.block] - 1}{'i' * part.image_only}"
-                raise ValueError(f"heads: block {part.block} has heads up to {last}, got {part}")
+                raise InputError(f"heads: block {part.block} has heads up to {last}, got {part}")
         return tuple(sorted(found))
 
     def to_json(self) -> dict[str, Any]:
@@ -121,7 +122,7 @@ class HeadSet:
         """The set that `to_json` wrote; other keys may stand beside "heads" and are ignored."""
         words = data.get("heads") if isinstance(data, dict) else None
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            raise ValueError(
+            raise InputError(
                 f'heads: expected JSON such as {{"heads": ["L1H10", "L7"]}}, got {str(data)[:80]}'
             )
         return cls.parse(", ".join(words))
@@ -136,13 +137,13 @@ class HeadSet:
         try:
             return cls.from_json(json.loads(Path(path).read_text()))
         except ValueError as error:
-            raise ValueError(f"heads: cannot read '{path}': {error}") from error
+            raise InputError(f"heads: cannot read '{path}': {error}") from error
 
 
 def _parts_of(word: str) -> Iterator[HeadId | BlockId]:
     match = _PART.fullmatch(word)
     if match is None:
-        raise ValueError(f"heads: expected {_FORMS}, got '{word}'")
+        raise InputError(f"heads: expected {_FORMS}, got '{word}'")
     first_block, last_block, first_head, last_head, image = match.groups()
     for block in _range(first_block, last_block, word):
         if first_head is None:
@@ -154,7 +155,7 @@ def _parts_of(word: str) -> Iterator[HeadId | BlockId]:
 def _range(first: str, last: str | None, word: str) -> range:
     low, high = int(first), int(last or first)
     if high < low:
-        raise ValueError(f"heads: expected a range that goes up, got '{word}'")
+        raise InputError(f"heads: expected a range that goes up, got '{word}'")
     return range(low, high + 1)
 
 
@@ -179,9 +180,9 @@ def _words(parts: Iterable[HeadId | BlockId]) -> list[str]:
 
 def _check_block(part: HeadId | BlockId, joint: Sequence[int], image_only: Sequence[int]) -> None:
     if part.block >= len(joint):
-        raise ValueError(f"heads: the model has blocks L0 to L{len(joint) - 1}, got {part}")
+        raise InputError(f"heads: the model has blocks L0 to L{len(joint) - 1}, got {part}")
     if part.image_only and not any(image_only):
-        raise ValueError(f"heads: no block of the model has an image-only attention (i), got {part}")
+        raise InputError(f"heads: no block of the model has an image-only attention (i), got {part}")
     if part.image_only and not image_only[part.block]:
         have = [block for block, heads in enumerate(image_only) if heads]
-        raise ValueError(f"heads: blocks with an image-only attention (i) are {have}, got {part}")
+        raise InputError(f"heads: blocks with an image-only attention (i) are {have}, got {part}")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from dit_heads.errors import InputError
 from dit_heads.hunt.trials import Batch, Execute, Scorer, fingerprint
 
 NEEDS = "Ray is missing, which workers need: pip install 'dit-heads[search]'"
@@ -49,14 +50,14 @@ def on_ray(
     for workers whose weights are others."""
     ray = _ray()
     if workers < 1:
-        raise ValueError(f"workers: expected at least 1, got {workers}")
+        raise InputError(f"workers: expected at least 1, got {workers}")
     if not ray.is_initialized():
         local = {"num_cpus": workers * threads} if address is None else {}
         ray.init(address=address, include_dashboard=False, log_to_driver=False, **local)
     resource, each = ("GPU", 1) if ray.cluster_resources().get("GPU") else ("CPU", threads)
     room = ray.cluster_resources().get(resource, 0)
     if workers * each > room:
-        raise ValueError(
+        raise InputError(
             f"workers: {workers} need {workers * each} {resource}s, and the cluster has {room:g}"
         )
     options = {"num_gpus": 1, "num_cpus": 0} if resource == "GPU" else {"num_cpus": threads}
@@ -73,7 +74,7 @@ def on_ray(
 
 def _check_weights(found: Sequence[str], expected: str) -> None:
     if odd := sorted({one for one in found if one != expected}):
-        raise ValueError(f"workers: expected a model of weights {expected}, and some have {', '.join(odd)}")
+        raise InputError(f"workers: expected a model of weights {expected}, and some have {', '.join(odd)}")
 
 
 def _ray() -> Any:
@@ -81,5 +82,5 @@ def _ray() -> Any:
         import ray
         import ray.util
     except ImportError as error:
-        raise ValueError(NEEDS) from error
+        raise InputError(NEEDS) from error
     return ray

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dit_heads.errors import InputError
+
 METHODS = ("exhaustive", "fast")
 
 
@@ -41,21 +43,21 @@ class HuntConfig:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {self.method!r}")
+            raise InputError(f"method: expected one of {', '.join(METHODS)}, got {self.method!r}")
         if not 0 < self.share <= 1:
-            raise ValueError(f"share: expected more than 0 and at most 1, got {self.share}")
+            raise InputError(f"share: expected more than 0 and at most 1, got {self.share}")
         for name in ("rounds", "per_round", "steps", "batch"):
             if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+                raise InputError(f"{name}: expected at least 1, got {value}")
         if not self.seeds:
-            raise ValueError("seeds: expected at least one, got none")
+            raise InputError("seeds: expected at least one, got none")
 
 
 def style_prompts(template: str, styles: Sequence[str], contents: Sequence[str]) -> list[str]:
     """A template such as "{style}, {content}" with every style and content. Raises ValueError if it lacks
     either."""
     if "{style}" not in template or "{content}" not in template:
-        raise ValueError(f"template: expected {{style}} and {{content}} in it, got {template!r}")
+        raise InputError(f"template: expected {{style}} and {{content}} in it, got {template!r}")
     return [template.format(style=s, content=c) for s, c in itertools.product(styles, contents)]
 
 
@@ -63,5 +65,5 @@ def read_prompts(path: Path) -> list[str]:
     """The lines of a text file that are not empty. Raises ValueError if there is none."""
     prompts = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
     if not prompts:
-        raise ValueError(f"prompts: '{path}' holds none")
+        raise InputError(f"prompts: '{path}' holds none")
     return prompts

@@ -22,6 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dit_heads import __version__
+from dit_heads.errors import InputError
 from dit_heads.families.layouts import layout_of
 from dit_heads.guidance.perturb import Perturbation
 from dit_heads.heads import HeadId, HeadSet
@@ -123,12 +124,12 @@ class HeadHunter:
         execute: Execute | None = None,
     ) -> None:
         if not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
-            raise ValueError(f"prompts: expected at least one, and none empty, got {list(prompts)}")
+            raise InputError(f"prompts: expected at least one, and none empty, got {list(prompts)}")
         self.config = config = config or HuntConfig()
         self.pairs = [(prompt, seed) for seed in config.seeds for prompt in prompts]
         self.candidates = _candidates(pipe, candidates)
         if config.rounds * config.per_round > len(self.candidates):
-            raise ValueError(
+            raise InputError(
                 f"rounds, per_round: expected at most {len(self.candidates)} heads in all, the number of "
                 f"candidates, got {config.rounds} x {config.per_round}"
             )

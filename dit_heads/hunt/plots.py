@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dit_heads.errors import InputError
 from dit_heads.heads import HeadId
 from dit_heads.io.atomic import atomic_file
 
@@ -111,5 +112,5 @@ def drawing() -> Any:
         import matplotlib.figure
         import matplotlib.patches
     except ImportError as error:
-        raise ValueError(NEEDS) from error
+        raise InputError(NEEDS) from error
     return matplotlib

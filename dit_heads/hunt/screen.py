@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dit_heads.errors import InputError
 from dit_heads.families.layouts import IMAGE_ONLY, JOINT, Layout, attention_name, layout_of
 from dit_heads.guidance.branch import BranchRunner, rows_of
 from dit_heads.guidance.perturb import Perturbation
@@ -69,7 +70,7 @@ def estimated_pictures(
     if clean.ndim == 3:  # FLUX packs 2 x 2 latents to a token
         rows, columns = (int(n) + 1 for n in call["img_ids"][:, 1:].amax(0))
         if clean.shape[1] != rows * columns:
-            raise ValueError(f"pipe: the fast search screens text-to-image only, not {type(pipe).__name__}")
+            raise InputError(f"pipe: the fast search screens text-to-image only, not {type(pipe).__name__}")
         size = pipe.vae_scale_factor * 2
         clean = pipe._unpack_latents(clean, rows * size, columns * size, pipe.vae_scale_factor)
     config = pipe.vae.config
@@ -130,7 +131,7 @@ def slopes(
         exact = pictures.to(torch.promote_types(pictures.dtype, torch.float32))
         scores = objective(exact, prompts)
         if not scores.requires_grad:
-            raise ValueError(
+            raise InputError(
                 f"objective: the fast search takes its gradient, which {name_of(objective)} does not give; "
                 "search with method exhaustive"
             )

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dit_heads.errors import InputError
 from dit_heads.guidance import HeadGuidance
 from dit_heads.objectives import Objective, checked_scores
 
@@ -156,7 +157,7 @@ def _whole_rows(path: Path) -> list[Any]:
     try:
         rows = [json.loads(line) for line in whole.splitlines()]
     except ValueError as error:
-        raise ValueError(f"log: '{path}' is not the log of a search") from error
+        raise InputError(f"log: '{path}' is not the log of a search") from error
     if len(whole) < len(data):
         os.truncate(path, len(whole))
     return rows
@@ -164,11 +165,11 @@ def _whole_rows(path: Path) -> list[Any]:
 
 def _check_same(path: Path, found: Any, wanted: Mapping[str, Any]) -> None:
     if not isinstance(found, dict):
-        raise ValueError(f"log: '{path}' is not the log of a search")
+        raise InputError(f"log: '{path}' is not the log of a search")
     differing = [k for k in wanted.keys() | found.keys() if found.get(k) != wanted.get(k)]
     if differing:
         what = "; ".join(f"{k}: {found.get(k)!r} there, {wanted.get(k)!r} here" for k in sorted(differing))
-        raise ValueError(f"log: '{path}' is of another search ({what}); choose another folder")
+        raise InputError(f"log: '{path}' is of another search ({what}); choose another folder")
 
 
 def evaluate(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from dit_heads.errors import InputError
 from dit_heads.heads import HeadSet
 from dit_heads.hunt.hunter import HeadHunter
 from dit_heads.hunt.plots import draw_grid
@@ -50,9 +51,9 @@ def tune(hunter: HeadHunter, heads: HeadSet, scales: Sequence[float], softnesses
     """Score `heads` at every scale and softness on the pairs of a search. Resumable as the search is. Raises
     ValueError for a scale that is not positive or a softness outside (0, 1]."""
     if not scales or min(scales) <= 0:
-        raise ValueError(f"scales: expected positive numbers, got {tuple(scales)}")
+        raise InputError(f"scales: expected positive numbers, got {tuple(scales)}")
     if not softnesses or min(softnesses) <= 0 or max(softnesses) > 1:
-        raise ValueError(f"softnesses: expected numbers above 0 and up to 1, got {tuple(softnesses)}")
+        raise InputError(f"softnesses: expected numbers above 0 and up to 1, got {tuple(softnesses)}")
     found = {
         (scale, softness): hunter.scores([heads], scale=scale, softness=softness)[0]
         for scale, softness in itertools.product(scales, softnesses)

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from dit_heads.errors import InputError
 from dit_heads.io.atomic import atomic_file
 
 # Limits that hold before anything is decoded: a few kilobytes of PNG can unpack to gigabytes.
@@ -22,14 +23,14 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 def check_writable(path: Path) -> None:
     """Raise ValueError now if `path` could not be written later, without creating anything."""
     if path.is_dir():
-        raise ValueError(f"out: expected a file name, got the folder '{path}'")
+        raise InputError(f"out: expected a file name, got the folder '{path}'")
     folder = path.parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():
-        raise ValueError(f"out: cannot write '{path}': '{folder}' is a file, not a folder")
+        raise InputError(f"out: cannot write '{path}': '{folder}' is a file, not a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(f"out: cannot write '{path}': no permission to write in '{folder}'")
+        raise InputError(f"out: cannot write '{path}': no permission to write in '{folder}'")
 
 
 def write_png(image: Image.Image, path: Path, settings: Mapping[str, Any]) -> None:
@@ -50,13 +51,13 @@ def read_settings(path: Path) -> dict[str, Any]:
     with _opened(path) as image:
         text = image.info.get("parameters")
     if text is None:
-        raise ValueError(f"from: '{path}' holds no `parameters` text; was it saved anew by another program?")
+        raise InputError(f"from: '{path}' holds no `parameters` text; was it saved anew by another program?")
     try:
         settings = json.loads(text)
     except ValueError:
         settings = None
     if not isinstance(settings, dict):
-        raise ValueError(f"from: the `parameters` of '{path}' are not the JSON that dit-heads writes")
+        raise InputError(f"from: the `parameters` of '{path}' are not the JSON that dit-heads writes")
     return settings
 
 
@@ -66,19 +67,19 @@ def read_image(path: Path, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_
         try:
             return image.convert("RGB")
         except (OSError, SyntaxError) as error:
-            raise ValueError(f"image: '{path}' is damaged: {error}") from error
+            raise InputError(f"image: '{path}' is damaged: {error}") from error
 
 
 @contextmanager
 def _opened(path: Path, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """An image whose header alone was read, once its size is known to be within the limits."""
     if not path.is_file():
-        raise ValueError(f"image: there is no file '{path}'")
+        raise InputError(f"image: there is no file '{path}'")
     if (size := path.stat().st_size) > max_bytes:
-        raise ValueError(f"image: '{path}' has {size} bytes, expected at most {max_bytes}")
+        raise InputError(f"image: '{path}' has {size} bytes, expected at most {max_bytes}")
     with _header(path) as image:
         if image.width * image.height > max_pixels:
-            raise ValueError(
+            raise InputError(
                 f"image: '{path}' is {image.width} x {image.height}, expected at most {max_pixels} pixels"
             )
         yield image
@@ -91,4 +92,4 @@ def _header(path: Path) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Image.open(path, formats=FORMATS)
     except (UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-        raise ValueError(f"image: '{path}' is not a picture that can be read: {error}") from error
+        raise InputError(f"image: '{path}' is not a picture that can be read: {error}") from error

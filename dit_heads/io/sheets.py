@@ -8,6 +8,8 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.ImageFont import FreeTypeFont
 from PIL.ImageFont import ImageFont as BitmapFont
 
+from dit_heads.errors import InputError
+
 Font = FreeTypeFont | BitmapFont
 
 PAPER, INK, GREY, RULE = (252, 252, 250), (28, 30, 34), (108, 112, 118), (222, 222, 218)
@@ -18,7 +20,7 @@ TITLE, NAME, DETAIL = 26, 19, 15
 def plain_grid(images: Sequence[Image.Image], gap: int = 4) -> Image.Image:
     """Images of one size in rows, as nearly square as their number allows."""
     if not images:
-        raise ValueError("images: expected at least one")
+        raise InputError("images: expected at least one")
     across = math.ceil(math.sqrt(len(images)))
     down = math.ceil(len(images) / across)
     width, height = images[0].size
@@ -51,7 +53,7 @@ def contact_sheet(
     Raises ValueError if the numbers of labels and pictures differ.
     """
     if len(cells) != len(rows) or any(len(line) != len(columns) for line in cells):
-        raise ValueError(f"cells: expected {len(rows)} rows of {len(columns)} pictures")
+        raise InputError(f"cells: expected {len(rows)} rows of {len(columns)} pictures")
     pictures = [[_scaled(image, cell) for image in line] for line in cells]
     page_width = 2 * MARGIN + LABEL_WIDTH + len(columns) * (cell + GAP)
     head = _heading_height(columns, cell)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit_heads.errors import InputError
 from dit_heads.io.atomic import write_tensors, write_text
 from dit_heads.objectives import aesthetic_head
 
@@ -58,7 +59,7 @@ def convert_hpsv2(
     that cannot be read and for names or shapes that are not those of such a model."""
     state = _read(pickle_path).get("state_dict")
     if not isinstance(state, Mapping):
-        raise ValueError(f"pickle_path: expected open_clip's 'state_dict' in '{pickle_path}', found none")
+        raise InputError(f"pickle_path: expected open_clip's 'state_dict' in '{pickle_path}', found none")
     tensors = renamed(state)
     config = _config(state, text_head, vision_head)
     _check_shapes(tensors, config)
@@ -83,7 +84,7 @@ def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     names = _names({tower: _depth(state, tower) for tower in _TOWERS})
     if names.keys() != state.keys():
         missing, unknown = _some(names.keys() - state.keys()), _some(state.keys() - names.keys())
-        raise ValueError(f"state_dict: expected open_clip's ViT; missing: {missing}; unknown: {unknown}")
+        raise InputError(f"state_dict: expected open_clip's ViT; missing: {missing}; unknown: {unknown}")
     tensors: dict[str, Tensor] = {}
     for theirs, ours in names.items():
         tensor = state[theirs].T if theirs in _TRANSPOSED else state[theirs]
@@ -131,7 +132,7 @@ def _tower(state: Mapping[str, Tensor], prefix: str, head: int) -> dict[str, Any
     inner, width = state[f"{tower}.0.mlp.c_fc.weight"].shape
     if width % head:
         name = "vision_head" if prefix else "text_head"
-        raise ValueError(f"{name}: expected a divisor of the width {width}, got {head}")
+        raise InputError(f"{name}: expected a divisor of the width {width}, got {head}")
     return {
         "hidden_size": width,
         "intermediate_size": inner,
@@ -150,7 +151,7 @@ def _check_shapes(tensors: Mapping[str, Tensor], config: Any) -> None:
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             shapes = f"{tuple(expected[name].shape)}, got {tuple(tensor.shape)}"
-            raise ValueError(f"state_dict: expected {name} to be {shapes}")
+            raise InputError(f"state_dict: expected {name} to be {shapes}")
 
 
 def _read(pickle_path: str | Path) -> Mapping[str, Any]:
@@ -159,9 +160,9 @@ def _read(pickle_path: str | Path) -> Mapping[str, Any]:
     # torch tells a foreign file, a broken one and a forbidden one by different exceptions.
     except Exception as error:
         why = " ".join(str(error).split())[:300]
-        raise ValueError(f"pickle_path: cannot read '{pickle_path}' as tensors: {why}") from error
+        raise InputError(f"pickle_path: cannot read '{pickle_path}' as tensors: {why}") from error
     if not isinstance(found, Mapping):
-        raise ValueError(f"pickle_path: expected a dictionary in '{pickle_path}', got {type(found).__name__}")
+        raise InputError(f"pickle_path: expected a dictionary in '{pickle_path}', got {type(found).__name__}")
     return found
 
 

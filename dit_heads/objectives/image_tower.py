@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from dit_heads.errors import InputError
+
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 Fit = Callable[[Tensor], Tensor]
 
@@ -75,7 +77,7 @@ def image_tower(model: Any, source: str) -> ImageTower:
     usual = {"do_resize": True, "do_center_crop": True, "do_normalize": True, "resample": 3}
     if crop != size or edge < crop or any(config.get(k, v) != v for k, v in usual.items()):
         expected = f"bicubic resize of the shorter side, crop to {size} and normalisation"
-        raise ValueError(f"processor: expected {expected}, '{source}' has {config}")
+        raise InputError(f"processor: expected {expected}, '{source}' has {config}")
     mean, std = config.get("image_mean", OPENAI_MEAN), config.get("image_std", OPENAI_STD)
     return ImageTower(model, mean, std, partial(middle, edge=edge, crop=size))
 

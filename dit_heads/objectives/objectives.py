@@ -27,6 +27,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dit_heads.errors import InputError
 from dit_heads.objectives.image_tower import OPENAI_MEAN, OPENAI_STD, ImageTower, image_tower, letterbox
 
 LAION_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # PickScore and HPSv2 are this CLIP, trained on
@@ -49,7 +50,7 @@ def name_of(objective: Objective) -> str:
         return name
     function = getattr(objective, "__qualname__", "<")
     if "<" in function or "." in function:
-        raise ValueError(
+        raise InputError(
             f"objective: expected a `name` attribute or a function of a module, got {objective!r}"
         )
     return f"{objective.__module__}:{function}"
@@ -62,10 +63,10 @@ def checked_scores(objective: Objective, images: Tensor, prompts: Sequence[str])
     called = getattr(objective, "name", getattr(objective, "__qualname__", type(objective).__name__))
     if not isinstance(scores, Tensor) or scores.shape != (len(prompts),):
         came = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"objective: {called} gave {came}, expected a tensor ({len(prompts)},)")
+        raise InputError(f"objective: {called} gave {came}, expected a tensor ({len(prompts)},)")
     if not scores.isfinite().all():
         odd = prompts[int((~scores.isfinite()).nonzero()[0])]
-        raise ValueError(f"objective: {called} gave a score that is not finite for '{odd}'")
+        raise InputError(f"objective: {called} gave a score that is not finite for '{odd}'")
     return scores.to(images.device, torch.float32)
 
 
@@ -88,7 +89,7 @@ class ClipSimilarity:
         expected = config.vocab_size - 1 if config.eos_token_id == 2 else config.eos_token_id
         if end != expected:
             came = f"{name} has one of {len(tokenizer)} tokens with {end}"
-            raise ValueError(f"tokenizer: expected one that ends texts with id {expected}, {came}")
+            raise InputError(f"tokenizer: expected one that ends texts with id {expected}, {came}")
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str]) -> Float[Tensor, " b"]:
         _check(images, prompts)
@@ -112,7 +113,7 @@ class AestheticScore:
         self.image, self.head, self.name = image, head.eval().requires_grad_(False), name
         given, wanted = image.model.visual_projection.out_features, head[0].in_features
         if given != wanted:
-            raise ValueError(f"head: expected vectors of {wanted}, the CLIP gives vectors of {given}")
+            raise InputError(f"head: expected vectors of {wanted}, the CLIP gives vectors of {given}")
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str]) -> Float[Tensor, " b"]:
         _check(images, prompts)
@@ -122,10 +123,10 @@ class AestheticScore:
 def _check(images: Tensor, prompts: Sequence[str]) -> None:
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         came = f"{tuple(images.shape)} of {images.dtype}"
-        raise ValueError(f"images: expected [B, 3, H, W] of floats in [0, 1], got {came}")
+        raise InputError(f"images: expected [B, 3, H, W] of floats in [0, 1], got {came}")
     if isinstance(prompts, str) or len(prompts) != len(images):
         came = repr(prompts) if isinstance(prompts, str) else len(prompts)
-        raise ValueError(f"prompts: expected a list of {len(images)}, one a picture, got {came}")
+        raise InputError(f"prompts: expected a list of {len(images)}, one a picture, got {came}")
 
 
 # --- combinations ---
@@ -138,7 +139,7 @@ class WeightedSum:
     def __init__(self, weights: Mapping[Objective, float]) -> None:
         if not weights or not all(math.isfinite(w) for w in weights.values()):
             came = list(weights.values())
-            raise ValueError(f"weights: expected a finite number for each objective, got {came}")
+            raise InputError(f"weights: expected a finite number for each objective, got {came}")
         self.weights = dict(weights)
         self.name = " + ".join(f"{w:.12g} {_part(o)}" for o, w in weights.items())
 
@@ -153,7 +154,7 @@ class Threshold:
         self, objective: Objective, gate: Objective, at_least: float, otherwise: float = 0.0
     ) -> None:
         if not (math.isfinite(at_least) and math.isfinite(otherwise)):
-            raise ValueError(f"at_least, otherwise: expected finite numbers, got {at_least}, {otherwise}")
+            raise InputError(f"at_least, otherwise: expected finite numbers, got {at_least}, {otherwise}")
         self.objective, self.gate, self.at_least, self.otherwise = objective, gate, at_least, otherwise
         self.name = f"{_part(objective)} if {_part(gate)} >= {at_least:.12g} else {otherwise:.12g}"
 
@@ -183,8 +184,8 @@ def load_objective(spec: str) -> Objective:
     # Whatever a damaged file or a foreign module raises, the reason for the user is the same.
     except Exception as error:
         why = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ValueError(f"objective: cannot load '{spec}': {why}; expected {CHOICES}") from error
-    raise ValueError(f"objective: expected {CHOICES}, got '{spec}'")
+        raise InputError(f"objective: cannot load '{spec}': {why}; expected {CHOICES}") from error
+    raise InputError(f"objective: expected {CHOICES}, got '{spec}'")
 
 
 def embedded_clip() -> ClipSimilarity:
@@ -234,13 +235,13 @@ def aesthetic_head(weights: Mapping[str, Tensor]) -> nn.Sequential:
     numbers = sorted({int(n) for k in weights for n in re.findall(r"^layers\.(\d+)\.", k)})
     names = {f"layers.{n}.{part}" for n in numbers for part in ("weight", "bias")}
     if not numbers or names != set(weights):
-        raise ValueError(
+        raise InputError(
             f"weights: expected layers.N.weight and layers.N.bias, got {', '.join(sorted(weights))}"
         )
     widths = [tuple(weights[f"layers.{n}.weight"].shape) for n in numbers]
     matrices = all(len(w) == 2 for w in widths)
     if not matrices or widths[-1][0] != 1 or any(a[0] != b[1] for a, b in pairwise(widths)):
-        raise ValueError(f"weights: expected layers that lead to one number, got shapes {widths}")
+        raise InputError(f"weights: expected layers that lead to one number, got shapes {widths}")
     head = nn.Sequential(*(nn.Linear(inner, outer) for outer, inner in widths))
     for layer, n in zip(head, numbers, strict=True):
         layer.load_state_dict({part: weights[f"layers.{n}.{part}"] for part in ("weight", "bias")})
@@ -254,7 +255,7 @@ def _clip_model(model: str) -> Any:
     loaded: Any = CLIPModel.from_pretrained(model, **options)
     found, report = loaded
     if lacking := sorted(report["missing_keys"]):
-        raise ValueError(f"model: expected a whole CLIP, '{model}' has no {', '.join(lacking[:5])}")
+        raise InputError(f"model: expected a whole CLIP, '{model}' has no {', '.join(lacking[:5])}")
     return found
 
 
@@ -267,7 +268,7 @@ def _tokenizer(source: str) -> Any:
 def _imported(module: str, function: str) -> Objective:
     found = getattr(import_module(module), function, None)
     if not callable(found) or isinstance(found, type):
-        raise ValueError(f"{module} has no function '{function}'")
+        raise InputError(f"{module} has no function '{function}'")
     objective = cast(Objective, found)
     name_of(objective)
     return objective

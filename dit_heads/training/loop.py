@@ -26,6 +26,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dit_heads.errors import InputError
 from dit_heads.io.atomic import write_tensors, write_text
 from dit_heads.training.optimizers import Descent
 from dit_heads.training.precision import training_precision
@@ -92,13 +93,13 @@ def fit(
     Frozen weights and buffers are not stored. Raises ValueError naming the step if its gradient is not
     finite, before it does harm."""
     if config.accumulate < 1:
-        raise ValueError(f"accumulate: expected at least 1, got {config.accumulate}")
+        raise InputError(f"accumulate: expected at least 1, got {config.accumulate}")
     precision = training_precision(config.precision)
     AcceleratorState._reset_state()  # or one Python process could not train in two precisions
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
     main, alone = accelerator.is_main_process, accelerator.num_processes == 1
     if until is not None and not alone:
-        raise ValueError(
+        raise InputError(
             f"until: expected None with {accelerator.num_processes} processes, which would not stop "
             f"at the same step, got {until}"
         )
@@ -208,7 +209,7 @@ def _check_finite(norm: float, step: int, scaler: Any) -> None:
     """fp16 leaves a step out whose gradients overflow, and scales the next loss less; nothing else may."""
     if math.isfinite(norm) or (scaler is not None and scaler.get_scale() > SMALLEST_SCALE):
         return
-    raise ValueError(
+    raise InputError(
         f"loss: expected a finite gradient, got {norm} at step {step}; a lower learning_rate may help, "
         "and the last checkpoint is kept"
     )
@@ -267,7 +268,7 @@ def check_resumable(folder: Path, config: FitConfig, settings: Mapping[str, Any]
     names = [name for name in {**found, **wanted} if name not in free]
     other = {k: (found.get(k), wanted.get(k)) for k in names if found.get(k) != wanted.get(k)}
     if other:
-        raise ValueError(f"{folder}: a run of other settings is there (found, wanted): {other}")
+        raise InputError(f"{folder}: a run of other settings is there (found, wanted): {other}")
 
 
 def _stored_settings(config: FitConfig, settings: Mapping[str, Any]) -> dict[str, Any]:

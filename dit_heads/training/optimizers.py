@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit_heads.errors import InputError
 from dit_heads.training.precision import bf16_is_faster
 
 SCALER = "(scaler)"  # a name that no weight can have
@@ -67,9 +68,9 @@ class Descent:
         scaler: Any = None,
     ) -> None:
         if kind not in ("adamw", "adamw8bit", "muon"):
-            raise ValueError(f"optimizer: expected 'adamw', 'adamw8bit' or 'muon', got {kind!r}")
+            raise InputError(f"optimizer: expected 'adamw', 'adamw8bit' or 'muon', got {kind!r}")
         if kind == "muon" and scaler is not None:
-            raise ValueError("optimizer: 'muon' trains in bf16 or without mixed precision, not in fp16")
+            raise InputError("optimizer: 'muon' trains in bf16 or without mixed precision, not in fp16")
         self.rate, self.weights = rate, weights
         self.scaler: Any = scaler
         hidden = {n for n, p in weights.items() if kind == "muon" and p.ndim >= 2 and not _is_embedding(n)}
@@ -149,11 +150,11 @@ class Descent:
 def require_bitsandbytes(argument: str) -> Any:
     """The bitsandbytes library. Raises ValueError naming `argument` unless it and a GPU are there."""
     if not torch.cuda.is_available():
-        raise ValueError(f"{argument}: 8 bits need a CUDA GPU, this machine has none")
+        raise InputError(f"{argument}: 8 bits need a CUDA GPU, this machine has none")
     try:
         import bitsandbytes  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ValueError(f"{argument}: 8 bits need bitsandbytes: pip install bitsandbytes") from error
+        raise InputError(f"{argument}: 8 bits need bitsandbytes: pip install bitsandbytes") from error
     return bitsandbytes
 
 

@@ -7,14 +7,16 @@ from functools import cache
 
 import torch
 
+from dit_heads.errors import InputError
+
 
 def training_precision(wanted: str) -> str:
     """A precision of `FitConfig`, "auto" settled for this machine. Raises ValueError for one that cannot be
     had here."""
     if wanted not in ("auto", "no", "bf16", "fp16"):
-        raise ValueError(f"precision: expected auto, no, bf16 or fp16, got {wanted!r}")
+        raise InputError(f"precision: expected auto, no, bf16 or fp16, got {wanted!r}")
     if wanted == "fp16" and not torch.cuda.is_available():
-        raise ValueError("precision: fp16 needs a CUDA GPU, this machine has none; use bf16 or no")
+        raise InputError("precision: fp16 needs a CUDA GPU, this machine has none; use bf16 or no")
     return wanted if wanted != "auto" else ("bf16" if bf16_is_faster() else "no")
 
 

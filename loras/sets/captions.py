@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dit_heads.errors import InputError
+
 # Rows, columns -> the names of places, row by row. Any grid may count its panels instead.
 PLACES: dict[tuple[int, int], tuple[str, ...]] = {
     (1, 2): ("[LEFT]", "[RIGHT]"),
@@ -30,11 +32,11 @@ def markers(rows: int, columns: int, style: str = "places") -> tuple[str, ...]:
     ("scenes") or [IMAGE1] [IMAGE2] ... ("images"). Raises ValueError for a grid whose places have no names.
     """
     if style not in STYLES:
-        raise ValueError(f"style: expected {', '.join(STYLES)}, got {style!r}")
+        raise InputError(f"style: expected {', '.join(STYLES)}, got {style!r}")
     if style == "places":
         if (rows, columns) not in PLACES:
             grids = ", ".join(f"{r} x {c}" for r, c in PLACES)
-            raise ValueError(
+            raise InputError(
                 f"style: places have names in grids of {grids} (rows x columns), got {rows} x {columns}; "
                 "choose scenes or images"
             )
@@ -52,7 +54,7 @@ def _check_markers(found: Sequence[str]) -> None:
     families = [*PLACES.values(), _counted(count, "scenes"), _counted(count, "images")]
     if not found or tuple(found) not in families:
         forms = "[LEFT] [RIGHT], [TOP] [BOTTOM], the four corners, [SCENE-1] [SCENE-2] ..., [IMAGE1] ..."
-        raise ValueError(
+        raise InputError(
             f"markers: expected each once and in order: {forms}; got {' '.join(found) or 'none'}"
         )
 
@@ -80,12 +82,12 @@ class JointCaption:
         object.__setattr__(self, "markers", tuple(self.markers))
         _check_markers(self.markers)
         if len(self.panels) != len(self.markers):
-            raise ValueError(f"panels: expected {len(self.markers)}, one a marker, got {len(self.panels)}")
+            raise InputError(f"panels: expected {len(self.markers)}, one a marker, got {len(self.panels)}")
         if empty := [m for m, panel in zip(self.markers, self.panels, strict=True) if not panel]:
-            raise ValueError(f"panels: expected words behind each marker, got none behind {', '.join(empty)}")
+            raise InputError(f"panels: expected words behind each marker, got none behind {', '.join(empty)}")
         for part in (self.summary, self.trigger, *self.panels):
             if found := _MARKER.findall(part):
-                raise ValueError(f"caption: expected no marker inside a part, got {found[0]} in {part!r}")
+                raise InputError(f"caption: expected no marker inside a part, got {found[0]} in {part!r}")
 
     def __str__(self) -> str:
         marked = [f"{m} {panel}" for m, panel in zip(self.markers, self.panels, strict=True)]
@@ -98,7 +100,7 @@ class JointCaption:
         head, *panels = (_one_line(part) for part in _MARKER.split(text))
         trigger = _one_line(trigger)
         if trigger and not f"{head} ".startswith(f"{trigger} "):
-            raise ValueError(f"trigger: expected the caption to begin with {trigger!r}, got {text[:60]!r}")
+            raise InputError(f"trigger: expected the caption to begin with {trigger!r}, got {text[:60]!r}")
         return cls(head.removeprefix(trigger), tuple(panels), markers_in(text), trigger)
 
 
@@ -120,7 +122,7 @@ def identities(caption: JointCaption) -> dict[str, tuple[int, ...]]:
     Raises ValueError for a tag that is not closed, or not of letters, digits, `-` and `_`."""
     for part in (caption.summary, *caption.panels):
         if broken := _BROKEN_IDENTITY.search(_IDENTITY.sub(" ", part)):
-            raise ValueError(f"identity: expected a tag such as <Leo>, got {broken[0]!r} in {part!r}")
+            raise InputError(f"identity: expected a tag such as <Leo>, got {broken[0]!r} in {part!r}")
     names = dict.fromkeys(_IDENTITY.findall(" ".join((caption.summary, *caption.panels))))
     return {
         name: tuple(k for k, panel in enumerate(caption.panels) if name in _IDENTITY.findall(panel))
@@ -152,14 +154,14 @@ def check_length(
     at 77 is no loss while a T5 reads on, and is one without it. Raises ValueError if no tokenizer is left or
     the lengths of the lists differ."""
     if len(max_lengths) != len(tokenizers):
-        raise ValueError(f"max_lengths: expected {len(tokenizers)}, one a tokenizer, got {len(max_lengths)}")
+        raise InputError(f"max_lengths: expected {len(tokenizers)}, one a tokenizer, got {len(max_lengths)}")
     encoders = [
         (tokenizer, tokenizer.model_max_length if limit is None else limit)
         for tokenizer, limit in zip(tokenizers, max_lengths, strict=True)
         if tokenizer is not None
     ]
     if not encoders:
-        raise ValueError("tokenizers: expected at least one that is not None, got none")
+        raise InputError("tokenizers: expected at least one that is not None, got none")
     words = caption.split()
     lost = tuple(words[max(_words_read(tokenizer, words, limit) for tokenizer, limit in encoders) :])
     if lost:

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image, ImageOps
 
+from dit_heads.errors import InputError
 from dit_heads.loras.sets.folders import Cell, content_hash, decode, examine, read_sets
 from dit_heads.loras.sets.panels import Fit, Layout, check_grid, check_side, cut, join
 
@@ -48,7 +49,7 @@ class Sample:
         it was read first."""
         contents = [path.read_bytes() for path in self.files]
         if content_hash(*contents) != self.digest:
-            raise ValueError(f"data: '{self.source}' has changed since it was read first")
+            raise InputError(f"data: '{self.source}' has changed since it was read first")
         pictures = [decode(data) for data in contents]
         if self.ready:
             pictures = cut(pictures[0], len(self.layout.heights), len(self.layout.widths))
@@ -131,28 +132,28 @@ def _check_options(
     buckets: Sequence[Cell], fit: object, seed: object, on_error: object, min_side: object
 ) -> None:
     if not buckets:
-        raise ValueError("buckets: expected at least one (height, width) of a panel, got none")
+        raise InputError("buckets: expected at least one (height, width) of a panel, got none")
     for side in (side for cell in buckets for side in cell):
         check_side("buckets", side)
     for name, value, choices in (("fit", fit, get_args(Fit)), ("on_error", on_error, get_args(OnError))):
         if value not in choices:
-            raise ValueError(f"{name}: expected {' or '.join(choices)}, got {value!r}")
+            raise InputError(f"{name}: expected {' or '.join(choices)}, got {value!r}")
     _check_count("seed", seed, 0)
     _check_count("min_side", min_side, 1)
 
 
 def _check_count(name: str, value: object, least: int) -> None:
     if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+        raise InputError(f"{name}: expected a whole number of at least {least}, got {value!r}")
 
 
 def _report(root: Path, problems: Sequence[str], good: int, on_error: OnError) -> None:
     listed = "".join(f"\n  {problem}" for problem in problems)
     if problems and on_error == "stop":
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
-        raise ValueError(f"data: {count} in '{root}':{listed}")
+        raise InputError(f"data: {count} in '{root}':{listed}")
     if not good:
-        raise ValueError(f"data: no set is left in '{root}'{':' + listed if listed else ''}")
+        raise InputError(f"data: no set is left in '{root}'{':' + listed if listed else ''}")
     if problems:
         warnings.warn(f"data: sets left out of '{root}' for these problems:{listed}", stacklevel=3)
 
@@ -169,7 +170,7 @@ def aspect_buckets(area: int, *, step: int = 64, max_aspect: float = 2.0) -> tup
     cells = ((area // width // step * step, width) for width in widths)
     found = tuple((h, w) for h, w in cells if h and max(h / w, w / h) <= max_aspect)
     if not found:
-        raise ValueError(f"area: expected at least {step * step} pixels for steps of {step}, got {area}")
+        raise InputError(f"area: expected at least {step * step} pixels for steps of {step}, got {area}")
     return found
 
 

@@ -27,6 +27,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from dit_heads.errors import InputError
 from dit_heads.io.pictures import FORMATS, MAX_BYTES, MAX_PIXELS
 from dit_heads.loras.sets.captions import markers_in
 from dit_heads.loras.sets.panels import cut, to_rgb
@@ -50,7 +51,7 @@ def read_sets(root: Path) -> list[Found]:
     """Every set under `root`, in one of the three forms above. Raises ValueError if it is no folder, holds
     nothing, or holds both sets and ready composites."""
     if not root.is_dir():
-        raise ValueError(f"data: expected a folder, got '{root}'")
+        raise InputError(f"data: expected a folder, got '{root}'")
     for name in ("metadata.jsonl", "metadata.csv"):
         if (root / name).is_file():
             return list(_listed_sets(root, name))
@@ -58,7 +59,7 @@ def read_sets(root: Path) -> list[Found]:
     pictures = _pictures(root)
     if bool(folders) == bool(pictures):
         what = "both" if folders else "neither"
-        raise ValueError(
+        raise InputError(
             f"data: expected folders with a set each, or pictures with captions, in '{root}', got {what}"
         )
     return list(_foldered_sets(root, folders)) if folders else [_ready(path) for path in pictures]
@@ -102,7 +103,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         else:
             rows = [_json(line) for line in text.split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"data: cannot read '{path}': {error}") from error
+        raise InputError(f"data: cannot read '{path}': {error}") from error
     for number, row in enumerate(rows, 1):
         yield f"{path.name}, entry {number}", row if isinstance(row, dict) else {}
 
@@ -163,7 +164,7 @@ def examine(found: Found, rows: int, columns: int, min_side: int) -> tuple[list[
             shapes += [(part.height, part.width) for part in parts]
             if min(shapes[-1]) < min_side:
                 size = f"{shapes[-1][1]} x {shapes[-1][0]}"
-                raise ValueError(f"a panel is {size} pixels, expected sides of at least {min_side}")
+                raise InputError(f"a panel is {size} pixels, expected sides of at least {min_side}")
         except ValueError as error:
             problems.append(str(error) if found.source == path.name else f"{path.name}: {error}")
     return shapes, content_hash(*contents), problems
@@ -181,14 +182,14 @@ def _wrong_caption(found: Found, panels: int) -> list[str]:
 def _bounded(path: Path) -> bytes:
     """The bytes of a file, unless there are too many."""
     if not path.is_file():
-        raise ValueError("there is no such file")
+        raise InputError("there is no such file")
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise ValueError(f"{size} bytes, expected at most {MAX_BYTES}")
+            raise InputError(f"{size} bytes, expected at most {MAX_BYTES}")
         return path.read_bytes()
     except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror}") from error
+        raise InputError(f"cannot be read: {error.strerror}") from error
 
 
 def decode(data: bytes) -> Image.Image:
@@ -201,8 +202,8 @@ def decode(data: bytes) -> Image.Image:
         if image.width * image.height <= MAX_PIXELS:
             return to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
-        raise ValueError(f"is not a picture that can be read: {error}") from error
-    raise ValueError(f"is {image.width} x {image.height}, expected at most {MAX_PIXELS} pixels")
+        raise InputError(f"is not a picture that can be read: {error}") from error
+    raise InputError(f"is {image.width} x {image.height}, expected at most {MAX_PIXELS} pixels")
 
 
 def content_hash(*parts: str | bytes) -> str:

@@ -19,6 +19,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from dit_heads.errors import InputError
+
 Unit = Literal["pixels", "latents", "tokens"]
 Fit = Literal["crop", "pad"]
 Picture = TypeVar("Picture", Image.Image, Tensor)
@@ -57,7 +59,7 @@ class Layout:
     def __post_init__(self) -> None:
         for name, sides in (("heights", self.heights), ("widths", self.widths)):
             if not sides:
-                raise ValueError(f"{name}: expected at least one number of pixels, got none")
+                raise InputError(f"{name}: expected at least one number of pixels, got none")
             for side in sides:
                 check_side(name, side)
 
@@ -94,7 +96,7 @@ class Layout:
     def boxes(self, unit: Unit = "pixels") -> tuple[Box, ...]:
         """Every panel's rectangle, row by row. Token boxes hold rows and columns of the token grid."""
         if unit not in PIXELS:
-            raise ValueError(f"unit: expected {', '.join(PIXELS)}, got {unit!r}")
+            raise InputError(f"unit: expected {', '.join(PIXELS)}, got {unit!r}")
         heights = [height // PIXELS[unit] for height in self.heights]
         widths = [width // PIXELS[unit] for width in self.widths]
         tops, lefts = accumulate(heights, initial=0), list(accumulate(widths, initial=0))
@@ -108,7 +110,7 @@ class Layout:
         """The places, in rising order, of panel `panel` among the image tokens, which run row by row over
         the whole composite; text tokens are not counted."""
         if not 0 <= panel < len(self):
-            raise ValueError(f"panel: expected 0 to {len(self) - 1}, got {panel}")
+            raise InputError(f"panel: expected 0 to {len(self) - 1}, got {panel}")
         places = torch.arange(self.height * self.width // PIXELS["tokens"] ** 2)
         box = self.boxes("tokens")[panel]
         return places.view(-1, self.width // PIXELS["tokens"])[box.rows, box.columns].flatten()
@@ -121,7 +123,7 @@ def check_side(name: str, side: object) -> None:
         near = ""
         if isinstance(side, int) and side > step:
             near = f"; nearest are {side // step * step} and {(side // step + 1) * step}"
-        raise ValueError(
+        raise InputError(
             f"{name}: expected multiples of {step} pixels (the autoencoder's factor of 8, times patches of "
             f"2 x 2), got {side!r}{near}"
         )
@@ -131,7 +133,7 @@ def check_grid(rows: object, columns: object) -> None:
     """Raise ValueError unless both are whole numbers of at least 1."""
     for name, count in (("rows", rows), ("columns", columns)):
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise ValueError(f"{name}: expected a whole number of at least 1, got {count!r}")
+            raise InputError(f"{name}: expected a whole number of at least 1, got {count!r}")
 
 
 # --- pictures ---
@@ -148,12 +150,12 @@ def join(
 
     Raises ValueError for a wrong number of panels or a mix of images and tensors."""
     if len(panels) != len(layout):
-        raise ValueError(f"panels: expected {len(layout)} for this layout, got {len(panels)}")
+        raise InputError(f"panels: expected {len(layout)} for this layout, got {len(panels)}")
     cells = [(panel, box.height, box.width) for panel, box in zip(panels, layout.boxes(), strict=True)]
     tensors = [fit_panel(p, height, width, fit) for p, height, width in cells if isinstance(p, Tensor)]
     images = [fit_panel(p, height, width, fit) for p, height, width in cells if isinstance(p, Image.Image)]
     if max(len(tensors), len(images)) < len(layout):
-        raise ValueError("panels: expected PIL images or tensors, got a mix, or something else")
+        raise InputError("panels: expected PIL images or tensors, got a mix, or something else")
     return _join_tensors(tensors, len(layout.widths)) if tensors else _join_images(images, layout)
 
 
@@ -178,7 +180,7 @@ def split(composite: Picture, layout: Layout) -> list[Picture]:
     else:
         width, height = composite.size
     if (height, width) != (layout.height, layout.width):
-        raise ValueError(
+        raise InputError(
             f"composite: expected height {layout.height} and width {layout.width}, got {height} and {width}"
         )
     if isinstance(composite, Tensor):
@@ -210,7 +212,7 @@ def fit_panel(panel: Picture, height: int, width: int, fit: Fit = "crop") -> Pic
     White is 255 of an image or an integer tensor and 1 of a floating one. A PIL image comes out as RGB; one
     that has the cell's size is not touched otherwise."""
     if fit not in get_args(Fit):
-        raise ValueError(f"fit: expected crop or pad, got {fit!r}")
+        raise InputError(f"fit: expected crop or pad, got {fit!r}")
     if isinstance(panel, Tensor):
         return _fit_tensor(panel, height, width, fit)
     size = _scaled(panel.height, panel.width, height, width, fit)
@@ -222,7 +224,7 @@ def fit_panel(panel: Picture, height: int, width: int, fit: Fit = "crop") -> Pic
 
 def _fit_tensor(panel: Tensor, height: int, width: int, fit: Fit) -> Tensor:
     if panel.ndim < 3:
-        raise ValueError(f"panels: expected tensors [..., C, h, w], got the shape {tuple(panel.shape)}")
+        raise InputError(f"panels: expected tensors [..., C, h, w], got the shape {tuple(panel.shape)}")
     h, w = _scaled(panel.shape[-2], panel.shape[-1], height, width, fit)
     if (h, w) != panel.shape[-2:]:
         panel = _resize(panel, h, w)
@@ -265,9 +267,9 @@ def loss_weight(layout: Layout, weights: Sequence[float]) -> Float[Tensor, "1 h 
     equal weights change nothing, and with weights 1 and 0 it is the mean error inside the first panel. Raises
     ValueError unless there is a finite weight of at least 0 for each panel and one above 0."""
     if len(weights) != len(layout):
-        raise ValueError(f"weights: expected {len(layout)}, one a panel, got {len(weights)}")
+        raise InputError(f"weights: expected {len(layout)}, one a panel, got {len(weights)}")
     if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
-        raise ValueError(f"weights: expected numbers from 0 up, not all of them 0, got {list(weights)}")
+        raise InputError(f"weights: expected numbers from 0 up, not all of them 0, got {list(weights)}")
     height, width = (side // PIXELS["latents"] for side in (layout.height, layout.width))
     grid = torch.empty(1, height, width, dtype=torch.float64)
     for box, weight in zip(layout.boxes("latents"), weights, strict=True):

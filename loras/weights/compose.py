@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dit_heads.errors import InputError
 from dit_heads.families.layouts import Layout, layout_of
 from dit_heads.heads import BlockId, HeadSet
 from dit_heads.loras.weights.low_rank import Lora, LowRank, check_fits, require_peft
@@ -37,7 +38,7 @@ def compose(transformer: nn.Module, parts: Sequence[tuple[Lora, Scale]]) -> Lora
             if at := factor(name):
                 stacks.setdefault(name, []).append(LowRank(change.a, change.b * at))
     if not stacks:
-        raise ValueError("parts: expected at least one LoRA at a scale other than 0, got none")
+        raise InputError("parts: expected at least one LoRA at a scale other than 0, got none")
     return Lora({name: _stacked(changes) for name, changes in stacks.items()})
 
 
@@ -49,12 +50,12 @@ def set_scales(transformer: nn.Module, scales: Mapping[str, Scale]) -> None:
     layers = require_peft().tuners.tuners_utils.BaseTunerLayer
     there = getattr(transformer, "peft_config", None) or {}
     if not scales or not scales.keys() <= there.keys():
-        raise ValueError(f"scales: expected names among {', '.join(there) or 'none'}, got {list(scales)}")
+        raise InputError(f"scales: expected names among {', '.join(there) or 'none'}, got {list(scales)}")
     layout = layout_of(transformer)
     factors = {name: _factor(scale, layout, f"scales[{name!r}]") for name, scale in scales.items()}
     tuned: dict[str, Any] = {n: m for n, m in transformer.named_modules() if isinstance(m, layers)}
     if any(module.merged for module in tuned.values()):
-        raise ValueError("transformer: its adapters are fused; call pipe.unfuse_lora() first")
+        raise InputError("transformer: its adapters are fused; call pipe.unfuse_lora() first")
     for name, module in tuned.items():
         module.set_adapter(list(scales))
         for adapter, factor in factors.items():
@@ -63,7 +64,7 @@ def set_scales(transformer: nn.Module, scales: Mapping[str, Scale]) -> None:
 
 def _check_additive(lora: Lora, transformer: nn.Module, label: str) -> None:
     if lora.dora:
-        raise ValueError(f"{label}: a DoRA is not additive, so it cannot be composed; use set_scales")
+        raise InputError(f"{label}: a DoRA is not additive, so it cannot be composed; use set_scales")
     check_fits(lora, transformer, f"{label}: it")
 
 
@@ -89,7 +90,7 @@ def _blocks(scale: Mapping[str, float], layout: Layout, label: str) -> dict[str,
         number = _number(at, f"{label}[{text!r}]")
         for block in blocks_of(text, len(layout.blocks), label):
             if layout.blocks[block] in found:
-                raise ValueError(f"{label}: expected each block once, L{block} is named twice")
+                raise InputError(f"{label}: expected each block once, L{block} is named twice")
             found[layout.blocks[block]] = number
     return found
 
@@ -99,14 +100,14 @@ def blocks_of(text: str, count: int, label: str) -> list[int]:
     try:
         parts = list(HeadSet.parse(text))
     except ValueError as error:
-        raise ValueError(f"{label}: {error}") from error
+        raise InputError(f"{label}: {error}") from error
     found = [part.block for part in parts if isinstance(part, BlockId) and not part.image_only]
     if len(found) < len(parts) or max(found) >= count:
-        raise ValueError(f"{label}: expected blocks of L0-{count - 1} or '{REST}', got '{text}'")
+        raise InputError(f"{label}: expected blocks of L0-{count - 1} or '{REST}', got '{text}'")
     return found
 
 
 def _number(value: object, label: str) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError(f"{label}: expected a finite number, got {value!r}")
+        raise InputError(f"{label}: expected a finite number, got {value!r}")
     return float(value)

@@ -20,6 +20,7 @@ from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from torch import nn
 
+from dit_heads.errors import InputError
 from dit_heads.io.atomic import write_tensors
 from dit_heads.loras.weights.formats import checked_suffix, read_lora
 from dit_heads.loras.weights.low_rank import PEFT, Lora, LowRank, check_fits, require_peft
@@ -43,7 +44,7 @@ def write_lora(path: str | Path, lora: Lora, metadata: Mapping[str, str] | None 
     entries = dict(metadata or {})
     for key, value in entries.items():
         if not isinstance(value, str) or key in ("format", LORA_ADAPTER_METADATA_KEY):
-            raise ValueError(
+            raise InputError(
                 f"metadata: expected text, and names other than 'format' and '{LORA_ADAPTER_METADATA_KEY}', "
                 f"got {key!r}: {value!r}"
             )
@@ -66,7 +67,7 @@ def lora_of(transformer: nn.Module, adapter: str = "default") -> Lora:
     layers = require_peft().tuners.lora.LoraLayer
     config = _config_of(transformer, adapter)
     if config.modules_to_save or config.bias != "none" or config.lora_bias:
-        raise ValueError(f"adapter: '{adapter}' trains biases or whole modules, expected linear weights only")
+        raise InputError(f"adapter: '{adapter}' trains biases or whole modules, expected linear weights only")
     found = {
         name.removeprefix(PEFT): _change(name, module, adapter)
         for name, module in _instances(transformer, layers)
@@ -79,10 +80,10 @@ def _config_of(transformer: nn.Module, adapter: str) -> Any:
     configs = getattr(transformer, "peft_config", None) or {}
     if adapter not in configs:
         there = ", ".join(configs) or "none"
-        raise ValueError(f"adapter: the transformer has no adapter '{adapter}', it has: {there}")
+        raise InputError(f"adapter: the transformer has no adapter '{adapter}', it has: {there}")
     config = configs[adapter]
     if config.peft_type != "LORA":
-        raise ValueError(f"adapter: expected a LoRA, '{adapter}' is of type {config.peft_type}")
+        raise InputError(f"adapter: expected a LoRA, '{adapter}' is of type {config.peft_type}")
     return config
 
 
@@ -90,7 +91,7 @@ def _change(name: str, layer: Any, adapter: str) -> LowRank:
     a, b = (part[adapter].weight.detach().to("cpu", copy=True) for part in (layer.lora_A, layer.lora_B))
     dora = adapter in layer.lora_magnitude_vector
     if a.ndim != 2 or (adapter in layer.lora_variant and not dora):
-        raise ValueError(f"adapter: expected plain LoRA or DoRA of linear modules, '{name}' has another kind")
+        raise InputError(f"adapter: expected plain LoRA or DoRA of linear modules, '{name}' has another kind")
     magnitude = layer.lora_magnitude_vector[adapter].weight.detach().to("cpu", copy=True) if dora else None
     rank = layer.r[adapter]
     scale = layer.lora_alpha[adapter] / (math.sqrt(rank) if layer.use_rslora[adapter] else rank)
@@ -110,7 +111,7 @@ def add_lora(pipe: DiffusionPipeline, lora: Lora, name: str) -> None:
     Raises ValueError if the name is taken or the LoRA does not fit, with the pipeline as it was."""
     transformer: Any = _transformer_of(pipe)
     if not name or "." in name or name in (getattr(transformer, "peft_config", None) or {}):
-        raise ValueError(f"name: expected a new name without dots, got {name!r}")
+        raise InputError(f"name: expected a new name without dots, got {name!r}")
     check_fits(lora, transformer)
     with _undone_on_error(transformer, name), warnings.catch_warnings():
         # peft warns of a second adapter, which a second name asks for, and of what diffusers undoes.
@@ -148,5 +149,5 @@ def _instances(transformer: nn.Module, kind: type) -> list[tuple[str, Any]]:
 def _transformer_of(pipe: DiffusionPipeline) -> nn.Module:
     transformer = getattr(pipe, "transformer", None)
     if not isinstance(transformer, nn.Module):
-        raise ValueError(f"pipe: expected a pipeline with a transformer, got {type(pipe).__name__}")
+        raise InputError(f"pipe: expected a pipeline with a transformer, got {type(pipe).__name__}")
     return transformer

@@ -20,6 +20,7 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from dit_heads.errors import InputError
 from dit_heads.families.layouts import layout_of
 from dit_heads.loras.weights.low_rank import (
     PEFT,
@@ -53,7 +54,7 @@ def read_lora(path: str | Path, transformer: nn.Module) -> Lora:
     tensors, header = _read(path)
     sources, problems = _grouped(tensors)
     if not any("b" in parts for parts in sources.values()):
-        raise ValueError(f"path: expected a LoRA in '{path}', none of its {len(tensors)} keys is of one")
+        raise InputError(f"path: expected a LoRA in '{path}', none of its {len(tensors)} keys is of one")
     _refuse_text_encoders(path, sources)
     config, names = _config(path, header, sources), _Names(transformer)
     found: dict[str, LowRank] = {}
@@ -61,7 +62,7 @@ def read_lora(path: str | Path, transformer: nn.Module) -> Lora:
         try:
             changes = names.resolve(source, _scaled(source, parts, config))
             if twice := found.keys() & changes.keys():
-                raise ValueError(f"gives {', '.join(sorted(twice))} a second time")
+                raise InputError(f"gives {', '.join(sorted(twice))} a second time")
             found |= changes
         except ValueError as error:
             problems[source] = str(error)
@@ -74,7 +75,7 @@ def checked_suffix(path: str | Path) -> Path:
     """The path. Raises ValueError for another suffix than that of safetensors."""
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise ValueError(f"path: expected a .safetensors file (never a pickle), got '{path}'")
+        raise InputError(f"path: expected a .safetensors file (never a pickle), got '{path}'")
     return path
 
 
@@ -84,7 +85,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             return tensors, file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"path: cannot read '{path}' as safetensors: {error}") from error
+        raise InputError(f"path: cannot read '{path}' as safetensors: {error}") from error
 
 
 def _grouped(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
@@ -102,7 +103,7 @@ def _grouped(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]
 
 def _refuse_text_encoders(path: Path, sources: Iterable[str]) -> None:
     if text := [source for source in sources if source.startswith(_TEXT)]:
-        raise ValueError(
+        raise InputError(
             f"path: expected a LoRA of a transformer alone, '{path}' trains {len(text)} modules of text "
             f"encoders too, such as '{text[0]}'; pipe.load_lora_weights takes both"
         )
@@ -114,7 +115,7 @@ def _config(path: Path, header: Mapping[str, str], sources: Iterable[str]) -> di
     if text is None and any(source.startswith(PEFT) for source in sources):
         beside = path.with_name("adapter_config.json")
         if not beside.is_file():
-            raise ValueError(f"path: the scale of '{path}' is in peft's '{beside.name}', expected it beside")
+            raise InputError(f"path: the scale of '{path}' is in peft's '{beside.name}', expected it beside")
         text, where = beside.read_text(), f"'{beside}'"
     if text is None:
         return None
@@ -122,17 +123,17 @@ def _config(path: Path, header: Mapping[str, str], sources: Iterable[str]) -> di
         config = {key.removeprefix(PREFIX): value for key, value in json.loads(text).items()}
         return {**config, "lora_alpha": float(config["lora_alpha"])}
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"path: expected an adapter config with 'lora_alpha' in {where}") from error
+        raise InputError(f"path: expected an adapter config with 'lora_alpha' in {where}") from error
 
 
 def _scaled(source: str, parts: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> LowRank:
     if not {"a", "b"} <= parts.keys():
-        raise ValueError("only one of A and B")
+        raise InputError("only one of A and B")
     a, b = parts["a"], parts["b"]
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
-        raise ValueError(f"expected B [O, R] and A [R, I], got {tuple(b.shape)} and {tuple(a.shape)}")
+        raise InputError(f"expected B [O, R] and A [R, I], got {tuple(b.shape)} and {tuple(a.shape)}")
     if "alpha" in parts and parts["alpha"].numel() != 1:
-        raise ValueError(f"expected one number as alpha, got {tuple(parts['alpha'].shape)}")
+        raise InputError(f"expected one number as alpha, got {tuple(parts['alpha'].shape)}")
     alpha = parts["alpha"].item() if "alpha" in parts else None
     scale = alpha / len(a) if alpha is not None else _config_scale(source, len(a), config)
     return LowRank(a, b * scale, parts.get("magnitude"))
@@ -163,7 +164,7 @@ class _Names:
             return {self.known[name]: change}
         if self.flux and source.startswith(_RELEASE):
             return _split(source, change)
-        raise ValueError("no such linear module")
+        raise InputError("no such linear module")
 
 
 def _bare(source: str) -> str:
@@ -173,14 +174,14 @@ def _bare(source: str) -> str:
 def _split(source: str, change: LowRank) -> dict[str, LowRank]:
     """A module of FLUX's first release by diffusers' names; a joint projection is three or four of them."""
     if change.magnitude is not None:
-        raise ValueError("DoRA of a joint projection cannot be split")
+        raise InputError("DoRA of a joint projection cannot be split")
     given = {f"{source}.lora_down.weight": change.a, f"{source}.lora_up.weight": change.b}
     try:
         converted: Any = FluxPipeline.lora_state_dict(given)
     # diffusers asserts shapes, and splits before it looks at them.
     except (ValueError, AssertionError, RuntimeError) as error:
-        raise ValueError("diffusers knows no such module of FLUX.1, or not of this shape") from error
+        raise InputError("diffusers knows no such module of FLUX.1, or not of this shape") from error
     parts, _ = _grouped(converted)
     if not parts:
-        raise ValueError("diffusers drops it")
+        raise InputError("diffusers drops it")
     return {_bare(name): LowRank(part["a"], part["b"]) for name, part in parts.items()}

@@ -11,6 +11,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dit_heads.errors import InputError
+
 NEEDS = "peft is missing, which LoRAs need: pip install 'dit-heads[train]'"
 PREFIX, PEFT = "transformer.", "base_model.model."  # of names, in files of diffusers and of peft
 _SHOWN = 5  # entries of a file that an error lists
@@ -100,7 +102,7 @@ def raise_for(problems: Mapping[str, str], label: str, transformer: nn.Module) -
         shown = "; ".join(f"'{key}': {why}" for key, why in list(problems.items())[:_SHOWN])
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         kind = type(transformer).__name__
-        raise ValueError(f"{label} does not fit {kind} in {len(problems)} places: {shown}{more}")
+        raise InputError(f"{label} does not fit {kind} in {len(problems)} places: {shown}{more}")
 
 
 def require_peft() -> Any:

@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dit_heads.errors import InputError
 from dit_heads.training.loop import Part
 
 LATENT_CHANNELS = 12
@@ -122,5 +123,5 @@ def reconstruction_psnr(vae: AutoencoderKL, images: NDArray[np.uint8]) -> float:
         values.append(psnr((((y.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1), x))
     mean = torch.cat(values).mean().item()
     if not math.isfinite(mean):
-        raise ValueError("vae: expected finite reconstructions, got PSNR " + str(mean))
+        raise InputError("vae: expected finite reconstructions, got PSNR " + str(mean))
     return mean

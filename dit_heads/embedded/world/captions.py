@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dit_heads.embedded.world.scenes import COLOURS, SHAPES, Scene, Solid, sample_scene, split_seed
+from dit_heads.errors import InputError
 
 WHEN = {"day": "in the day", "sunset": "at sunset", "night": "at night"}
 LONG_WHEN = {
@@ -194,7 +195,7 @@ def world_prompts(count: int, style: str | None = None) -> list[str]:
     """Captions of scenes that the embedded models never saw in training; with a style, what they show and on
     which ground, the rest being the style's."""
     if count < 1:
-        raise ValueError(f"num_prompts: expected at least 1, got {count}")
+        raise InputError(f"num_prompts: expected at least 1, got {count}")
     scenes = [sample_scene(split_seed("validation", 6_000_000 + i)) for i in range(count)]
     return [content(scene) if style else caption(scene) for scene in scenes]
 

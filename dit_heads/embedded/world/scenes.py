@@ -12,6 +12,8 @@ from typing import Literal
 
 import numpy as np
 
+from dit_heads.errors import InputError
+
 SHAPES = ("sphere", "cube", "cylinder", "cone", "pyramid")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
 TEXTURES = ("plain", "striped", "dotted", "checked")
@@ -93,7 +95,7 @@ def split_seed(split: Split, index: int) -> int:
     """The seed of the scene `index` of a split; splits are disjoint ranges. ValueError beyond the range."""
     seeds = SPLITS[split]
     if not 0 <= index < len(seeds):
-        raise ValueError(f"index: expected 0 <= index < {len(seeds)}, got {index}")
+        raise InputError(f"index: expected 0 <= index < {len(seeds)}, got {index}")
     return seeds[index]
 
 
