@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 import dit_heads.embedded
 from dit_heads.embedded import load_embedded
 from dit_heads.errors import InputError
-from dit_heads.families.layouts import LAYOUTS, Layout, layout_of
+from dit_heads.families import FAMILIES, HeadLayout, layout_of
 
 EMBEDDED = {"embedded": "sd3", "embedded/sd3": "sd3", "embedded/flux": "flux"}
 
@@ -48,7 +48,7 @@ def empty_transformer(model: str) -> torch.nn.Module:
         raise InputError(message) from error
 
 
-def head_layout(model: str) -> Layout:
+def head_layout(model: str) -> HeadLayout:
     """The blocks and heads of a model, from its configs alone. Raises ValueError as `empty_transformer`."""
     return layout_of(empty_transformer(model))
 
@@ -60,9 +60,9 @@ def _transformer_class(model: str, where: str) -> str:
         kind = dict(parts).get("transformer", (None, None))[1]
     except Exception as error:
         raise InputError(f"model: cannot read '{model}': {_one_line(error)}") from error
-    if kind not in LAYOUTS:
+    if kind not in FAMILIES:
         raise InputError(
-            f"model: expected a pipeline with one of {', '.join(LAYOUTS)}, "
+            f"model: expected a pipeline with one of {', '.join(FAMILIES)}, "
             f"'{model}' is a {parts.get('_class_name')} with {kind or 'no transformer'}"
         )
     return kind

@@ -56,7 +56,7 @@ class Generate:
         layout = head_layout(settings.model)
         if heads is not None:
             layout.resolve(heads)
-        if settings.negative_prompt and layout.family == "flux":
+        if settings.negative_prompt and layout.family.name == "flux":
             raise InputError(
                 "negative_prompt: expected none for FLUX, whose guidance is distilled into it: it makes "
                 f"no call that would read '{settings.negative_prompt}'"
