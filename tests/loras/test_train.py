@@ -353,7 +353,7 @@ def test_prior_pictures_that_are_missing_are_drawn_once(
         ),
         ({"data": {"root": "nowhere"}}, "data: expected a folder, got 'nowhere'"),
         ({"watch": {"validation": "nowhere"}}, "data: expected a folder, got 'nowhere'"),
-        ({"adapter": {"rank": 0}}, "rank: expected at least 1, got 0"),
+        ({"adapter": {"rank": 0}}, "rank: expected a whole number of at least 1, got 0"),
     ],
 )
 def test_mistakes_are_named_before_a_model_is_loaded(
