@@ -1,5 +1,7 @@
-"""FLUX.1: double-stream blocks, then single-stream ones; text tokens first; latents packed to tokens. Guidance
-is distilled into an input, and real CFG is a second call."""
+"""FLUX.1: double-stream blocks, then single-stream ones; text tokens first; latents packed to tokens.
+
+Guidance is distilled into an input of the model, and real CFG is a second call.
+"""
 
 from __future__ import annotations
 
