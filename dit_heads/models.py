@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -13,7 +14,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 
 from dit_heads.embedded import WEIGHTS, load_embedded
 from dit_heads.errors import InputError
-from dit_heads.families.layouts import LAYOUTS, Layout, layout_of
+from dit_heads.families import FAMILIES, HeadLayout, family_of, layout_of
 
 EMBEDDED = {"embedded": "sd3", "embedded/sd3": "sd3", "embedded/flux": "flux"}
 # The embedded models have read captions of this length in most of their training, and the 256 tokens that
@@ -60,7 +61,7 @@ def empty_transformer(model: str) -> torch.nn.Module:
         raise InputError(_unusable(model, "transformer", error)) from error
 
 
-def head_layout(model: str) -> Layout:
+def head_layout(model: str) -> HeadLayout:
     """The blocks and heads of a model, from its configs alone. Raises `InputError` as `empty_transformer`."""
     return layout_of(empty_transformer(model))
 
@@ -76,11 +77,12 @@ def check_size(model: str, transformer: torch.nn.Module, **sides: int | None) ->
     Raises:
         InputError: naming the nearest sizes that there are.
     """
-    config: Any = transformer.config
-    channels = _config(AutoencoderKL, model, "vae")["block_out_channels"]
-    # FLUX's pipeline packs 2 x 2 latents into a token, which its config calls a patch of 1.
-    step = 2 ** (len(channels) - 1) * max(2, config.patch_size)
-    most = config.get("pos_embed_max_size")
+    pipelines = family_of(transformer).pipelines
+    if pipelines is None:
+        return
+    factor = 2 ** (len(_config(AutoencoderKL, model, "vae")["block_out_channels"]) - 1)
+    step = factor * pipelines.patch
+    most = pipelines.largest_side(SimpleNamespace(transformer=transformer, vae_scale_factor=factor))
     for name, side in sides.items():
         if side is not None and side % step:
             below = side - side % step
@@ -88,10 +90,9 @@ def check_size(model: str, transformer: torch.nn.Module, **sides: int | None) ->
             raise InputError(
                 f"{name}: expected a multiple of {step} pixels for this model, got {side}; nearest: {near}"
             )
-        if side is not None and most and side > most * step:
+        if side is not None and most is not None and side > most:
             raise InputError(
-                f"{name}: expected at most {most * step} pixels, as far as this model's positions reach, "
-                f"got {side}"
+                f"{name}: expected at most {most} pixels, as far as this model's positions reach, got {side}"
             )
 
 
@@ -115,9 +116,9 @@ def _transformer_class(model: str) -> str:
         kind = dict(parts).get("transformer", (None, None))[1]
     except Exception as error:
         raise InputError(f"model: cannot read '{model}': {_one_line(error)}") from error
-    if kind not in LAYOUTS:
+    if kind not in FAMILIES:
         raise InputError(
-            f"model: expected a pipeline with one of {', '.join(LAYOUTS)}, "
+            f"model: expected a pipeline with one of {', '.join(FAMILIES)}, "
             f"'{model}' is a {parts.get('_class_name')} with {kind or 'no transformer'}"
         )
     return kind

@@ -172,12 +172,15 @@ def _problems(error: ValidationError, kind: Any, found: object, label: str) -> I
     return InputError("\n".join(lines.values()))
 
 
-def _line(problem: Any, kind: Any, where: Sequence[str], found: object, label: str) -> str:
+def _line(problem: Any, kind: Any, where: Sequence[Any], found: object, label: str) -> str:
     owner = functools.reduce(lambda part, name: _types(part)[name], where[:-1], kind)
     if problem["type"] in ("unexpected_keyword_argument", "no_such_attribute"):
         return f"{where[-2] if len(where) > 1 else label}: {_unknown(where[-1], owner, kind)}"
     name, hint = (where[-1], _types(owner)[where[-1]]) if where else (label, kind)
-    return f"{name}: expected {_phrase(hint)}, got {_came(problem, where, found)}"
+    wanted = _phrase(hint)
+    if problem["type"] == "finite_number" and "from" not in wanted:
+        wanted = wanted.replace("number", "finite number", 1)
+    return f"{name}: expected {wanted}, got {_came(problem, where, found)}"
 
 
 def _unknown(name: str, owner: Any, kind: Any) -> str:
@@ -190,7 +193,7 @@ def _unknown(name: str, owner: Any, kind: Any) -> str:
     return f"unknown setting '{name}'; there are {', '.join(_types(owner))}"
 
 
-def _came(problem: Any, where: Sequence[str], found: object) -> str:
+def _came(problem: Any, where: Sequence[Any], found: object) -> str:
     """The whole value of a setting where it is short, else the item that does not fit."""
     if problem["type"].startswith("missing"):
         return "nothing"
@@ -237,19 +240,18 @@ def _phrase(hint: Any, several: bool = False) -> str:
     if origin is Literal:
         return " or ".join(repr(each) for each in inner)
     if origin is tuple:
-        return _list(inner, several) + _range(limits)
+        return _list(inner, several, "one or more " if limits.pop("min_length", 0) else "") + _range(limits)
     if is_dataclass(hint):
         return "a mapping of settings"
     return _WORDS.get(hint, (str(hint),) * 2)[several] + _range(limits)
 
 
-def _list(inner: list[Any], several: bool) -> str:
+def _list(inner: list[Any], several: bool, least: str) -> str:
     items = _phrase(inner[0], several=True)
-    if inner[-1] is Ellipsis:
-        return f"{'lists' if several else 'a list'} of {items}"
-    if len(inner) == 2:
+    if inner[-1] is not Ellipsis and len(inner) == 2:
         return f"{'pairs' if several else 'a pair'} of {items}"
-    return f"{'lists' if several else 'a list'} of {len(inner)} {items}"
+    count = least if inner[-1] is Ellipsis else f"{len(inner)} "
+    return f"{'lists' if several else 'a list'} of {count}{items}"
 
 
 def _limits(extra: Any) -> Iterator[tuple[str, Any]]:
@@ -274,6 +276,7 @@ _BOUNDS: dict[str, Callable[[Any], str]] = {
 def _range(limits: Mapping[str, Any]) -> str:
     if "ge" in limits and "le" in limits:
         rest = {name: value for name, value in limits.items() if name not in ("ge", "le")}
-        return f" from {limits['ge']:g} to {limits['le']:g}" + _range(rest)
+        more = _range(rest)
+        return f" from {limits['ge']:g} to {limits['le']:g}" + (more and f" and{more}")
     words = [_BOUNDS[name](limits[name]) for name in _BOUNDS if name in limits]
     return f" {' and '.join(words)}".replace(" and of ", " and ") if words else ""

@@ -68,7 +68,7 @@ class Whole:
         ({"part": {"rows": 1.5}}, "rows: expected a whole number of at least 1, got 1.5"),
         ({"part": {"rows": "2"}}, "rows: expected a whole number of at least 1, got '2'"),
         ({"part": {"rate": 0}}, "rate: expected a number above 0 and at most 1, got 0"),
-        ({"part": {"rate": float("nan")}}, "rate: expected a number above 0 and at most 1, got nan"),
+        ({"part": {"rate": float("nan")}}, "rate: expected a finite number above 0 and at most 1, got nan"),
         ({"part": {"share": float("inf")}}, "share: expected a number from 0 to 1, got inf"),
         ({"part": {"track": ["c"]}}, "track: expected a list of 'a' or 'b', got ['c']"),
         ({"part": {"track": "a"}}, "track: expected a list of 'a' or 'b', got 'a'"),
@@ -96,8 +96,10 @@ def test_every_problem_has_a_line_of_its_own():
 
 
 def test_python_is_checked_as_files_are_but_may_pass_lists_and_text():
-    assert Part(root="a", sizes=[[16, 32]]) == Part(root=Path("a"), sizes=((16, 32),))  # pyright: ignore
-    for wrong in ({"rows": 0}, {"row": 1}, {"rate": float("nan")}):
+    loose: dict[str, Any] = {"root": "a", "sizes": [[16, 32]]}
+    assert Part(**loose) == Part(root=Path("a"), sizes=((16, 32),))
+    changes: list[dict[str, Any]] = [{"rows": 0}, {"row": 1}, {"rate": float("nan")}]
+    for wrong in changes:
         with pytest.raises(InputError, match=r"^(rows|Part|rate): "):
             Part(**wrong)
         with pytest.raises(InputError):

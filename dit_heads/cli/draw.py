@@ -15,7 +15,7 @@ from dit_heads import HeadGuidance, HeadSet
 from dit_heads.cli.generate import Settings, without_heads
 from dit_heads.cli.warn import warn
 from dit_heads.errors import InputError
-from dit_heads.families.layouts import layout_of
+from dit_heads.families import Family, layout_of
 from dit_heads.models import EMBEDDED, check_size, empty_transformer, text_arguments
 
 
@@ -124,10 +124,10 @@ def warn_of_lost_words(pipe: Any, settings: Settings) -> None:
             warn(f"{name}: too long for {encoder}, which does not read '{words}'")
 
 
-def _check_negative_prompt(settings: Settings, family: str) -> None:
-    if family == "flux":
+def _check_negative_prompt(settings: Settings, family: Family) -> None:
+    if family.pipelines is not None and family.pipelines.distilled:
         raise InputError(
-            "negative_prompt: expected none for FLUX, whose guidance is distilled into it: it makes "
+            f"negative_prompt: expected none for {family.name.upper()}, whose guidance is distilled into it: it makes "
             f"no call that would read '{settings.negative_prompt}'"
         )
     if settings.guidance_scale <= 1:

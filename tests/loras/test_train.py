@@ -303,7 +303,7 @@ def test_the_embedded_model_trains_faster_in_bf16_and_to_the_same(
             loss, model = asked(config, monkeypatch)
         losses.append(loss.item())
         kinds.append({type(p).__name__ for p in model.attn_processors.values()})
-    assert kinds == [{"JointAttnProcessor2_0"}, {"TrainingAttention"}]
+    assert kinds == [{"JointAttnProcessor2_0"}, {"ExplicitJointAttention"}]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
@@ -353,7 +353,7 @@ def test_prior_pictures_that_are_missing_are_drawn_once(
         ),
         ({"data": {"root": "nowhere"}}, "data: expected a folder, got 'nowhere'"),
         ({"watch": {"validation": "nowhere"}}, "data: expected a folder, got 'nowhere'"),
-        ({"adapter": {"rank": 0}}, "rank: expected at least 1, got 0"),
+        ({"adapter": {"rank": 0}}, "rank: expected a whole number of at least 1, got 0"),
     ],
 )
 def test_mistakes_are_named_before_a_model_is_loaded(
