@@ -127,8 +127,8 @@ def warn_of_lost_words(pipe: Any, settings: Settings) -> None:
 def _check_negative_prompt(settings: Settings, family: Family) -> None:
     if family.pipelines is not None and family.pipelines.distilled:
         raise InputError(
-            f"negative_prompt: expected none for {family.name.upper()}, whose guidance is distilled into it: it makes "
-            f"no call that would read '{settings.negative_prompt}'"
+            f"negative_prompt: expected none for {family.name.upper()}, whose guidance is distilled into it: "
+            f"it makes no call that would read '{settings.negative_prompt}'"
         )
     if settings.guidance_scale <= 1:
         raise InputError(

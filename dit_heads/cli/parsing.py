@@ -82,8 +82,8 @@ def _refuse(event: Any) -> None:
     if what == "UnrecognizedArgs":
         raise InputError(f"arguments: not understood: {' '.join(event.tokens)} (see {event.prog} --help)")
     if what == "InvalidChoice":
-        name = _name(event.argument).removeprefix("--")
-        raise InputError(f"{name}: expected {', '.join(event.choices)}, got '{event.value}'")
+        choices = ", ".join(event.choices)
+        raise InputError(f"{_name(event.argument)}: expected {choices}, got '{event.value}'")
     if what == "MissingArgs":
         missing = ", ".join(_name(each.arg) for each in event.missing_arguments)
         raise InputError(f"arguments: expected {missing}, got none (see {event.prog} --help)")
