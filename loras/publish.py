@@ -9,6 +9,7 @@ from typing import Any
 
 from dit_heads import __version__
 from dit_heads.errors import InputError
+from dit_heads.families import family_of
 from dit_heads.io.atomic import write_text
 from dit_heads.loras.config import TrainConfig, as_mapping
 from dit_heads.models import EMBEDDED
@@ -51,7 +52,7 @@ A LoRA of rank {adapter.rank} for `{config.model}`: {grid}, trained for {steps} 
 
 def _front_matter(config: TrainConfig, pipe: Any) -> str:
     """What the hub reads. It refuses a base that is no model of its own."""
-    kind = "flux" if "Flux" in type(pipe).__name__ else "sd3"
+    kind = family_of(pipe.transformer).name
     lines = [
         "library_name: diffusers",
         "pipeline_tag: text-to-image",

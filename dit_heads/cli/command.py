@@ -56,10 +56,11 @@ class Generate:
         layout = head_layout(settings.model)
         if heads is not None:
             layout.resolve(heads)
-        if settings.negative_prompt and layout.family.name == "flux":
+        drawn = layout.family.pipelines
+        if settings.negative_prompt and drawn and drawn.distilled:
             raise InputError(
-                "negative_prompt: expected none for FLUX, whose guidance is distilled into it: it makes "
-                f"no call that would read '{settings.negative_prompt}'"
+                f"negative_prompt: expected none for {layout.model}, whose guidance is distilled into it: it "
+                f"makes no call that would read '{settings.negative_prompt}'"
             )
         if settings.model in EMBEDDED:
             _warn_of_unknown_words(settings)

@@ -274,7 +274,7 @@ def test_flux_has_no_call_that_reads_a_negative_prompt(tmp_path, capsys, monkeyp
     monkeypatch.chdir(tmp_path)
     flux = ["generate", "a small red cube on grass", "--model", "embedded/flux", "--steps", "1"]
     assert main([*flux, "--negative-prompt", "snow"]) == 2
-    assert "negative_prompt: expected none for FLUX" in error_line(capsys) and not list(tmp_path.iterdir())
+    assert "negative_prompt: expected none for Flux" in error_line(capsys) and not list(tmp_path.iterdir())
     assert main([*flux, "--heads", "L5H3", "--out", "a.png"]) == 0
     assert read_settings(tmp_path / "a.png")["model"] == "embedded/flux"
 
