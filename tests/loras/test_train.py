@@ -32,6 +32,7 @@ from dit_heads.loras.config import TrainConfig, as_mapping, config_of
 from dit_heads.loras.sets.captions import markers
 from dit_heads.loras.tasks.in_context import SetLoss, drawing
 from dit_heads.loras.train import train
+from dit_heads.training import loop
 from dit_heads.training.loop import Part, read_average
 from tests.loras.sets.test_dataset import PHOTOS
 from tests.saved import tiny_flux_pipeline, tiny_pipeline, tiny_vae
@@ -420,11 +421,11 @@ class Scaler:
 
 
 def test_fp16_may_overflow_now_and_then_but_not_for_ever():
-    training._check_finite(1.0, 0, None)
-    training._check_finite(float("inf"), 0, Scaler(1024.0))
+    loop._check_finite(1.0, 0, None)
+    loop._check_finite(float("inf"), 0, Scaler(1024.0))
     for scaler in (None, Scaler(2.0**-20)):
         with pytest.raises(ValueError, match="got inf at step 7"):
-            training._check_finite(float("inf"), 7, scaler)
+            loop._check_finite(float("inf"), 7, scaler)
 
 
 # --- killed, and shared ---
