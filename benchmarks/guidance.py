@@ -34,7 +34,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dit_heads import HeadGuidance
-from dit_heads.families.processors import HeadWeights, JointHeadProcessor
+from dit_heads.families.processors import HeadWeights
+from dit_heads.families.sd3 import JointHeadProcessor
 from dit_heads.guidance.perturb import Perturbation
 
 FORKS = {"1/8": 0.125, "1/2": 0.5, "7/8": 0.875}

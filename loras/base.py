@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dit_heads.errors import InputError
-from dit_heads.families.layouts import layout_of
-from dit_heads.families.velocity import normalised_latents
+from dit_heads.families import layout_of
+from dit_heads.families.latents import encoded
 from dit_heads.hunt.trials import fingerprint
 from dit_heads.loras.cache import CachedEncoder
 from dit_heads.loras.config import AdapterConfig
@@ -73,7 +73,6 @@ def _eight_bit(model: str, device: torch.device) -> Any:
     require_bitsandbytes("base")
     from diffusers.quantizers import PipelineQuantizationConfig
 
-    quiet_loading()
     try:
         index: Any = DiffusionPipeline.load_config(model)
         quantization = PipelineQuantizationConfig(
@@ -81,9 +80,10 @@ def _eight_bit(model: str, device: torch.device) -> Any:
             quant_kwargs={"load_in_8bit": True},
             components_to_quantize=EIGHT_BIT.get(index["_class_name"], ["transformer"]),
         )
-        pipe = DiffusionPipeline.from_pretrained(
-            model, quantization_config=quantization, dtype=torch.bfloat16, use_safetensors=True
-        )
+        with quiet_loading():
+            pipe = DiffusionPipeline.from_pretrained(
+                model, quantization_config=quantization, dtype=torch.bfloat16, use_safetensors=True
+            )
     # Whatever a damaged folder makes the libraries below raise, the reason for the user is the same.
     except Exception as error:
         raise InputError(f"model: cannot load '{model}': {error}") from error
@@ -110,12 +110,12 @@ def latents_of(pipe: Any, image: Image.Image) -> Tensor:
     """Normalised latents [C, h, w] of a picture."""
     vae = pipe.vae
     pixels = pipe.image_processor.preprocess(image).to(vae.device, vae.dtype)
-    return normalised_latents(vae, pixels)[0]
+    return encoded(vae, pixels)[0]
 
 
 def text_encoder(pipe: Any, folder: Path, tokens: int | None) -> CachedEncoder:
     """Captions -> {"text": [L, D], "pooled": [P]}, the T5 reading `tokens`."""
-    family = layout_of(pipe.transformer).family
+    family = layout_of(pipe.transformer).family.name
     length = tokens or TEXT_TOKENS[family]
 
     @torch.no_grad()

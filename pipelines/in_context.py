@@ -29,7 +29,7 @@ from PIL import Image
 from torch import Tensor
 
 from dit_heads.errors import InputError
-from dit_heads.families.velocity import normalised_latents
+from dit_heads.families.latents import encoded
 from dit_heads.io.pictures import read_image
 from dit_heads.loras.sets.captions import PLACES, JointCaption, check_length, markers
 from dit_heads.loras.sets.panels import Box, Fit, Layout, fit_panel, split
@@ -371,7 +371,7 @@ def _known_latents(pipe: Any, kept: GivenPanels) -> Float[Tensor, "s C h w"]:
         given = kept.mask[:, 0, box.top, box.left].to(pixels.device)
         if given.any():
             panels = pixels[given][..., box.rows, box.columns] * 2 - 1
-            latents[given, :, *_shrunk(box, step)] = normalised_latents(vae, panels)
+            latents[given, :, *_shrunk(box, step)] = encoded(vae, panels)
     pipe.maybe_free_model_hooks()  # under model offloading, the autoencoder would stay loaded beside the rest
     return latents
 

@@ -12,7 +12,7 @@ from diffusers.guiders.guider_utils import GuiderOutput
 from torch import Tensor, nn
 
 from dit_heads.errors import InputError
-from dit_heads.families.layouts import layout_of
+from dit_heads.families import layout_of
 from dit_heads.guidance.branch import BranchRunner, weights_of
 from dit_heads.guidance.checks import softness_of
 from dit_heads.guidance.perturb import Perturbation

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from dit_heads.errors import InputError
-from dit_heads.families.layouts import Layout, attention_name
-from dit_heads.families.processors import HEAD_WEIGHTS, PROCESSORS, HeadProcessor, HeadWeights
+from dit_heads.families import HeadLayout
+from dit_heads.families.processors import HEAD_WEIGHTS, HeadProcessor, HeadWeights
 from dit_heads.guidance.perturb import Perturbation
 from dit_heads.heads import HeadId
 
@@ -28,14 +28,14 @@ _BRANCH = "dit_heads_branch"
 Weights = Mapping[int, Mapping[str, Tensor]]
 
 
-def weights_of(layout: Layout, softness: Sequence[Mapping[HeadId, float]], like: Tensor) -> Weights:
+def weights_of(layout: HeadLayout, softness: Sequence[Mapping[HeadId, float]], like: Tensor) -> Weights:
     """U of every perturbed attention from u of each head, a mapping for each of R rows; like `like`."""
     # Filled on the CPU: a write for each head would be as many launches on a GPU, at every step.
     weights: dict[int, dict[str, Tensor]] = {}
     for row, of_row in enumerate(softness):
         for head, u in of_row.items():
             of_block = weights.setdefault(head.block, {})
-            name = attention_name(head)
+            name = layout.attention(head)
             if name not in of_block:
                 of_block[name] = torch.zeros(len(softness), layout.count(head), dtype=torch.float64)
             of_block[name][row, head.head] = u
@@ -48,12 +48,14 @@ def weights_of(layout: Layout, softness: Sequence[Mapping[HeadId, float]], like:
 @dataclass(frozen=True)
 class Branch:
     """One perturbed prediction. With `fork` None every row of the batch is perturbed; otherwise the batch
-    of `batch` rows grows by a copy of `rows` at block `fork`, and the copies are perturbed."""
+    of `batch` rows grows by a copy of `rows` at block `fork`, and the copies are perturbed. `text_tokens` of
+    the sequence are text."""
 
     weights: Weights
     fork: int | None
     rows: slice
     batch: int
+    text_tokens: int
 
     def grown(self, t: Tensor) -> Tensor:
         """`t` with the copied rows at its end; as it is if it has them."""
@@ -71,12 +73,13 @@ class BranchRunner:
     def __init__(
         self,
         transformer: Any,
-        layout: Layout,
+        layout: HeadLayout,
         blocks: Sequence[int],
         perturbation: Perturbation,
         count: Callable[[int, bool], None],
     ) -> None:
         self.transformer, self.layout, self.fork = transformer, layout, min(blocks)
+        self._carrier = layout.family.carrier
         self._signature = inspect.signature(type(transformer).forward)
         self._count, self._current = count, None
         self._undo = ExitStack()
@@ -122,24 +125,24 @@ class BranchRunner:
 
     def forked(self, arguments: dict[str, Any], weights: Weights, rows: slice) -> dict[str, Any]:
         """Arguments of a call that returns the perturbed rows after those of the batch."""
-        branch = Branch(weights, self.fork, rows, len(arguments["hidden_states"]))
+        branch = self._branch(arguments, weights, self.fork, rows)
         self._current = branch
-        return _with_branch({**arguments, **self._grown_residuals(arguments, branch)}, branch)
+        return self._carrier.put({**arguments, **self._grown_residuals(arguments, branch)}, _BRANCH, branch)
 
     def second_pass(self, arguments: dict[str, Any], weights: Weights, rows: slice) -> Any:
         """What the transformer returns for the conditional rows alone, perturbed."""
-        batch = len(arguments["hidden_states"])
-        taken = {
-            name: rows_of(value, rows, batch) if name in self.layout.batched else value
-            for name, value in arguments.items()
-        }
+        taken = self.layout.rows(arguments, rows)
         # Not the module itself: its hooks are the ones that run this. `forward` holds those of accelerate.
         return self.transformer.forward(**self.perturbed(taken, weights))
 
     def perturbed(self, arguments: dict[str, Any], weights: Weights) -> dict[str, Any]:
         """Arguments of a call in which every row is perturbed."""
         self._current = None
-        return _with_branch(arguments, Branch(weights, None, slice(None), len(arguments["hidden_states"])))
+        return self._carrier.put(arguments, _BRANCH, self._branch(arguments, weights, None, slice(None)))
+
+    def _branch(self, call: dict[str, Any], weights: Weights, fork: int | None, rows: slice) -> Branch:
+        text_tokens = self.layout.family.text_length(call)
+        return Branch(weights, fork, rows, self.layout.batch(call), text_tokens)
 
     # --- hooks ---
 
@@ -150,28 +153,26 @@ class BranchRunner:
     def _replace_processor(self, path: str, name: str, perturbation: Perturbation) -> None:
         attn: Any = self.transformer.get_submodule(path)
         replaced = attn.processor
-        kind = PROCESSORS[self.layout.family]
+        kind = self.layout.family.processor
         kind.check_replaceable(replaced, attn, path)
         attn.processor = ours = kind(replaced, name, perturbation)
         self._processors.append((attn, ours, path))
         self._undo.callback(_put_back, attn, ours, replaced)
 
     def _enter_block(self, index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        arguments = dict(zip(self.layout.block_arguments, args, strict=False)) | kwargs
-        joint = arguments.get("joint_attention_kwargs") or {}
-        branch: Branch | None = joint.get(_BRANCH)
+        names = self.layout.family.arguments
+        branch: Branch | None
+        branch, arguments = self._carrier.pop(dict(zip(names.block, args, strict=False)) | kwargs, _BRANCH)
         if branch is None:
-            self._count(len(arguments["hidden_states"]), False)
+            self._count(len(arguments[names.grown[0]]), False)
             return None
-        joint = {key: value for key, value in joint.items() if key != _BRANCH}
         if index in branch.weights:
-            text_tokens = arguments["encoder_hidden_states"].shape[1]
-            joint[HEAD_WEIGHTS] = HeadWeights(branch.weights[index], text_tokens)
+            weights = HeadWeights(branch.weights[index], branch.text_tokens)
+            arguments = self._carrier.put(arguments, HEAD_WEIGHTS, weights)
         if branch.fork is not None and index >= branch.fork:
-            for name in ("hidden_states", "encoder_hidden_states", "temb"):
-                arguments[name] = branch.grown(arguments[name])
-        self._count(len(arguments["hidden_states"]), branch.fork is None)
-        return (), {**arguments, "joint_attention_kwargs": joint}
+            arguments |= {name: branch.grown(arguments[name]) for name in names.grown}
+        self._count(len(arguments[names.grown[0]]), branch.fork is None)
+        return (), arguments
 
     def _enter_final(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         branch, self._current = self._current, None
@@ -191,18 +192,6 @@ class BranchRunner:
                     for block, t in zip(kind.blocks, picked, strict=True)
                 ]
         return found
-
-
-def _with_branch(arguments: dict[str, Any], branch: Branch) -> dict[str, Any]:
-    joint = arguments.get("joint_attention_kwargs") or {}
-    return {**arguments, "joint_attention_kwargs": {**joint, _BRANCH: branch}}
-
-
-def rows_of(value: Any, rows: slice, batch: int) -> Any:
-    """`rows` of every tensor of `batch` rows, in lists too; anything else as it is."""
-    if isinstance(value, list | tuple):
-        return [rows_of(item, rows, batch) for item in value]
-    return value[rows] if isinstance(value, Tensor) and value.ndim and len(value) == batch else value
 
 
 def _identities(module: nn.Module) -> list[int]:

@@ -18,7 +18,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from dit_heads.errors import InputError
-from dit_heads.families.layouts import layout_of
+from dit_heads.families import layout_of
 from dit_heads.guidance.branch import BranchRunner, Weights, weights_of
 from dit_heads.guidance.checks import (
     Softness,
@@ -237,7 +237,7 @@ class HeadGuidance:
         if self._begins_step(run, arguments):
             self._enter_step(run, arguments)
             if run.evaluates:
-                run.rows = self._rows(len(arguments["hidden_states"]))
+                run.rows = self._rows(self.layout.batch(arguments))
             if run.evaluates and self.report.trunk == "shared":
                 arguments = runner.forked(arguments, self._weights(arguments, run.rows), run.rows)
         return (), arguments
@@ -245,16 +245,19 @@ class HeadGuidance:
     def _after(self, _: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         run, runner = self._run, self._runner
         assert run is not None and runner is not None
-        sample = output[0]
+        sample = self.layout.family.prediction(output)
         if run.evaluates and run.difference is None:
             assert run.input is not None
             batch, rows = len(run.input), run.rows
             if self.report.trunk == "shared":
                 sample, perturbed = sample[:batch], sample[batch:]
             else:
-                perturbed = runner.second_pass(kwargs, self._weights(kwargs, rows), rows)[0]
+                second = runner.second_pass(kwargs, self._weights(kwargs, rows), rows)
+                perturbed = self.layout.family.prediction(second)
             run.difference = self._difference(sample[rows], perturbed)
-        return output if run.difference is None else _with_sample(output, _added(sample, run.difference))
+        if run.difference is None:
+            return output
+        return self.layout.family.with_prediction(output, _added(sample, run.difference))
 
     def _begins_step(self, run: _Run, arguments: Mapping[str, Any]) -> bool:
         """Whether this is the first call of a step. SD3's skip-layer call is another of the same step, and
@@ -262,12 +265,13 @@ class HeadGuidance:
         scheduler repeats them)."""
         if self.pipe is None or run.input is None:
             return True
-        same = arguments["hidden_states"] is run.input and torch.equal(arguments["timestep"], run.timestep)  # pyright: ignore[reportArgumentType]
+        latents, timestep = arguments[self.layout.family.arguments.latents], arguments["timestep"]
+        same = latents is run.input and torch.equal(timestep, run.timestep)  # pyright: ignore[reportArgumentType]
         return not same and arguments.get("skip_layers") is None
 
     def _enter_step(self, run: _Run, arguments: Mapping[str, Any]) -> None:
         run.step += 1
-        run.input, run.timestep = arguments["hidden_states"], arguments["timestep"]
+        run.input, run.timestep = arguments[self.layout.family.arguments.latents], arguments["timestep"]
         if self.pipe is None:
             self.report.steps += 1
         guided = self.pipe is None or self._guides(run.step, run.steps)
@@ -287,22 +291,17 @@ class HeadGuidance:
                     f"conditional: expected rows that tile a batch of {batch}, got {rows}, {count} rows"
                 )
             return rows
-        # FLUX's pipelines have no such property: their CFG is a second call.
-        if not getattr(self.pipe, "do_classifier_free_guidance", False):
-            return slice(0, batch)
-        if batch % 2:
-            raise InputError(f"pipe: with CFG the batch is two halves, got {batch} rows")
-        return slice(batch // 2, batch)
+        return self.layout.family.conditional_rows(self.pipe, batch)
 
     def _weights(self, arguments: Mapping[str, Any], rows: slice) -> Weights:
-        like = arguments["hidden_states"]
-        count = len(range(*rows.indices(len(like))))
+        latents = arguments[self.layout.family.arguments.latents]
+        count = len(range(*rows.indices(len(latents))))
         if self.per_sample and len(self.sets) != count:
             raise InputError(
                 f"heads: expected one head set for each of {count} pictures, got {len(self.sets)}"
             )
         each = self.softness if self.per_sample else self.softness * count
-        return weights_of(self.layout, each, like)
+        return weights_of(self.layout, each, latents[0])
 
     def _difference(self, conditional: Tensor, perturbed: Tensor) -> Tensor:
         exact = torch.promote_types(conditional.dtype, torch.float32)
@@ -340,12 +339,6 @@ def _added(sample: Tensor, difference: Tensor) -> Tensor:
             f"pipe: expected calls of a multiple of {len(difference)} rows in a step, got {len(sample)}"
         )
     return (sample.unflatten(0, (-1, len(difference))) + difference).flatten(0, 1)
-
-
-def _with_sample(output: Any, sample: Tensor) -> Any:
-    if isinstance(output, tuple):
-        return (sample, *output[1:])
-    return type(output)(**{**output, "sample": sample})
 
 
 def _check_attachable(transformer: nn.Module) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from dit_heads.errors import InputError
-from dit_heads.families.layouts import Layout, layout_of
+from dit_heads.families import HeadLayout, layout_of
 from dit_heads.heads import BlockId, HeadSet
 from dit_heads.loras.weights.low_rank import Lora, LowRank, check_fits, require_peft
 
@@ -72,7 +72,7 @@ def _stacked(changes: Sequence[LowRank]) -> LowRank:
     return LowRank(torch.cat([c.a for c in changes]), torch.cat([c.b for c in changes], 1))
 
 
-def _factor(scale: Scale, layout: Layout, label: str) -> Callable[[str], float]:
+def _factor(scale: Scale, layout: HeadLayout, label: str) -> Callable[[str], float]:
     """The scale of a module by its name."""
     if not isinstance(scale, Mapping):
         rest, blocks = _number(scale, label), {}
@@ -83,7 +83,7 @@ def _factor(scale: Scale, layout: Layout, label: str) -> Callable[[str], float]:
     return lambda module: blocks.get(".".join(module.split(".")[:2]), rest)
 
 
-def _blocks(scale: Mapping[str, float], layout: Layout, label: str) -> dict[str, float]:
+def _blocks(scale: Mapping[str, float], layout: HeadLayout, label: str) -> dict[str, float]:
     """The scale of each block that is named, by the block's path."""
     found: dict[str, float] = {}
     for text, at in scale.items():

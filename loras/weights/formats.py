@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dit_heads.errors import InputError
-from dit_heads.families.layouts import layout_of
+from dit_heads.families import layout_of
 from dit_heads.loras.weights.low_rank import (
     PEFT,
     PREFIX,
@@ -156,7 +156,7 @@ class _Names:
         linear = linear_modules(transformer)
         self.known = {name: name for name in linear}
         self.known |= {f"lora_transformer_{name.replace('.', '_')}": name for name in linear}
-        self.flux = layout_of(transformer).family == "flux"
+        self.flux = layout_of(transformer).family.name == "flux"
 
     def resolve(self, source: str, change: LowRank) -> dict[str, LowRank]:
         """The changes of the transformer's modules that one module of a file stands for."""

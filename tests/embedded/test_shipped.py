@@ -17,7 +17,7 @@ from dit_heads.embedded.nets.vae import reconstruction_psnr, to_tensor
 from dit_heads.embedded.sets import TASKS, agreement, split_sets, task_of
 from dit_heads.embedded.world.captions import caption
 from dit_heads.embedded.world.render import render
-from dit_heads.families.layouts import layout_of
+from dit_heads.families import layout_of
 from dit_heads.loras.sets.panels import Layout
 from dit_heads.pipelines.in_context import InContextPipeline
 

@@ -5,7 +5,7 @@ import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DModel
 
 from dit_heads import HeadSet
-from dit_heads.families.layouts import attention_name, layout_of
+from dit_heads.families import layout_of
 from tests import tiny
 
 # The published configs of the real models.
@@ -37,7 +37,7 @@ def test_every_head_of_the_real_models_is_addressed(config, joint, image_only):
     dual = [b for b, heads in enumerate(layout.image_only_heads) if heads]
     assert sum(layout.image_only_heads) == image_only
     for head in everything:
-        path = f"{layout.blocks[head.block]}.{attention_name(head)}"
+        path = f"{layout.blocks[head.block]}.{layout.attention(head)}"
         assert f"{path}.processor" in model.attn_processors
         rows = parts[path].to_q.weight.shape[0]
         assert rows == 64 * layout.count(head)

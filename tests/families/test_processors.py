@@ -8,7 +8,8 @@ from diffusers.models.attention_processor import (
 )
 from torch.testing import assert_close
 
-from dit_heads.families.processors import HeadWeights, JointHeadProcessor
+from dit_heads.families.processors import HeadWeights
+from dit_heads.families.sd3 import JointHeadProcessor
 from dit_heads.guidance.perturb import Perturbation
 from tests import tiny
 

@@ -303,7 +303,7 @@ def test_the_embedded_model_trains_faster_in_bf16_and_to_the_same(
             loss, model = asked(config, monkeypatch)
         losses.append(loss.item())
         kinds.append({type(p).__name__ for p in model.attn_processors.values()})
-    assert kinds == [{"JointAttnProcessor2_0"}, {"TrainingAttention"}]
+    assert kinds == [{"JointAttnProcessor2_0"}, {"ExplicitJointAttention"}]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
