@@ -73,7 +73,6 @@ def _eight_bit(model: str, device: torch.device) -> Any:
     require_bitsandbytes("base")
     from diffusers.quantizers import PipelineQuantizationConfig
 
-    quiet_loading()
     try:
         index: Any = DiffusionPipeline.load_config(model)
         quantization = PipelineQuantizationConfig(
@@ -81,9 +80,10 @@ def _eight_bit(model: str, device: torch.device) -> Any:
             quant_kwargs={"load_in_8bit": True},
             components_to_quantize=EIGHT_BIT.get(index["_class_name"], ["transformer"]),
         )
-        pipe = DiffusionPipeline.from_pretrained(
-            model, quantization_config=quantization, dtype=torch.bfloat16, use_safetensors=True
-        )
+        with quiet_loading():
+            pipe = DiffusionPipeline.from_pretrained(
+                model, quantization_config=quantization, dtype=torch.bfloat16, use_safetensors=True
+            )
     # Whatever a damaged folder makes the libraries below raise, the reason for the user is the same.
     except Exception as error:
         raise InputError(f"model: cannot load '{model}': {error}") from error

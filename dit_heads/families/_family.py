@@ -153,6 +153,7 @@ class Pipelines:
     noise: the latents that a pipeline would start from: (pipe, pictures, height and width in pixels,
         dtype, generator) -> as `pack` puts them out.
     largest_side: the most pixels that a side can have, None for no limit.
+    patch: latents along the side of an image token.
     """
 
     text_to_image: str
@@ -164,6 +165,7 @@ class Pipelines:
     latent_size: Callable[[Call], tuple[int, int]]
     noise: Callable[[Any, int, tuple[int, int], Any, Any], Tensor]
     largest_side: Callable[[Any], int | None]
+    patch: int = 2
 
 
 @dataclass(frozen=True)
