@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from dit_heads.errors import InputError
 from dit_heads.loras.sets.folders import Cell, content_hash, decode, examine, read_sets
 from dit_heads.loras.sets.panels import Grid, PanelFit, check_grid, check_side, cut, join
+from dit_heads.training.sampler import draws_at
 
 OnError = Literal["stop", "skip"]
 MIN_SIDE = 64
@@ -184,36 +185,3 @@ def nearest_bucket(shapes: Sequence[Cell], buckets: Sequence[Cell]) -> Cell:
         return round(abs(math.log(height / width) - mean), 9), -height * width, -height
 
     return min(buckets, key=distance)
-
-
-# --- order ---
-
-
-def draws_at(
-    step: int, batch_size: int, buckets: Sequence[Sequence[int]], seed: int
-) -> list[tuple[int, int]]:
-    """Batch `step`, counted from 0, as (sample, epoch of this draw).
-
-    Each bucket deals its samples like a deck that is shuffled anew when it is used up: every sample comes
-    once an epoch, and every batch is full, because what an epoch leaves over begins the next one's first
-    batch. Each epoch the full batches of all buckets are shuffled among each other."""
-    _check_count("step", step, 0)
-    _check_count("batch_size", batch_size, 1)
-
-    def batches_before(epoch: int) -> list[int]:
-        return [epoch * len(bucket) // batch_size for bucket in buckets]
-
-    epoch = step * batch_size // sum(map(len, buckets))  # left-over samples can only make it later
-    while sum(batches_before(epoch + 1)) <= step:
-        epoch += 1
-    first, end = batches_before(epoch), batches_before(epoch + 1)
-    batches = [(b, k) for b in range(len(buckets)) for k in range(first[b], end[b])]
-    order = np.random.default_rng((1, seed, epoch)).permutation(len(batches))
-    bucket, batch = batches[order[step - sum(first)]]
-    return [_dealt(buckets[bucket], bucket, batch * batch_size + k, seed) for k in range(batch_size)]
-
-
-def _dealt(samples: Sequence[int], bucket: int, place: int, seed: int) -> tuple[int, int]:
-    epoch, k = divmod(place, len(samples))
-    deck = np.random.default_rng((2, seed, epoch, bucket)).permutation(len(samples))
-    return samples[deck[k]], epoch
