@@ -1,27 +1,173 @@
-"""Pictures on disk: settings inside the PNG, files that appear whole or not at all, bounded reading."""
+"""Pictures on disk: the one decoder, and PNG files with their settings inside.
+
+Whatever names a picture, a path, its bytes or a PIL image, the same pixels come out: turned as its EXIF says,
+RGB of 8 bits, transparent parts on white, grey repeated, 16 bits scaled, of an animation the first frame.
+Nothing is decoded before its bytes and pixels are known to be within limits, and nothing global is touched,
+so that threads may decode side by side.
+"""
+
+from __future__ import annotations
 
 import json
 import os
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import struct
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from dit_heads.errors import InputError
 from dit_heads.io.atomic import atomic_file
+from dit_heads.io.formats import PNG, open_header
 
-# Limits that hold before anything is decoded: a few kilobytes of PNG can unpack to gigabytes.
+# A few kilobytes of PNG can unpack to gigabytes.
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64 * 10**6
-FORMATS = ("PNG", "JPEG", "WEBP")
+WHITE = (255, 255, 255)
+_INFLATED = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # parts of a PNG whose length Pillow limits
+
+# --- reading ---
+
+
+def read_image(path: Path, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture in a file, as RGB.
+
+    Raises:
+        InputError: if there is no such file, it is too large (known before it is decoded), in another format
+            or damaged; the message names the file.
+    """
+    if not path.is_file():
+        raise InputError(f"image: there is no file '{path}'")
+    try:
+        return decode(read_bytes(path, max_bytes), max_pixels)
+    except InputError as error:
+        raise InputError(f"image: '{path}' {error}") from error
+
+
+def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
+    """The bytes of a file. Raises InputError, which does not name the file, if there is none or too many."""
+    if not path.is_file():
+        raise InputError("there is no such file")
+    try:
+        if (size := path.stat().st_size) > limit:
+            raise InputError(f"has {size} bytes, expected at most {limit}")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}") from error
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture in the bytes of a file, as RGB. Raises InputError, which does not name the file."""
+    return _loaded(data, max_pixels, to_rgb)
+
+
+def size_of(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Height and width of a picture the right way up, in pixels; all of it is decoded, so a damaged one is
+    found, but nothing is converted. Raises InputError as `decode`."""
+
+    def upright(image: Image.Image) -> tuple[int, int]:
+        width, height = image.size
+        # Of a JPEG all bytes are read, but fewer pixels made.
+        image.draft("RGB", (max(1, width // 8), max(1, height // 8)))
+        image.load()
+        return (width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width)
+
+    return _loaded(data, max_pixels, upright)
+
+
+def _loaded(data: bytes, max_pixels: int, use: Callable[[Image.Image], Any]) -> Any:
+    """`use` of a picture that is open but not decoded yet, its size known to be within the limit."""
+    try:
+        return _used(data, max_pixels, use)
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
+        shorter = without_text(data) if data.startswith(PNG) and "MAX_TEXT" in str(error) else data
+        if len(shorter) < len(data):
+            return _loaded(shorter, max_pixels, use)
+        raise InputError(f"is not a picture that can be read: it is damaged: {_reason(error)}") from error
+
+
+def _used(data: bytes, max_pixels: int, use: Callable[[Image.Image], Any]) -> Any:
+    with open_header(data) as image:
+        if image.width * image.height > max_pixels:
+            raise InputError(f"is {image.width} x {image.height}, expected at most {max_pixels} pixels")
+        return use(image)
+
+
+def _reason(error: Exception) -> str:
+    """What Pillow says, without the address of an object."""
+    return type(error).__name__ if " at 0x" in str(error) else str(error) or type(error).__name__
+
+
+def without_text(data: bytes) -> bytes:
+    """A PNG without text and colour profile. Some programs keep megabytes of settings there, more than Pillow
+    reads."""
+    kept, at = [PNG], len(PNG)
+    while at + 8 <= len(data):
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        end = at + 12 + length
+        if kind not in _INFLATED:
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB of any PIL image, the right way up.
+
+    Args:
+        image: Of 8 or 16 bits a channel; `I` (32 bits) counts as 16 bits, as Pillow reads PNG.
+
+    Raises:
+        InputError: for floating-point pixels, whose range is unknown, and numbers outside of 16 bits.
+    """
+    image = _upright(image)
+    if image.mode == "F":
+        raise InputError("is a picture of floating-point numbers (mode F), expected 8 or 16 bits")
+    if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
+        return _from_16_bits(image)
+    if image.has_transparency_data:
+        colours = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (*WHITE, 255)), colours).convert("RGB")
+    return image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    turned = ImageOps.exif_transpose(image) if _orientation(image) != 1 else None
+    return image if turned is None else turned
+
+
+def _orientation(image: Image.Image) -> int:
+    """How its EXIF turns a picture; 1, not at all, where that is missing or damaged."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow's parser raises almost anything
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits as RGB; the value that a PNG declares transparent becomes white."""
+    values = np.asarray(image).astype(np.int64)
+    if values.size and not 0 <= values.min() <= values.max() <= 0xFFFF:
+        raise InputError(f"has pixels from {values.min()} to {values.max()}, expected 0 to 65535 (16 bits)")
+    grey = np.round(values / 257).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+# --- writing ---
 
 
 def check_writable(path: Path) -> None:
-    """Raise ValueError now if `path` could not be written later, without creating anything."""
+    """Raise InputError now if `path` could not be written later, without creating anything."""
     if path.is_dir():
         raise InputError(f"out: expected a file name, got the folder '{path}'")
     folder = path.parent
@@ -47,9 +193,13 @@ def write_png(image: Image.Image, path: Path, settings: Mapping[str, Any]) -> No
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings that `write_png` put into a file. Raises ValueError if it holds none."""
-    with _opened(path) as image:
-        text = image.info.get("parameters")
+    """The settings that `write_png` put into a file. Raises InputError if it holds none."""
+    if not path.is_file():
+        raise InputError(f"image: there is no file '{path}'")
+    try:
+        text = _loaded(read_bytes(path), MAX_PIXELS, lambda image: image.info.get("parameters"))
+    except InputError as error:
+        raise InputError(f"image: '{path}' {error}") from error
     if text is None:
         raise InputError(f"from: '{path}' holds no `parameters` text; was it saved anew by another program?")
     try:
@@ -59,37 +209,3 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise InputError(f"from: the `parameters` of '{path}' are not the JSON that dit-heads writes")
     return settings
-
-
-def read_image(path: Path, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A PNG, JPEG or WebP as RGB. Raises ValueError if it is too large (before decoding) or broken."""
-    with _opened(path, max_bytes, max_pixels) as image:
-        try:
-            return image.convert("RGB")
-        except (OSError, SyntaxError) as error:
-            raise InputError(f"image: '{path}' is damaged: {error}") from error
-
-
-@contextmanager
-def _opened(path: Path, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """An image whose header alone was read, once its size is known to be within the limits."""
-    if not path.is_file():
-        raise InputError(f"image: there is no file '{path}'")
-    if (size := path.stat().st_size) > max_bytes:
-        raise InputError(f"image: '{path}' has {size} bytes, expected at most {max_bytes}")
-    with _header(path) as image:
-        if image.width * image.height > max_pixels:
-            raise InputError(
-                f"image: '{path}' is {image.width} x {image.height}, expected at most {max_pixels} pixels"
-            )
-        yield image
-
-
-def _header(path: Path) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of what the pixel limit refuses a moment later.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(path, formats=FORMATS)
-    except (OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-        raise InputError(f"image: '{path}' is not a picture that can be read: {error}") from error

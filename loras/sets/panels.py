@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from dit_heads.errors import InputError
+from dit_heads.io.pictures import WHITE, to_rgb
 
 Unit = Literal["pixels", "latents", "tokens"]
 PanelFit = Literal["crop", "pad"]
 Picture = TypeVar("Picture", Image.Image, Tensor)
 
 PIXELS: dict[Unit, int] = {"pixels": 1, "latents": 8, "tokens": 16}  # a side, of one of each
-WHITE = (255, 255, 255)
 
 
 @dataclass(frozen=True)
@@ -245,16 +245,6 @@ def _scaled(height: int, width: int, cell_height: int, cell_width: int, fit: Pan
     """Height and width of a picture that just covers a cell ("crop") or just fits into it ("pad")."""
     scale = (max if fit == "crop" else min)(cell_height / height, cell_width / width)
     return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB of any image: transparent parts on white, grey repeated, 16 bits a channel scaled to 8."""
-    if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
-        image = image.convert("I").point(lambda value: value / 257, "F").convert("L")
-    if image.has_transparency_data:
-        colours = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, (*WHITE, 255)), colours).convert("RGB")
-    return image.convert("RGB")
 
 
 # --- loss ---

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.testing import assert_close
 
-from dit_heads.loras.sets.panels import Box, Grid, cut, fit_panel, join, loss_weight, split, to_rgb
+from dit_heads.io.pictures import to_rgb
+from dit_heads.loras.sets.panels import Box, Grid, cut, fit_panel, join, loss_weight, split
 from dit_heads.training.flow import flow_matching_loss
 
 SIDES = st.integers(1, 4).map(lambda k: 16 * k)
