@@ -29,8 +29,9 @@ from dit_heads.errors import InputError
 from dit_heads.families import class_names, pipeline_names, pipelines_of
 from dit_heads.families.latents import encoded
 from dit_heads.io.pictures import read_image
-from dit_heads.loras.sets.captions import PLACES, JointCaption, check_length, markers
+from dit_heads.loras.sets.captions import JointCaption, check_length
 from dit_heads.loras.sets.panels import Box, Grid, PanelFit, fit_panel, split
+from dit_heads.tasks.markers import PLACES, markers
 
 FLOW_SCHEDULERS = (
     FlowMatchEulerDiscreteScheduler,

@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dit_heads.embedded.nets.judge import COUNTS, Judge, Verdict, verdict
-from dit_heads.embedded.world.captions import CORNERS, NAMES, WHEN, content
+from dit_heads.embedded.world.captions import NAMES, WHEN, content
 from dit_heads.embedded.world.data import ATTRIBUTES
 from dit_heads.embedded.world.render import render
 from dit_heads.embedded.world.scenes import (
@@ -43,11 +43,10 @@ from dit_heads.embedded.world.scenes import (
     split_seed,
 )
 from dit_heads.errors import InputError
+from dit_heads.tasks.markers import markers
 
 FIRST = 8_000_000  # sets start here in a split, far from the scenes of training, evaluation and searches
 TURNS = (0, 90, 180, 270)  # degrees
-# In reading order, by rows and columns; loras.captions knows them too, but the core does not import loras.
-MARKERS = {(1, 3): ("[LEFT]", "[MIDDLE]", "[RIGHT]"), (2, 2): CORNERS}
 FRAMES = ("{things} {when}", "{when}, {things}")
 NAMED_FRAMES = ("{name} is {things} {when}", "{when}, {name} is {things}")
 
@@ -181,8 +180,8 @@ def _joint_caption(task: Task, scenes: Sequence[Scene], rng: np.random.Generator
     first, second, third = (scene.ground for scene in scenes[:3])
     summary = str(rng.choice(task.summaries)).format(name=name, first=first, second=second, third=third)
     panels = [frame.format(name=name, things=content(s), when=WHEN[s.sky]) for s in scenes]
-    markers = MARKERS[task.rows, task.columns]
-    return " ".join([summary, *(f"{m} {panel}" for m, panel in zip(markers, panels, strict=True))])
+    marked = zip(markers(task.rows, task.columns), panels, strict=True)
+    return " ".join([summary, *(f"{marker} {panel}" for marker, panel in marked)])
 
 
 TASKS: dict[str, Task] = {

@@ -11,48 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from dit_heads.errors import InputError
+from dit_heads.tasks.markers import PATTERN, PLACES, counted, families
 
-# Rows, columns -> the names of places, row by row. Any grid may count its panels instead.
-PLACES: dict[tuple[int, int], tuple[str, ...]] = {
-    (1, 2): ("[LEFT]", "[RIGHT]"),
-    (1, 3): ("[LEFT]", "[MIDDLE]", "[RIGHT]"),
-    (2, 1): ("[TOP]", "[BOTTOM]"),
-    (3, 1): ("[TOP]", "[MIDDLE]", "[BOTTOM]"),
-    (2, 2): ("[TOP-LEFT]", "[TOP-RIGHT]", "[BOTTOM-LEFT]", "[BOTTOM-RIGHT]"),
-}
-STYLES = ("places", "scenes", "images")
-_NAMES = sorted({marker[1:-1] for places in PLACES.values() for marker in places})
-_MARKER = re.compile(rf"\[(?:{'|'.join(_NAMES)}|SCENE-[0-9]+|IMAGE[0-9]+)\]")
+_MARKER = re.compile(PATTERN)
+_ANY_CASE = re.compile(PATTERN, re.IGNORECASE)
 _IDENTITY = re.compile(r"<[A-Za-z][A-Za-z0-9_-]*>")
 _BROKEN_IDENTITY = re.compile(r"<[A-Za-z][^\s<>]*|\b[A-Z][A-Za-z0-9_-]*>")  # not "a -> b" or "<3"
 
 
-def markers(rows: int, columns: int, style: str = "places") -> tuple[str, ...]:
-    """One marker a panel, row by row: [LEFT] [RIGHT] and the like ("places"), [SCENE-1] [SCENE-2] ...
-    ("scenes") or [IMAGE1] [IMAGE2] ... ("images"). Raises ValueError for a grid whose places have no names.
-    """
-    if style not in STYLES:
-        raise InputError(f"style: expected {', '.join(STYLES)}, got {style!r}")
-    if style == "places":
-        if (rows, columns) not in PLACES:
-            grids = ", ".join(f"{r} x {c}" for r, c in PLACES)
-            raise InputError(
-                f"style: places have names in grids of {grids} (rows x columns), got {rows} x {columns}; "
-                "choose scenes or images"
-            )
-        return PLACES[rows, columns]
-    return _counted(rows * columns, style)
-
-
-def _counted(count: int, style: str) -> tuple[str, ...]:
-    form = "[SCENE-{}]" if style == "scenes" else "[IMAGE{}]"
-    return tuple(form.format(k) for k in range(1, count + 1))
-
-
 def _check_markers(found: Sequence[str]) -> None:
-    count = len(found)
-    families = [*PLACES.values(), _counted(count, "scenes"), _counted(count, "images")]
-    if not found or tuple(found) not in families:
+    known = [*PLACES.values(), counted(len(found), "scenes"), counted(len(found), "images")]
+    if not found or tuple(found) not in known:
         forms = "[LEFT] [RIGHT], [TOP] [BOTTOM], the four corners, [SCENE-1] [SCENE-2] ..., [IMAGE1] ..."
         raise InputError(
             f"markers: expected each once and in order: {forms}; got {' '.join(found) or 'none'}"
@@ -86,7 +55,7 @@ class JointCaption:
         if empty := [m for m, panel in zip(self.markers, self.panels, strict=True) if not panel]:
             raise InputError(f"panels: expected words behind each marker, got none behind {', '.join(empty)}")
         for part in (self.summary, self.trigger, *self.panels):
-            if found := _MARKER.findall(part):
+            if found := _ANY_CASE.findall(part):
                 raise InputError(f"caption: expected no marker inside a part, got {found[0]} in {part!r}")
 
     def __str__(self) -> str:
@@ -107,6 +76,34 @@ class JointCaption:
 def markers_in(text: str) -> tuple[str, ...]:
     """The panel markers of any text, in order."""
     return tuple(_MARKER.findall(text))
+
+
+def without_markers(text: str) -> str:
+    return _MARKER.sub(" ", text)
+
+
+def check_caption(caption: str | JointCaption, rows: int, columns: int) -> JointCaption | None:
+    """The parts of a caption of a grid, None for one without any marker. The trainer and
+    `InContextPipeline` share this rule, so that what is trained can be generated.
+
+    Raises:
+        InputError: unless there is a marker a panel, once and in order, of one family that names this grid,
+            in capitals, with words behind each.
+    """
+    if isinstance(caption, str) and not _ANY_CASE.search(caption):
+        return None
+    text, panels = str(caption), rows * columns
+    if lower := [marker for marker in _ANY_CASE.findall(text) if marker != marker.upper()]:
+        raise InputError(f"the caption has {lower[0]}, expected markers in capitals: {lower[0].upper()}")
+    found = markers_in(text)
+    fitting = families(rows, columns)
+    choices = " or ".join(" ".join(family) for family in fitting)
+    if found not in fitting:
+        raise InputError(
+            f"the caption has markers of {len(set(found))} panels, expected {panels}, each once and in "
+            f"order, behind {choices}; got {len(found)}, behind {' '.join(found)}"
+        )
+    return JointCaption.parse(caption) if isinstance(caption, str) else caption
 
 
 def _one_line(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +15,18 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dit_heads.errors import InputError
-from dit_heads.loras.sets.folders import Cell, content_hash, decode, examine, read_sets
-from dit_heads.loras.sets.panels import Grid, PanelFit, check_grid, check_side, cut, join
+from dit_heads.io.pictures import decode
+from dit_heads.loras.sets.captions import without_markers
+from dit_heads.loras.sets.examine import Cell, Examined, examined
+from dit_heads.loras.sets.folders import content_hash, read_sets
+from dit_heads.loras.sets.panels import Grid, PanelFit, check_grid, check_side, cut, join, scaling_loss
 from dit_heads.training.sampler import draws_at
 
 OnError = Literal["stop", "skip"]
 MIN_SIDE = 64
-_PREPARATION = 1  # a part of every key: raise it when the same files would give other pixels
+_SHOWN = 5  # sets that a warning lists
+_SIDE = re.compile(r"\b(left|right)(-?hand|most|wards?)?\b", re.IGNORECASE)
+_PREPARATION = 2  # a part of every key: raise it when the same files would give other pixels
 
 
 @dataclass(frozen=True)
@@ -85,20 +91,15 @@ class SetDataset:
         check_grid(rows, columns)
         _check_options(buckets, fit, seed, on_error, min_side)
         self.flip, self.seed = flip, seed
-        samples: list[Sample] = []
-        problems: list[str] = []
-        for found in read_sets(Path(root)):
-            shapes, digest, wrong = examine(found, rows, columns, min_side)
-            if wrong:
-                problems += [f"{found.source}: {problem}" for problem in wrong]
-                continue
-            height, width = nearest_bucket(shapes, buckets)
-            grid = Grid.equal(rows, columns, height=height, width=width)
-            caption = found.caption.strip()
-            samples.append(Sample(found.files, caption, found.source, digest, grid, fit, found.ready))
-        _report(Path(root), problems, len(samples), on_error)
-        self.samples = tuple(samples)
-        cells = [(sample.grid.heights[0], sample.grid.widths[0]) for sample in samples]
+        found = list(examined(read_sets(Path(root)), rows, columns, min_side))
+        good = [one for one in found if not one.problems]
+        problems = [f"{one.listed.source}: {problem}" for one in found for problem in one.problems]
+        _report(Path(root), problems, len(good), on_error)
+        self.samples = tuple(_sample(one, rows, columns, buckets, fit) for one in good)
+        _warn_of_losses(good, self.samples)
+        if flip:
+            _warn_of_sides(self.samples)
+        cells = [(sample.grid.heights[0], sample.grid.widths[0]) for sample in self.samples]
         self.buckets = {
             cell: tuple(i for i, c in enumerate(cells) if c == cell) for cell in sorted(set(cells))
         }
@@ -127,6 +128,37 @@ class SetDataset:
     def _drawn(self, index: int, epoch: int) -> Sample:
         flip = self.flip and bool(np.random.default_rng((3, self.seed, epoch, index)).integers(2))
         return replace(self.samples[index], flip=flip)
+
+
+def _sample(one: Examined, rows: int, columns: int, buckets: Sequence[Cell], fit: PanelFit) -> Sample:
+    height, width = nearest_bucket(one.shapes, buckets)
+    grid = Grid.equal(rows, columns, height=height, width=width)
+    listed = one.listed
+    return Sample(listed.files, listed.caption.strip(), listed.source, one.digest, grid, fit, listed.ready)
+
+
+def _warn_of_losses(found: Sequence[Examined], samples: Sequence[Sample]) -> None:
+    """Warn of panels that are enlarged, or cropped to a part of themselves."""
+    losses = []
+    for one, sample in zip(found, samples, strict=True):
+        cell = sample.grid.heights[0], sample.grid.widths[0]
+        lost = (scaling_loss(*shape, *cell, sample.fit) for shape in one.shapes)
+        if first := next(filter(None, lost), ""):
+            losses.append(f"\n  {sample.source}: {first}")
+    if losses:
+        more = f"\n  and {len(losses) - _SHOWN} more" if len(losses) > _SHOWN else ""
+        warnings.warn(f"data: panels lose detail:{''.join(losses[:_SHOWN])}{more}", stacklevel=3)
+
+
+def _warn_of_sides(samples: Sequence[Sample]) -> None:
+    """Warn of captions that a mirrored picture contradicts."""
+    sided = [sample.source for sample in samples if _SIDE.search(without_markers(sample.caption))]
+    if sided:
+        shown = ", ".join(sided[:_SHOWN]) + (", ..." if len(sided) > _SHOWN else "")
+        warnings.warn(
+            f"flip: {len(sided)} captions say left or right, which mirrored panels contradict: {shown}",
+            stacklevel=3,
+        )
 
 
 def _check_options(
@@ -160,19 +192,6 @@ def _report(root: Path, problems: Sequence[str], good: int, on_error: OnError) -
 
 
 # --- buckets ---
-
-
-def aspect_buckets(area: int, *, step: int = 64, max_aspect: float = 2.0) -> tuple[Cell, ...]:
-    """Cell sizes (height, width) of at most `area` pixels whose sides are multiples of `step`, itself a
-    multiple of 16: for every width the largest height, as long as neither side is more than `max_aspect`
-    times the other. Raises ValueError if there is none."""
-    check_side("step", step)
-    widths = range(step, area // step + 1, step)
-    cells = ((area // width // step * step, width) for width in widths)
-    found = tuple((h, w) for h, w in cells if h and max(h / w, w / h) <= max_aspect)
-    if not found:
-        raise InputError(f"area: expected at least {step * step} pixels for steps of {step}, got {area}")
-    return found
 
 
 def nearest_bucket(shapes: Sequence[Cell], buckets: Sequence[Cell]) -> Cell:

@@ -26,6 +26,7 @@ Unit = Literal["pixels", "latents", "tokens"]
 PanelFit = Literal["crop", "pad"]
 Picture = TypeVar("Picture", Image.Image, Tensor)
 
+MOST_ENLARGED, LEAST_SHOWN = 1.5, 0.5  # before a warning is due
 PIXELS: dict[Unit, int] = {"pixels": 1, "latents": 8, "tokens": 16}  # a side, of one of each
 
 
@@ -189,13 +190,18 @@ def split(composite: Picture, grid: Grid) -> list[Picture]:
 
 
 def cut(image: Image.Image, rows: int, columns: int) -> list[Image.Image]:
-    """The equal panels of a ready composite of any size; where that does not divide, a cut is rounded to the
-    nearest pixel."""
+    """The equal panels of a ready composite of any size; see `cuts`."""
+    return [_crop(image, box) for box in cuts(image.height, image.width, rows, columns)]
+
+
+def cuts(height: int, width: int, rows: int, columns: int) -> list[Box]:
+    """Where the equal panels of a ready composite lie, in pixels; where its size does not divide, a cut is
+    rounded to the nearest pixel."""
     check_grid(rows, columns)
-    tops = [round(row * image.height / rows) for row in range(rows + 1)]
-    lefts = [round(column * image.width / columns) for column in range(columns + 1)]
+    tops = [round(row * height / rows) for row in range(rows + 1)]
+    lefts = [round(column * width / columns) for column in range(columns + 1)]
     return [
-        _crop(image, Box(tops[r], lefts[c], tops[r + 1] - tops[r], lefts[c + 1] - lefts[c]))
+        Box(tops[r], lefts[c], tops[r + 1] - tops[r], lefts[c + 1] - lefts[c])
         for r in range(rows)
         for c in range(columns)
     ]
@@ -245,6 +251,20 @@ def _scaled(height: int, width: int, cell_height: int, cell_width: int, fit: Pan
     """Height and width of a picture that just covers a cell ("crop") or just fits into it ("pad")."""
     scale = (max if fit == "crop" else min)(cell_height / height, cell_width / width)
     return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def scaling_loss(height: int, width: int, cell_height: int, cell_width: int, fit: PanelFit) -> str:
+    """What a picture loses in a cell, if it is more than it should: "" or words with the numbers."""
+    h, w = _scaled(height, width, cell_height, cell_width, fit)
+    scale, shown = max(h / height, w / width), cell_height * cell_width / (h * w)
+    size, cell = f"{width} x {height}", f"{cell_width} x {cell_height}"
+    if scale > MOST_ENLARGED:
+        return f"{size} pixels are enlarged {scale:.1f} times for a panel of {cell}"
+    if fit == "crop" and shown < LEAST_SHOWN:
+        return f"of {size} pixels a panel of {cell} shows {100 * shown:.0f} %"
+    if fit == "pad" and 1 / shown < LEAST_SHOWN:
+        return f"{size} pixels fill {100 / shown:.0f} % of a panel of {cell}"
+    return ""
 
 
 # --- loss ---

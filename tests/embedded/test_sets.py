@@ -37,8 +37,9 @@ from dit_heads.embedded.world.data import ATTRIBUTES
 from dit_heads.embedded.world.render import EYE, SIZE, cast, render
 from dit_heads.embedded.world.scenes import HELD_OUT, SKIES, SPLITS, Scene, Solid
 from dit_heads.embedded.world.text import make_t5_tokenizer, unknown_words
-from dit_heads.loras.sets.captions import JointCaption, identities, markers
+from dit_heads.loras.sets.captions import JointCaption, identities
 from dit_heads.loras.sets.dataset import SetDataset
+from dit_heads.tasks.markers import markers
 
 COUNT = 60
 

@@ -29,9 +29,9 @@ from torch.testing import assert_close
 from dit_heads.cli import main
 from dit_heads.loras import train as trainer
 from dit_heads.loras.config import TrainConfig, as_mapping, config_of, shared
-from dit_heads.loras.sets.captions import markers
 from dit_heads.loras.tasks.in_context import SetLoss, drawing
 from dit_heads.loras.train import train
+from dit_heads.tasks.markers import markers
 from dit_heads.training import loop
 from dit_heads.training.loop import Part, read_average
 from tests.loras.sets.test_dataset import PHOTOS

@@ -18,9 +18,10 @@ from torch.testing import assert_close
 from transformers import CLIPTextModel
 
 from dit_heads import HeadGuidance, load_embedded
-from dit_heads.loras.sets.captions import JointCaption, markers
+from dit_heads.loras.sets.captions import JointCaption
 from dit_heads.loras.sets.panels import Grid, fit_panel
 from dit_heads.pipelines.in_context import InContextPipeline
+from dit_heads.tasks.markers import markers
 from tests import tiny
 from tests.pipelines.test_pipelines import flux as flux_without_text
 from tests.pipelines.test_pipelines import sd3 as sd3_without_text

@@ -8,6 +8,7 @@ import numpy as np
 
 from dit_heads.embedded.world.scenes import COLOURS, SHAPES, Scene, Solid, sample_scene, split_seed
 from dit_heads.errors import InputError
+from dit_heads.tasks.markers import PLACES, families
 
 WHEN = {"day": "in the day", "sunset": "at sunset", "night": "at night"}
 LONG_WHEN = {
@@ -203,17 +204,12 @@ def world_prompts(count: int, style: str | None = None) -> list[str]:
 # --- composites of panels ---
 
 GRIDS = ((1, 2), (2, 1), (2, 2), (1, 3), (2, 3))  # rows, columns
-CORNERS = ("[TOP-LEFT]", "[TOP-RIGHT]", "[BOTTOM-LEFT]", "[BOTTOM-RIGHT]")
 
 
-def panel_markers(rows: int, columns: int, rng: np.random.Generator) -> list[str]:
+def panel_markers(rows: int, columns: int, rng: np.random.Generator) -> tuple[str, ...]:
     """One of the ways to name the panels of a grid, in reading order."""
-    count = rows * columns
-    ways = [[f"[SCENE-{k}]" for k in range(1, count + 1)], [f"[IMAGE{k}]" for k in range(1, count + 1)]]
-    places = {(1, 2): ["[LEFT]", "[RIGHT]"], (2, 1): ["[TOP]", "[BOTTOM]"], (2, 2): list(CORNERS)}
-    places[1, 3] = ["[LEFT]", "[MIDDLE]", "[RIGHT]"]
-    if (rows, columns) in places:
-        ways += [places[rows, columns]] * 2
+    ways = families(rows, columns)
+    ways += [PLACES[rows, columns]] if (rows, columns) in PLACES else []  # twice as often
     return ways[int(rng.integers(len(ways)))]
 
 

@@ -14,9 +14,9 @@ from dit_heads.loras.sets.captions import (
     check_identities,
     check_length,
     identities,
-    markers,
     markers_in,
 )
+from dit_heads.tasks.markers import markers
 
 CLIP, T5 = make_clip_tokenizer(), make_t5_tokenizer()
 CORNERS = ("[TOP-LEFT]", "[TOP-RIGHT]", "[BOTTOM-LEFT]", "[BOTTOM-RIGHT]")

@@ -1,0 +1,1 @@
+"""Words and codes of tasks; numpy and PIL alone."""
