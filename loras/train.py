@@ -41,7 +41,8 @@ from dit_heads.loras.tasks.in_context import UNSAID, SetLoss
 from dit_heads.loras.watch import Watcher, check_tracking, drawing_call
 from dit_heads.loras.weights.files import save_lora
 from dit_heads.models import EMBEDDED
-from dit_heads.training.loop import FitConfig, check_resumable, fit
+from dit_heads.training.checkpoints import check_resumable
+from dit_heads.training.loop import FitConfig, fit
 from dit_heads.training.precision import training_precision
 
 

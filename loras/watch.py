@@ -19,7 +19,7 @@ from dit_heads.loras.config import TrainConfig, WatchConfig, as_mapping
 from dit_heads.loras.sets.dataset import SetDataset
 from dit_heads.loras.tasks.in_context import UNSAID, SetLoss
 from dit_heads.loras.weights.files import save_lora
-from dit_heads.training.loop import load_weights
+from dit_heads.training.checkpoints import load_weights
 
 
 class Watcher:
