@@ -13,11 +13,10 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from dit_heads.errors import InputError
-from dit_heads.families import family_of, layout_of
+from dit_heads.families import pipelines_of, training_of
 from dit_heads.io.atomic import write_text
 from dit_heads.io.pictures import check_writable, write_png
 from dit_heads.loras.base import (
-    TEXT_TOKENS,
     add_adapter,
     drop_text_encoders,
     fill,
@@ -104,9 +103,7 @@ def _trained(
 
 def write_attention_out(transformer: Any) -> None:
     """A third faster on a CPU in bf16; its maps are small with as few tokens as the embedded models see."""
-    training = family_of(transformer).training
-    assert training is not None
-    transformer.set_attn_processor(training.explicit_attention())
+    transformer.set_attn_processor(training_of(transformer).explicit_attention())
 
 
 def fit_config(config: TrainConfig, precision: str) -> FitConfig:
@@ -193,7 +190,7 @@ def _shift(pipe: Any, wanted: float | None) -> float | None:
 
 def _warn_of_cuts(pipe: Any, captions: Iterable[str], tokens: int | None) -> None:
     names = sorted(name for name in pipe.components if name.startswith("tokenizer"))
-    length = tokens or TEXT_TOKENS[layout_of(pipe.transformer).family.name]
+    length = tokens or pipelines_of(pipe.transformer).text_tokens
     limits = [None] * (len(names) - 1) + [length]  # the last is the T5
     for caption in captions:
         check_length([getattr(pipe, name) for name in names], caption, limits)

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from accelerate.tracking import TensorBoardTracker, WandBTracker
-from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
 from dit_heads.errors import InputError
+from dit_heads.families import pipelines_of
 from dit_heads.io.atomic import write_text
 from dit_heads.io.pictures import write_png
 from dit_heads.loras.config import TrainConfig, WatchConfig, as_mapping
@@ -74,8 +74,8 @@ class Watcher:
         write_png(image, path, {"prompt": prompt, "seed": self.config.seed, "steps": watch.sample_steps})
 
     def _embedded(self, prefix: str, prompt: str) -> dict[str, Tensor]:
-        if prefix and not isinstance(self.pipe, StableDiffusion3Pipeline):
-            return {}  # FLUX's guidance is distilled
+        if prefix and pipelines_of(self.pipe.transformer).distilled:
+            return {}  # no call would read it
         found = {name: part[None].to(self.pipe.device) for name, part in self.loss.texts(prompt).items()}
         return {f"{prefix}prompt_embeds": found["text"], f"{prefix}pooled_prompt_embeds": found["pooled"]}
 

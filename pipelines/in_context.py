@@ -17,9 +17,6 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     FlowMatchLCMScheduler,
-    FluxFillPipeline,
-    FluxPipeline,
-    StableDiffusion3Pipeline,
 )
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
@@ -29,12 +26,12 @@ from PIL import Image
 from torch import Tensor
 
 from dit_heads.errors import InputError
+from dit_heads.families import class_names, pipeline_names, pipelines_of
 from dit_heads.families.latents import encoded
 from dit_heads.io.pictures import read_image
 from dit_heads.loras.sets.captions import PLACES, JointCaption, check_length, markers
 from dit_heads.loras.sets.panels import Box, Fit, Layout, fit_panel, split
 
-PIPELINES = (StableDiffusion3Pipeline, FluxPipeline, FluxFillPipeline)
 FLOW_SCHEDULERS = (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
@@ -77,9 +74,9 @@ class InContextPipeline:
     """
 
     def __init__(self, pipe: Any) -> None:
-        if not isinstance(pipe, PIPELINES):
-            names = ", ".join(kind.__name__ for kind in PIPELINES)
-            raise InputError(f"pipe: expected one of {names}, got {type(pipe).__name__}")
+        known = pipeline_names(fill=True)
+        if not set(class_names(type(pipe))) & set(known):
+            raise InputError(f"pipe: expected one of {', '.join(known)}, got {type(pipe).__name__}")
         self.pipe: Any = pipe
 
     @torch.no_grad()
@@ -144,16 +141,15 @@ def _check_call(pipe: Any, layout: Layout, given: object, output_type: str, call
         raise InputError(f"{name}: expected `{REPLACED[name]}` to say it, got {call[name]!r}")
     if output_type not in OUTPUT_TYPES:
         raise InputError(f"output_type: expected {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
-    if given is None and isinstance(pipe, FluxFillPipeline):
-        raise InputError("given: FluxFillPipeline only fills, expected panels to keep, got None")
-    if isinstance(pipe, StableDiffusion3Pipeline):
-        config = pipe.transformer.config
-        limit = config.pos_embed_max_size * config.patch_size * pipe.vae_scale_factor
-        if max(layout.height, layout.width) > limit:
-            raise InputError(
-                f"layout: expected at most {limit} x {limit} pixels, which the position table of this SD3 "
-                f"covers, got height {layout.height} and width {layout.width}"
-            )
+    form = pipelines_of(pipe.transformer)
+    if given is None and form.fills(pipe):
+        raise InputError(f"given: {type(pipe).__name__} only fills, expected panels to keep, got None")
+    limit = form.largest_side(pipe)
+    if limit is not None and max(layout.height, layout.width) > limit:
+        raise InputError(
+            f"layout: expected at most {limit} x {limit} pixels, which the position table of this model "
+            f"covers, got height {layout.height} and width {layout.width}"
+        )
 
 
 def joint_captions(
@@ -308,7 +304,8 @@ def _pixels(panel: object, box: Box, fit: Fit) -> Float[Tensor, "3 h w"]:
 
 def _fill_call(pipe: Any, kept: GivenPanels, pictures: int, call: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments by which the wrapped pipeline keeps the given panels."""
-    if isinstance(pipe, FluxFillPipeline):
+    form = pipelines_of(pipe.transformer)
+    if form.fills(pipe):
         return {
             "image": _one_each(kept.pixels, pictures),
             "mask_image": _one_each((~kept.mask).float(), pictures),
@@ -317,7 +314,7 @@ def _fill_call(pipe: Any, kept: GivenPanels, pictures: int, call: Mapping[str, A
     known = _known_latents(pipe, kept)
     step = pipe.vae_scale_factor
     mask = kept.mask[..., ::step, ::step].to(known.device).expand_as(known)
-    known, mask = (_packed(pipe, _one_each(part, pictures)) for part in (known, mask))
+    known, mask = (form.pack(_one_each(part, pictures)) for part in (known, mask))
     noise = call.get("latents")
     noise = _drawn_noise(pipe, kept.layout, pictures, call) if noise is None else noise.to(known.device)
     if noise.shape != known.shape:
@@ -384,19 +381,10 @@ def _shrunk(box: Box, step: int) -> tuple[slice, slice]:
 
 def _drawn_noise(pipe: Any, layout: Layout, pictures: int, call: Mapping[str, Any]) -> Tensor:
     """The latents that the wrapped pipeline itself would start from."""
-    flux, embeds = isinstance(pipe, FluxPipeline), call.get("prompt_embeds")
-    channels = pipe.transformer.config.in_channels // (4 if flux else 1)
+    embeds = call.get("prompt_embeds")
     dtype = pipe.transformer.dtype if embeds is None else embeds.dtype
-    size = layout.height, layout.width
-    drawn = pipe.prepare_latents(
-        pictures, channels, *size, dtype, pipe._execution_device, call.get("generator")
-    )
-    return drawn[0] if flux else drawn
-
-
-def _packed(pipe: Any, latents: Tensor) -> Tensor:
-    """As the pipeline keeps its latents: [b, C, h, w], for FLUX [b, h w / 4, 4 C]."""
-    return pipe._pack_latents(latents, *latents.shape) if isinstance(pipe, FluxPipeline) else latents
+    size, noise = (layout.height, layout.width), pipelines_of(pipe.transformer).noise
+    return noise(pipe, pictures, size, dtype, call.get("generator"))
 
 
 # --- results ---
@@ -412,9 +400,9 @@ def _split(pipe: Any, images: Tensor, layout: Layout, output_type: str) -> list[
 
 
 def _latent_panels(pipe: Any, latents: Tensor, layout: Layout) -> list[Tensor]:
-    if not isinstance(pipe, StableDiffusion3Pipeline):
-        latents = pipe._unpack_latents(latents, layout.height, layout.width, pipe.vae_scale_factor)
-    return [latents[..., *_shrunk(box, pipe.vae_scale_factor)] for box in layout.boxes()]
+    step = pipe.vae_scale_factor
+    latents = pipelines_of(pipe.transformer).unpack(latents, layout.height // step, layout.width // step)
+    return [latents[..., *_shrunk(box, step)] for box in layout.boxes()]
 
 
 def _converted(pipe: Any, images: Tensor, output_type: str) -> Any:

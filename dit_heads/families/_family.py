@@ -167,6 +167,10 @@ class Pipelines:
     largest_side: Callable[[Any], int | None]
     patch: int = 2
 
+    def fills(self, pipe: object) -> bool:
+        """Whether a pipeline paints what a mask leaves free."""
+        return self.fill in class_names(type(pipe))
+
 
 @dataclass(frozen=True)
 class LoraDialect:
@@ -187,7 +191,6 @@ class Training:
     targets: what ends the name of a linear module, by what it is part of.
     eight_bit: components that are too large for one GPU of 24 GB in 16 bits.
     explicit_attention: a processor that makes the attention map, fast backwards on CPUs.
-    dialects: other namings in LoRA files.
     """
 
     velocity: Callable[[Any, Tensor, Tensor, Tensor, Tensor, float | Tensor], Tensor]
@@ -195,7 +198,12 @@ class Training:
     targets: Mapping[str, tuple[str, ...]]
     eight_bit: tuple[str, ...]
     explicit_attention: Callable[[], Any]
-    dialects: tuple[LoraDialect, ...] = ()
+
+
+def class_names(given: type) -> list[str]:
+    """Names of a class and of those that it is a subclass of, nearest first. By its name a class is known
+    without being imported."""
+    return [kind.__name__ for kind in given.__mro__]
 
 
 def first_output(output: Any) -> Tensor:
@@ -223,6 +231,7 @@ class Family:
     noise_level: the noise level of a call of the transformer, from 0 to 1.
     prediction, with_prediction: the prediction [B, ...] in an output, and the output with another one.
     pipelines, training: None for a family that can only be guided.
+    lora_dialects: other namings of modules in LoRA files than diffusers'.
     """
 
     name: str
@@ -237,6 +246,7 @@ class Family:
     with_prediction: Callable[[Any, Tensor], Any] = with_first_output
     pipelines: Pipelines | None = None
     training: Training | None = None
+    lora_dialects: tuple[LoraDialect, ...] = ()
 
 
 # --- what several families share ---

@@ -266,6 +266,6 @@ FLUX = Family(
         },
         eight_bit=("transformer", "text_encoder_2"),
         explicit_attention=ExplicitFluxAttention,
-        dialects=(LoraDialect(("lora_unet_", "diffusion_model."), _released_names),),
     ),
+    lora_dialects=(LoraDialect(("lora_unet_", "diffusion_model."), _released_names),),
 )
