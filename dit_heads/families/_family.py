@@ -182,6 +182,15 @@ class LoraDialect:
 
 
 @dataclass(frozen=True)
+class InputProjection:
+    """What reads the latents of a transformer: the path of a linear module or a convolution, and how many of
+    its inputs one latent channel is."""
+
+    path: str
+    inputs: int
+
+
+@dataclass(frozen=True)
 class Training:
     """How a family learns.
 
@@ -191,6 +200,7 @@ class Training:
     targets: what ends the name of a linear module, by what it is part of.
     eight_bit: components that are too large for one GPU of 24 GB in 16 bits.
     explicit_attention: a processor that makes the attention map, fast backwards on CPUs.
+    input: what reads the latents, None for a family whose input cannot be widened.
     """
 
     velocity: Callable[[Any, Tensor, Tensor, Tensor, Tensor, float | Tensor], Tensor]
@@ -198,6 +208,7 @@ class Training:
     targets: Mapping[str, tuple[str, ...]]
     eight_bit: tuple[str, ...]
     explicit_attention: Callable[[], Any]
+    input: InputProjection | None = None
 
 
 def class_names(given: type) -> list[str]:

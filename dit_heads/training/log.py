@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dit_heads.errors import InputError
 from dit_heads.io.atomic import write_text
+from dit_heads.training.processes import number
 
 Means = dict[str, tuple[float, int]]
 """Of each figure, its sum over some steps and the number of these steps."""
@@ -43,7 +44,7 @@ class Log:
         self._step = step
         for name, value in figures.items():
             total, count = self.begun.get(name, (0.0, 0))
-            self.begun[name] = total + float(value), count + 1
+            self.begun[name] = total + number(value), count + 1
 
     def means(self) -> dict[str, float]:
         """The mean of each figure over the steps since the last line that had it."""

@@ -50,10 +50,15 @@ def average_figures(state: Any, figures: Mapping[str, float]) -> dict[str, float
     return dict(zip(figures, means.tolist(), strict=True))
 
 
+def number(value: float | Tensor) -> float:
+    """A figure as a plain number, also where it has a gradient."""
+    return value.item() if isinstance(value, Tensor) else value
+
+
 def mean_figures(parts: Iterable[Mapping[str, float | Tensor]]) -> dict[str, float]:
     """The mean of each figure over the parts that have it."""
     found: dict[str, list[float]] = {}
     for figures in parts:
         for name, value in figures.items():
-            found.setdefault(name, []).append(float(value))
+            found.setdefault(name, []).append(number(value))
     return {name: sum(values) / len(values) for name, values in found.items()}
