@@ -65,7 +65,7 @@ def widened(transformer: Any, extra: int) -> Iterator[None]:
 def reading(transformer: Any, source: Float[Tensor, "B C H W"]) -> Iterator[None]:
     """Give a widened transformer the latents of a source in every call for a while.
 
-    From outside it then looks as narrow as it was before it was widened, so that a stock pipeline can call it.
+    From outside it then looks as narrow as before it was widened, so that a stock pipeline can call it.
 
     Args:
         transformer: one that `widen` added the channels of `source` to.
