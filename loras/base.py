@@ -176,14 +176,14 @@ def targeted(transformer: Any, config: AdapterConfig) -> list[str]:
     groups = training_of(transformer).targets
     endings = {target: groups.get(target, (target,)) for target in config.targets}
     layout = layout_of(transformer)
-    chosen = tuple(layout.blocks)
+    chosen = layout.blocks
     if config.blocks is not None:
         chosen = tuple(layout.blocks[b] for b in blocks_of(config.blocks, len(layout.blocks), "blocks"))
-    there = [name for name in linear_modules(transformer) if name.startswith(tuple(f"{b}." for b in chosen))]
+    there = [name for name in linear_modules(transformer) if layout.block_of(name) in chosen]
     found = {target: list(_ending(there, ends)) for target, ends in endings.items()}
     missing = [target for target, names in found.items() if not names]
     if missing or not found:
-        words = sorted({name.split(".", 2)[2] for name in there})
+        words = sorted({name.removeprefix(f"{layout.block_of(name)}.") for name in there})
         raise InputError(
             f"targets: expected some of {', '.join(groups)}, or of {', '.join(words)}; got "
             f"{', '.join(missing) or 'none'}"

@@ -67,8 +67,8 @@ class Watcher:
 
     def _draw(self, prompt: str, path: Path) -> None:
         """A composite of a prompt, always from the same noise."""
-        layout, watch = self.loss.data[0].layout, self.config.watch
-        call = drawing_call(watch, layout.height, layout.width, self.config.seed)
+        grid, watch = self.loss.data[0].grid, self.config.watch
+        call = drawing_call(watch, grid.height, grid.width, self.config.seed)
         texts = self._embedded("", prompt) | self._embedded("negative_", UNSAID)
         image = self.pipe(**texts, **call).images[0]
         write_png(image, path, {"prompt": prompt, "seed": self.config.seed, "steps": watch.sample_steps})

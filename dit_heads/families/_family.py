@@ -72,6 +72,10 @@ class HeadLayout:
         """Name of the attention module, in its block, that `head` belongs to."""
         return self.image_only if head.image_only else self.joint
 
+    def block_of(self, module: str) -> str | None:
+        """Path of the block that a module is in, by the module's name; None if it is in none."""
+        return next((path for path in self.blocks if module.startswith(f"{path}.")), None)
+
     def count(self, head: HeadId) -> int:
         """Heads of the attention that `head` belongs to."""
         return (self.image_only_heads if head.image_only else self.heads)[head.block]
