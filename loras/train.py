@@ -23,7 +23,7 @@ from dit_heads.loras.tasks.loss import FlowLoss
 from dit_heads.loras.watch import Watcher, check_tracking
 from dit_heads.loras.weights.files import save_lora
 from dit_heads.loras.weights.low_rank import require_peft
-from dit_heads.models import EMBEDDED, empty_transformer
+from dit_heads.models import EMBEDDED, empty_transformer, quiet_loading
 from dit_heads.training.checkpoints import check_resumable, run_precision
 from dit_heads.training.loop import FitConfig, fit
 from dit_heads.training.optimizers import require_bitsandbytes
@@ -156,7 +156,8 @@ def check_model(config: TrainConfig, task: Task) -> None:
         require_bitsandbytes("optimizer")
     if config.optimization.base == "8bit":
         require_bitsandbytes("base")
-    transformer = empty_transformer(config.model)
+    with quiet_loading():
+        transformer = empty_transformer(config.model)
     targeted(transformer, config.adapter)
     if task.extra_channels:
         input_of(transformer)

@@ -600,7 +600,7 @@ def test_the_command_says_where_the_file_is(models: dict[str, Path], sets: Path,
     ("changes", "message"),
     [
         ({"data": {"root": "nowhere"}}, "data: expected a folder, got 'nowhere'"),
-        ({"model": "/nowhere/model"}, "model: cannot load '/nowhere/model'"),
+        ({"model": "/nowhere/model"}, "model: expected embedded, embedded/sd3, embedded/flux, a folder, "),
         ({"adapter": {"blocks": "L7"}}, "blocks: "),
     ],
 )
