@@ -47,8 +47,9 @@ class HeadsMixin:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls.stock = cls.__mro__[2]
-        cls.__call__ = _guided(cls.stock.__call__)
+        if not hasattr(cls, "stock"):  # a subclass of a drop-in class has it, and its guided call
+            cls.stock = next(kind for kind in cls.__mro__ if not issubclass(kind, HeadsMixin))
+            cls.__call__ = _guided(cls.stock.__call__)
 
     def to_json_string(self) -> str:
         config = json.loads(super().to_json_string())  # pyright: ignore[reportAttributeAccessIssue]

@@ -97,3 +97,12 @@ def test_flux_takes_heads_too():
         for heads in ({}, {"heads": "L3H1"})
     ]
     assert not torch.allclose(*pictures)
+
+
+def test_a_subclass_of_a_drop_in_pipeline_is_guided_like_it():
+    class Mine(guided.StableDiffusion3HeadsPipeline):
+        """As users write it."""
+
+    assert Mine.stock is guided.StableDiffusion3HeadsPipeline.stock
+    assert Mine.__call__ is guided.StableDiffusion3HeadsPipeline.__call__
+    assert "heads" in inspect.signature(Mine.__call__).parameters
