@@ -236,9 +236,8 @@ def _now(device: torch.device) -> float:
 
 def peak_megabytes(row: str, case: Case, threads: int) -> float:
     """Of three steps of a row."""
-    quiet_loading()
     torch.set_num_threads(threads)
-    with redirect_stderr(io.StringIO()):
+    with quiet_loading(), redirect_stderr(io.StringIO()):
         ROWS[row](case)(2)
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
@@ -247,7 +246,7 @@ def peak_megabytes(row: str, case: Case, threads: int) -> float:
 
 def compare(case: Case, steps: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of each row in each round."""
-    with redirect_stderr(io.StringIO()):  # progress bars
+    with quiet_loading(), redirect_stderr(io.StringIO()):  # progress bars
         rows = {name: make(case) for name, make in ROWS.items()}
         for run in rows.values():
             run(1)
@@ -265,7 +264,6 @@ def peak_alone(row: str, case: Case, threads: int) -> float:
 
 
 def main(steps: int = 4, rounds: int = 5, batch: int = 4, precision: str = "auto", threads: int = 1) -> None:
-    quiet_loading()
     torch.set_num_threads(threads)
     precision = training_precision(precision)
     with tempfile.TemporaryDirectory() as folder:

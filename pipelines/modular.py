@@ -131,7 +131,7 @@ class HeadPerturbationGuidance(BaseGuidance):
                 self._undo.close()
                 return None
             arguments = runner.arguments(args, kwargs)
-            like = arguments["hidden_states"]
+            like = arguments[layout.family.arguments.latents]
             return (), runner.perturbed(arguments, weights_of(layout, [softness] * len(like), like))
 
         self._undo.callback(denoiser.register_forward_pre_hook(perturbed, with_kwargs=True).remove)
