@@ -12,7 +12,7 @@ from dit_heads import HeadGuidance
 from dit_heads.pipelines import guided
 from dit_heads.pipelines.guided import FluxHeadsPipeline, HeadsMixin, StableDiffusion3HeadsPipeline
 from tests import tiny
-from tests.saved import tiny_pipeline
+from tests.saved import tiny_flux_pipeline, tiny_pipeline
 
 CLASSES = [
     c
@@ -83,6 +83,24 @@ def test_a_stock_pipeline_can_be_turned_into_one():
     pipe.set_progress_bar_config(disable=True)
     images = pipe("a cat", heads="L1H0", num_inference_steps=1, output_type="np").images
     assert images.shape == (1, 32, 32, 3)
+
+
+AUTO = (
+    (diffusers.AutoPipelineForText2Image, ""),
+    (diffusers.AutoPipelineForImage2Image, "Img2Img"),
+    (diffusers.AutoPipelineForInpainting, "Inpaint"),
+)
+
+
+@pytest.mark.parametrize("family", ["StableDiffusion3", "Flux"])
+def test_auto_pipelines_turn_one_into_that_of_another_task(family):
+    made = tiny_pipeline() if family == "StableDiffusion3" else tiny_flux_pipeline()
+    pipe = getattr(guided, f"{family}HeadsPipeline")(**made.components)
+    for auto, task in AUTO:
+        pipe = auto.from_pipe(pipe)  # from the task before it
+        assert type(pipe) is getattr(guided, f"{family}Heads{task}Pipeline")
+        assert pipe.transformer is made.transformer
+        assert type(auto.from_pipe(made)) is type(pipe).stock  # stock pipelines stay stock
 
 
 def test_flux_takes_heads_too():
