@@ -52,8 +52,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Case:
-    """What all rows share: `blocks` of the transformer, `steps` of a run, pictures of `pixels` a side, and the
-    attention `heads` of a block."""
+    """What all rows share: `blocks` of the transformer and attention `heads` of each, `steps` of a run,
+    pictures of `pixels` a side."""
 
     blocks: int
     steps: int
