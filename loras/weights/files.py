@@ -102,7 +102,7 @@ def _change(name: str, layer: Any, adapter: str, *, convolution: bool) -> LowRan
     a, b = (part[adapter].weight.detach().to("cpu", copy=True) for part in (layer.lora_A, layer.lora_B))
     dora = adapter in layer.lora_magnitude_vector
     kernel = None
-    if convolution and a.ndim == 4:
+    if convolution and a.ndim == 4 and len(a) == a[0].numel():  # trained whole
         kernel, a, b = tuple(a.shape[1:]), a.flatten(1), b.flatten(1)
     if a.ndim != 2 or (adapter in layer.lora_variant and not dora):
         raise InputError(f"adapter: expected plain LoRA or DoRA of linear modules, '{name}' has another kind")

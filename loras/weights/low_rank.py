@@ -129,7 +129,8 @@ def _missing(change: LowRank, transformer: nn.Module, path: str) -> int:
 
 def input_projection(transformer: nn.Module) -> InputProjection | None:
     """What reads the latents of a transformer, None if its family does not say."""
-    training = family_of(transformer).training
+    base: Any = getattr(transformer, "get_base_model", lambda: transformer)()  # of peft's own wrapper
+    training = family_of(base).training
     return None if training is None else training.input
 
 
