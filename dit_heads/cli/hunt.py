@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from dit_heads.cli.generate import EMBEDDED_TEXT_TOKENS
 from dit_heads.embedded.world.captions import world_prompts
 from dit_heads.errors import InputError
 from dit_heads.heads import HeadSet
@@ -88,15 +87,14 @@ def search_of(stored: dict[str, Any]) -> Search:
 def load_scorer(search: Search, device: str) -> Scorer:
     """A search's pipeline and objective, in this process."""
     from dit_heads.hunt.trials import Scorer
-    from dit_heads.models import EMBEDDED, load_pipeline
+    from dit_heads.models import load_pipeline, text_arguments
     from dit_heads.objectives import load_objective
 
     config = search.config
-    tokens = {"max_sequence_length": EMBEDDED_TEXT_TOKENS} if search.model in EMBEDDED else {}
     objective = load_objective(search.objective)
     pipe = load_pipeline(search.model, search.dtype, device)
     pipe.set_progress_bar_config(disable=True)
-    call = {"guidance_scale": config.guidance_scale, **tokens}
+    call = {"guidance_scale": config.guidance_scale, **text_arguments(search.model)}
     return Scorer(pipe, objective, call, perturbation=config.perturbation, region=config.region)
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from dit_heads import __version__
 from dit_heads.errors import InputError
-from dit_heads.families.layouts import layout_of
+from dit_heads.families import layout_of
 from dit_heads.guidance.perturb import Perturbation
 from dit_heads.heads import HeadId, HeadSet
 from dit_heads.hunt.config import HuntConfig

@@ -18,8 +18,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dit_heads.errors import InputError
-from dit_heads.families.layouts import IMAGE_ONLY, JOINT, Layout, attention_name, layout_of
-from dit_heads.guidance.branch import BranchRunner, rows_of
+from dit_heads.families import HeadLayout, family_of, layout_of, pipelines_of
+from dit_heads.families.latents import denormalised
+from dit_heads.guidance.branch import BranchRunner
 from dit_heads.guidance.perturb import Perturbation
 from dit_heads.heads import HeadId
 from dit_heads.objectives import Objective, name_of
@@ -30,8 +31,7 @@ LEVELS = (0.5, 0.3, 0.15)  # noise levels of the screen; at higher ones slopes t
 class Recorder:
     """Keeps what the transformer is called with in a run, at the steps whose noise is nearest to `levels`.
 
-    `calls` are the first ones of these steps, arguments by name; with SD3's CFG their rows are those of the
-    empty or negative prompt, then the conditional ones."""
+    `calls` are the first ones of these steps, arguments by name, all rows of the batch."""
 
     def __init__(self, pipe: Any, levels: Sequence[float] = LEVELS) -> None:
         self.pipe, self.levels = pipe, levels
@@ -56,9 +56,8 @@ class Recorder:
 
 
 def noise_of(transformer: Any, call: Mapping[str, Any]) -> float:
-    """The noise level, from 0 to 1, of a call of the transformer: SD3 takes a thousand times as much."""
-    timestep = call["timestep"].flatten()[0].double().item()
-    return timestep / 1000 if layout_of(transformer).family == "sd3" else timestep
+    """The noise level, from 0 to 1, of a call of the transformer."""
+    return family_of(transformer).noise_level(call)
 
 
 def estimated_pictures(
@@ -67,14 +66,8 @@ def estimated_pictures(
     """Pictures, about [0, 1], that latents at the noise level of a call and their velocity lead to:
     x - s v, decoded."""
     clean = latents - noise_of(pipe.transformer, call) * velocity
-    if clean.ndim == 3:  # FLUX packs 2 x 2 latents to a token
-        rows, columns = (int(n) + 1 for n in call["img_ids"][:, 1:].amax(0))
-        if clean.shape[1] != rows * columns:
-            raise InputError(f"pipe: the fast search screens text-to-image only, not {type(pipe).__name__}")
-        size = pipe.vae_scale_factor * 2
-        clean = pipe._unpack_latents(clean, rows * size, columns * size, pipe.vae_scale_factor)
-    config = pipe.vae.config
-    clean = clean / config.scaling_factor + (config.shift_factor or 0)
+    form = pipelines_of(pipe.transformer)
+    clean = denormalised(pipe.vae, form.unpack(clean, *form.latent_size(call)))
     return pipe.vae.decode(clean.to(pipe.vae.dtype), return_dict=False)[0] / 2 + 0.5
 
 
@@ -89,7 +82,7 @@ def screened(
     sums: defaultdict[HeadId, float] = defaultdict(float)
     for prompts, calls in runs:
         for call in calls:
-            arguments = _last_rows(call, len(prompts), layout_of(pipe.transformer))
+            arguments = _conditional_rows(pipe, call, len(prompts))
 
             def clean(latents: Tensor, velocity: Tensor, call: Mapping[str, Any] = arguments) -> Tensor:
                 return estimated_pictures(pipe, call, latents, velocity)
@@ -117,17 +110,18 @@ def slopes(
     velocity at the call's noise level; `chosen` heads are perturbed already. Raises ValueError for an
     objective that has no gradient."""
     layout = layout_of(pipe.transformer)
-    u = _leaves(layout, len(prompts), chosen, call["hidden_states"])
+    latents = call[layout.family.arguments.latents]
+    u = _leaves(layout, len(prompts), chosen, latents[0])
     with _frozen(pipe.transformer):
         runner = BranchRunner(pipe.transformer, layout, list(u), perturbation, lambda *_: None)
         try:
             arguments = runner.arguments((), {**call, "return_dict": False})
             with torch.no_grad():
-                plain = pipe.transformer(**arguments)[0]
-            perturbed = pipe.transformer(**runner.perturbed(arguments, u))[0]
+                plain = layout.family.prediction(pipe.transformer(**arguments))
+            perturbed = layout.family.prediction(pipe.transformer(**runner.perturbed(arguments, u)))
         finally:
             runner.remove()
-        pictures = clean(call["hidden_states"], plain + scale * (plain - perturbed))
+        pictures = clean(latents, plain + scale * (plain - perturbed))
         exact = pictures.to(torch.promote_types(pictures.dtype, torch.float32))
         scores = objective(exact, prompts)
         if not scores.requires_grad:
@@ -138,16 +132,19 @@ def slopes(
         leaves = {(block, name): leaf for block, of_block in u.items() for name, leaf in of_block.items()}
         gradients = torch.autograd.grad(scores.sum(), list(leaves.values()))
     return {
-        HeadId(block, head, name == IMAGE_ONLY): slope
+        HeadId(block, head, name == layout.image_only): slope
         for (block, name), gradient in zip(leaves, gradients, strict=True)
         for head, slope in enumerate(gradient.float().mean(0).tolist())
     }
 
 
-def _last_rows(call: Mapping[str, Any], rows: int, layout: Layout) -> dict[str, Any]:
-    """A call's conditional rows: its last ones."""
-    batch, last = len(call["hidden_states"]), slice(-rows, None)
-    return {k: rows_of(v, last, batch) if k in layout.batched else v for k, v in call.items()}
+def _conditional_rows(pipe: Any, call: Mapping[str, Any], prompts: int) -> dict[str, Any]:
+    """A recorded call with its conditional rows alone, one a prompt."""
+    layout = layout_of(pipe.transformer)
+    found = layout.rows(call, layout.family.conditional_rows(pipe, layout.batch(call)))
+    if layout.batch(found) != prompts:
+        raise InputError(f"calls: expected {prompts} conditional rows, got {layout.batch(found)}")
+    return found
 
 
 @contextmanager
@@ -164,19 +161,19 @@ def _frozen(module: nn.Module) -> Iterator[None]:
 
 
 def _leaves(
-    layout: Layout, rows: int, chosen: Mapping[HeadId, float], like: Tensor
+    layout: HeadLayout, rows: int, chosen: Mapping[HeadId, float], like: Tensor
 ) -> dict[int, dict[str, Float[Tensor, "r h"]]]:
     """U of every attention as leaves that take gradients."""
     weights: dict[int, dict[str, Tensor]] = {}
     for block in range(len(layout.blocks)):
-        counts = {JOINT: layout.heads[block], IMAGE_ONLY: layout.image_only_heads[block]}
+        counts = {layout.joint: layout.heads[block], layout.image_only: layout.image_only_heads[block]}
         weights[block] = {
             name: torch.zeros(rows, count, dtype=like.dtype, device=like.device)
             for name, count in counts.items()
             if count
         }
     for head, u in chosen.items():
-        weights[head.block][attention_name(head)][:, head.head] = u
+        weights[head.block][layout.attention(head)][:, head.head] = u
     for of_block in weights.values():
         for u in of_block.values():
             u.requires_grad_()

@@ -26,7 +26,8 @@ from dit_heads.embedded.world.captions import GRIDS, caption, described, joint_c
 from dit_heads.embedded.world.data import COVERAGE_CHANNELS
 from dit_heads.embedded.world.scenes import SHAPES, Scene
 from dit_heads.embedded.world.text import make_clip_tokenizer, make_t5_tokenizer
-from dit_heads.families.processors import joint_outputs, joint_projections
+from dit_heads.families.latents import normalised
+from dit_heads.families.sd3 import ExplicitJointAttention
 from dit_heads.families.velocity import Velocity, velocity_of
 from dit_heads.training.flow import flow_matching_loss, logit_normal_sigmas
 from dit_heads.training.loop import Part
@@ -73,23 +74,6 @@ def make_t5(vocab_size: int) -> T5EncoderModel:
     return T5EncoderModel(config)
 
 
-class TrainingAttention:
-    """SD3's joint attention with its map written out. In bf16 on a CPU it trains 3.6 times faster than
-    `scaled_dot_product_attention`, whose flash kernel is slow backwards and the plain one in its softmax."""
-
-    def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        q, k, v = joint_projections(attn, hidden_states, encoder_hidden_states)
-        return joint_outputs(attn, attention_written_out(q, k, v), hidden_states.shape[1], joint=True)
-
-
-def attention_written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v of [B, H, N, D] as [B, N, H D], with the map made."""
-    a = torch.softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2), -1, dtype=q.dtype)
-    return (a @ v).transpose(1, 2).flatten(2)
-
-
 class Probed(nn.Module):
     """A transformer in training, and a linear probe of what the image tokens of a middle block show.
 
@@ -120,7 +104,7 @@ class Student(Probed):
 
     def __init__(self) -> None:
         transformer = make_transformer()
-        super().__init__(transformer, transformer.transformer_blocks[BLOCKS // 2], TrainingAttention())
+        super().__init__(transformer, transformer.transformer_blocks[BLOCKS // 2], ExplicitJointAttention())
 
 
 @dataclass(frozen=True)
@@ -307,13 +291,12 @@ class Sd3Loss(ProbedLoss):
 def encode_latents(vae: AutoencoderKL, images: NDArray[np.uint8], batch: int = 8) -> Tensor:
     """Normalised latents [N, C, h, w] in fp16 of uint8 pictures, by the posterior's mean. Small batches fit
     the cache of a CPU: 8 is 1.7 times as fast as 64."""
-    shift, scale = vae.config["shift_factor"], vae.config["scaling_factor"]
     parts = []
     for i in range(0, len(images), batch):
         x = to_tensor(images[i : i + batch]).to(vae.device, vae.dtype)
         x = x.contiguous(memory_format=torch.channels_last)
         mean = vae.encode(x).latent_dist.mean  # pyright: ignore[reportAttributeAccessIssue]
-        parts.append(((mean.float() - shift) * scale).half().cpu())
+        parts.append(normalised(vae, mean.float()).half().cpu())
     return torch.cat(parts)
 
 
