@@ -35,7 +35,7 @@ from dit_heads.hunt.plots import draw_grid
 from dit_heads.hunt.trials import batches_of
 from dit_heads.io.atomic import write_text
 from dit_heads.models import load_pipeline
-from dit_heads.objectives import embedded_clip
+from dit_heads.embedded.objective import embedded_clip
 
 GENERAL = HuntConfig(per_round=4, scale=2.0, steps=10, batch=16)
 STYLE = replace(GENERAL, rounds=3, per_round=1)

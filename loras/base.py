@@ -16,7 +16,7 @@ from tqdm import tqdm
 from dit_heads.errors import InputError
 from dit_heads.families import layout_of
 from dit_heads.families.latents import encoded
-from dit_heads.hunt.trials import fingerprint
+from dit_heads.io.fingerprints import fingerprint
 from dit_heads.loras.cache import CachedEncoder
 from dit_heads.loras.config import AdapterConfig
 from dit_heads.loras.sets.dataset import Sample

@@ -18,7 +18,7 @@ from dit_heads.hunt.config import HuntConfig
 from dit_heads.loras.config import config_of
 from dit_heads.loras.sets.panels import Layout
 from dit_heads.loras.train import train
-from dit_heads.objectives import embedded_clip
+from dit_heads.embedded.objective import embedded_clip
 from dit_heads.pipelines.in_context import InContextPipeline
 from tests.saved import tiny_flux_pipeline, tiny_pipeline, tiny_vae
 
