@@ -26,6 +26,7 @@ from dit_heads import HeadGuidance, HeadHunter, HeadId, HeadSet
 from dit_heads.embedded.evaluate import OWN_TEXT_TOKENS, cell, interval, paint, unseen_scenes
 from dit_heads.embedded.export import load_judge
 from dit_heads.embedded.nets.judge import verdict
+from dit_heads.embedded.objective import embedded_clip
 from dit_heads.embedded.world.captions import caption, content
 from dit_heads.embedded.world.scenes import STYLES, Scene
 from dit_heads.hunt.config import HuntConfig
@@ -35,7 +36,6 @@ from dit_heads.hunt.plots import draw_grid
 from dit_heads.hunt.trials import batches_of
 from dit_heads.io.atomic import write_text
 from dit_heads.models import load_pipeline
-from dit_heads.embedded.objective import embedded_clip
 
 GENERAL = HuntConfig(per_round=4, scale=2.0, steps=10, batch=16)
 STYLE = replace(GENERAL, rounds=3, per_round=1)

@@ -1,7 +1,7 @@
 """A search on a Ray cluster: batches go to workers that each hold the model; needs `dit-heads[search]`.
 
-A batch is computed whole by one worker with a fixed number of threads, so results depend neither on the number
-of workers nor on which of them die: another worker takes a dead one's place and computes its batch again.
+A batch is computed whole by one worker with a fixed number of threads, so results depend neither on the
+number of workers nor on which of them die: a new worker takes a dead one's place and its batch.
 """
 
 from __future__ import annotations

@@ -91,9 +91,7 @@ def picture_size(pipe: Any, call: Mapping[str, Any]) -> tuple[int, int]:
     return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
 
 
-def _bytes_of_picture(
-    pipe: Any, layout: HeadLayout, call: Mapping[str, Any], size: tuple[int, int]
-) -> int:
+def _bytes_of_picture(pipe: Any, layout: HeadLayout, call: Mapping[str, Any], size: tuple[int, int]) -> int:
     """At the peak: the inputs of all transformer blocks, and the larger of one block and the decoder."""
     latents, config = call[layout.family.arguments.latents], pipe.transformer.config
     image_tokens = latents[0].numel() // (config.in_channels * config.patch_size**2)

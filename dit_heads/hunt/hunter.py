@@ -7,7 +7,6 @@ pictures the better a head does. It chooses by real pictures, as the exhaustive 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -216,9 +215,7 @@ class HeadHunter:
         write_slopes(path, asked, slopes)
         return slopes
 
-    def _screened(
-        self, trials: Sequence[Trial], chosen: tuple[HeadId, ...], bar: Any
-    ) -> dict[HeadId, float]:
+    def _screened(self, trials: Sequence[Trial], chosen: tuple[HeadId, ...], bar: Any) -> dict[HeadId, float]:
         """The mean of slopes over all pictures, added up in one order whoever was first."""
         config, found = self.config, dict[TrialBatch, dict[HeadId, float]]()
         screening = Screening(config.scale, dict.fromkeys(chosen, config.softness), config.micro_batch)

@@ -19,7 +19,7 @@ from dit_heads.io.fingerprints import content_hash, fingerprint, tensor_hash
 from dit_heads.objectives import Objective, name_of, parts_of
 
 # Written into configs by libraries, about themselves.
-_FOREIGN = ("transformers_version", "dtype", "torch_dtype", "name_or_path")
+_FOREIGN = ("architectures", "transformers_version", "dtype", "torch_dtype", "name_or_path")
 
 
 def pipeline_identity(pipe: Any) -> dict[str, Any]:
@@ -85,7 +85,10 @@ def _adapters(module: nn.Module) -> Iterator[tuple[str, Any, Any, bool]]:
     for path, layer in module.named_modules():
         scaling = getattr(layer, "scaling", None)
         if isinstance(scaling, Mapping):
-            active, off = plain(getattr(layer, "active_adapters", []), path), getattr(layer, "disable_adapters", False)
+            active, off = (
+                plain(getattr(layer, "active_adapters", []), path),
+                getattr(layer, "disable_adapters", False),
+            )
             yield path, active, plain(scaling, path), bool(off)
         scale = getattr(getattr(layer, "processor", None), "scale", None)
         if isinstance(scale, float | int | list):
@@ -108,12 +111,13 @@ def _config(part: Any) -> dict[str, Any]:
 
 
 def _own(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What is JSON of a config, without what libraries write about themselves."""
-    return {
+    """A config as files hold it, without what is no JSON and what libraries write about themselves."""
+    kept = {
         str(key): _own(value) if isinstance(value, Mapping) else value
         for key, value in config.items()
         if not str(key).startswith("_") and key not in _FOREIGN and _is_json(value)
     }
+    return json.loads(json.dumps(kept))
 
 
 def _is_json(value: Any) -> bool:
@@ -122,4 +126,3 @@ def _is_json(value: Any) -> bool:
     except (TypeError, ValueError):
         return isinstance(value, Mapping)
     return True
-

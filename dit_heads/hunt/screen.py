@@ -47,7 +47,7 @@ class Screening:
 
 
 class Recorder:
-    """Keeps the arguments of the transformer's calls in a run, at the steps whose noise is nearest to `levels`.
+    """Keeps the arguments of the transformer at the steps of a run whose noise is nearest to `levels`.
 
     `calls[i]`: keyword arguments, on the CPU, of the first call of such a step, all rows of the batch. With
     SD3's CFG the rows of the negative prompts come first. Steps are counted by `scheduler.step`.
@@ -78,8 +78,8 @@ class Recorder:
         self._undo.close()
         if kind is None and (self._wanted or not self.calls):
             raise InputError(
-                f"steps: expected the run to come to the noise levels {', '.join(map(str, self.levels))}, but "
-                f"of its {self._step} steps {len(self._wanted) or 'all'} that are nearest to them were not run"
+                "steps: expected the run to come to the steps that are nearest to the noise levels "
+                f"{', '.join(map(str, self.levels))}; it ended after {self._step} steps"
             )
 
     def _keep(self, transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -156,7 +156,7 @@ def screened(
     total = sum(len(prompts) * len(calls) for prompts, calls in runs)
     if odd := [str(head) for head, slope in sums.items() if not math.isfinite(slope)]:
         raise InputError(
-            f"objective: its slopes are not finite for {', '.join(odd[:5])} (an overflow in half precision?); "
+            f"objective: its slopes are not finite for {', '.join(odd[:5])} (too large for half precision?); "
             "search with method exhaustive"
         )
     return {head: slope / total for head, slope in sums.items()}
@@ -203,8 +203,8 @@ def slopes(
             scores = objective(exact, prompts)
             if not scores.requires_grad:
                 raise InputError(
-                    f"objective: the fast search takes its gradient, which {name_of(objective)} does not give; "
-                    "search with method exhaustive"
+                    f"objective: the fast search takes its gradient, which {name_of(objective)} does not "
+                    "give; search with method exhaustive"
                 )
             leaves = {(block, name): leaf for block, of_block in u.items() for name, leaf in of_block.items()}
             # The hooks stay until here: checkpointed blocks run again.

@@ -52,7 +52,9 @@ def tensor_hash(tensor: Tensor, name: str = "tensor") -> str:
         inner = (tensor_hash(getattr(tensor, part), f"{name}.{part}") for part in parts)
         return content_hash(head, type(tensor).__name__, re.sub("0x[0-9a-f]+", "", repr(context)), *inner)
     if tensor.is_meta:
-        raise InputError(f"{name}: expected a weight in memory, got one on the meta device (offloaded to disk?)")
+        raise InputError(
+            f"{name}: expected a weight in memory, got one on the meta device (offloaded to disk?)"
+        )
     with torch._C.DisableTorchFunctionSubclass():  # GGUF's parameters would come back as GGUF's
         plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return content_hash(head, memoryview(plain.numpy()))
@@ -82,4 +84,6 @@ def _check_in_memory(module: nn.Module, path: str) -> None:
     hooks: Any = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
     group = getattr(hooks.get("group_offloading"), "group", None)
     if getattr(group, "offload_to_disk_path", None) is not None:
-        raise InputError(f"{path or 'model'}: expected weights in memory, got some that are offloaded to disk")
+        raise InputError(
+            f"{path or 'model'}: expected weights in memory, got some that are offloaded to disk"
+        )

@@ -1,8 +1,8 @@
 """CLIP and the scores that are built on it: PickScore, HPSv2, LAION's aesthetic predictor.
 
-All are differentiable in the pictures, so that the fast search can take their gradient. Weights are safetensors
-only; HPSv2 and LAION's aesthetic predictor are published as pickles, which `dit_heads.objectives.convert` turns
-into safetensors once:
+All are differentiable in the pictures, so that the fast search can take their gradient. Weights are
+safetensors only; HPSv2 and LAION's aesthetic predictor are published as pickles, which
+`dit_heads.objectives.convert` turns into safetensors once:
 
     python -c "from dit_heads.objectives.convert import convert_hpsv2; \
         convert_hpsv2('HPS_v2_compressed.pt', 'hpsv2')"

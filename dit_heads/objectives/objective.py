@@ -51,8 +51,8 @@ def checked_scores(objective: Objective, images: Tensor, prompts: Sequence[str])
 
 
 def parts_of(objective: Objective) -> dict[str, Any]:
-    """What an objective's scores depend on, by name: its `parts` if it says so, else itself or the modules that
-    it holds; of a function a hash of its source."""
+    """What an objective's scores depend on, by name: its `parts` if it says so, else itself or the
+    modules that it holds; of a function a hash of its source."""
     if (parts := getattr(objective, "parts", None)) is not None:
         return dict(parts)
     if isinstance(objective, nn.Module):

@@ -19,7 +19,7 @@ def log(path: Path, *lines: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize("text", ["my notes", "{", '{"weights": "xyz"', "3\n", "\n", "notes\nmore"])
+@pytest.mark.parametrize("text", ["my notes", '{"weights": "xyz"', "3\n", "\n", "notes\nmore"])
 def test_a_foreign_file_is_named_and_left_as_it_is(tmp_path, text):
     path = tmp_path / "trials.jsonl"
     path.write_text(text)

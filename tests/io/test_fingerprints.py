@@ -98,6 +98,10 @@ class Quantised(Tensor):
     def __tensor_flatten__(self) -> Any:
         return ["values", "scales"], {"block": (1, 4)}
 
+    @staticmethod
+    def __tensor_unflatten__(parts: Any, context: Any, size: Any, stride: Any) -> Any:
+        return Quantised(parts["values"], parts["scales"])
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.detach.default:
