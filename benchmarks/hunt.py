@@ -53,8 +53,10 @@ class Guided:
     softness: float
     score: float
 
-    def to_json(self) -> dict[str, Any]:
-        return {"set": str(self.heads), "scale": self.scale, "softness": self.softness}
+    def preset(self, effect: str) -> dict[str, Any]:
+        """As an entry of a file of `dit_heads/heads/presets/`."""
+        strength = {"scale": self.scale, "softness": self.softness}
+        return {"effect": effect, **self.heads.to_json(), **strength, "verified": True}
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:
@@ -177,7 +179,7 @@ class Bench:
 
 def general(bench: Bench) -> None:
     """The general search, exhaustive and fast, and what both find worth on test prompts. How many heads and
-    how strong is swept on the prompts of the search; `preset.json` is what the main job reads."""
+    how strong is swept on the prompts of the search; `preset.json` is what the showcase reads."""
     prompts = bench.general_prompts()
     whole = bench.search("general", prompts, GENERAL)
     fast = bench.search("general-fast", prompts, replace(GENERAL, method="fast"))
@@ -188,20 +190,21 @@ def general(bench: Bench) -> None:
 
 
 def write_preset(bench: Bench, whole: Found, heads: Guided | None, layer: Guided | None) -> None:
-    """The choice as `dit-heads run` reads it, with every number of it."""
+    """The choice as `dit-heads showcase` reads it, with every number of it."""
     assert heads and layer
     unguided = fmean(whole.result.unguided)
     gains = {head: fmean(scores) - unguided for head, scores in whole.result.rounds[0].scores.items()}
+    command = f"python benchmarks/hunt.py general --prompts {bench.prompts} --batch {bench.batch}"
     provenance = {
-        "command": f"python benchmarks/hunt.py general --prompts {bench.prompts} --batch {bench.batch}",
+        "command": command,
         "score": {"no guidance": unguided, "heads": heads.score, "block": layer.score},
         "single heads": {str(head): round(gains[head], 5) for head in sorted(gains, key=lambda h: -gains[h])},
         **whole.result.provenance,
     }
-    choice = {"heads": heads.to_json(), "block": layer.to_json(), "cfg": CFG, "steps": STEPS}
-    preset = {"model": "embedded/sd3", **choice, "provenance": provenance}
+    presets = [heads.preset("general"), layer.preset("general, one block")]
+    found = {"model": "embedded/sd3", "source": f"measured: {command}", "presets": presets}
     path = bench.folder / "preset.json"
-    write_text(path, json.dumps(preset, indent=1) + "\n")
+    write_text(path, json.dumps(found | {"provenance": provenance}, indent=1) + "\n")
     print(f"wrote {path}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +23,9 @@ __all__ = [
     "as_mapping",
     "check",
     "config_of",
+    "model_name",
     "read_config",
+    "shared",
 ]
 
 
@@ -84,6 +86,9 @@ class DataConfig:
     """What happens at sets that cannot be used: stop with a list of them, or skip them with a warning."""
     cache: Folder | None = None
     """Folder for encoded pictures and captions. The default is `cache` in the run's folder."""
+    encode: Literal["all", "lazy", "off"] = "all"
+    """When pictures and captions are encoded: all before training, lazy when each is needed first, or off for
+    every time, which keeps no files. Text encoders stay in memory but for all."""
     text_tokens: Annotated[int, Field(ge=1, le=512)] | None = None
     """Number of tokens that the T5 encoder reads, up to 512. The default is the pipeline's own."""
 
@@ -194,6 +199,8 @@ class WatchConfig:
 class TrainConfig:
     """A LoRA training run."""
 
+    task: str = "in_context"
+    """What the LoRA learns: in_context, to draw sets of pictures."""
     model: str = "embedded"
     """Model to train on: embedded, embedded/flux, a folder in diffusers' format, or a model id of the hub."""
     out: Folder = Path("runs/lora")
@@ -234,3 +241,25 @@ def check(config: TrainConfig) -> None:
         problems += ["prior: expected a folder for the pictures of prior_prompt, got none"]
     if problems:
         raise InputError("\n".join(problems))
+
+
+def shared(config: TrainConfig) -> dict[str, Any]:
+    """The settings for the eyes of others: as `as_mapping`, but of each path its last name alone."""
+    return {**_last_names(config), "model": model_name(config.model)}
+
+
+def model_name(model: str) -> str:
+    """A model's name as others may read it: of a folder on this machine its last name alone."""
+    path = Path(model).expanduser()
+    return path.resolve().name if path.exists() or path.is_absolute() else model
+
+
+def _last_names(section: Any) -> dict[str, Any]:
+    found = as_mapping(section)
+    for each in fields(section):
+        value = getattr(section, each.name)
+        if isinstance(value, Path):
+            found[each.name] = value.resolve().name
+        elif is_dataclass(value):
+            found[each.name] = _last_names(value)
+    return found

@@ -23,7 +23,7 @@ BELOW = {
     "errors": [],
     "settings": ["errors"],
     "io": ["errors"],
-    "heads": ["_lazy", "io"],
+    "heads": ["_lazy", "io", "settings"],
     "families": ["io", "heads"],
     "guidance": ["families"],
     "objectives": ["io"],

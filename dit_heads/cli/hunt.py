@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from dit_heads.cli.generate import EMBEDDED_TEXT_TOKENS
 from dit_heads.embedded.world.captions import world_prompts
 from dit_heads.errors import InputError
 from dit_heads.heads import HeadSet
@@ -88,20 +87,19 @@ def load_scorer(search: Search, device: str) -> Scorer:
     """A search's pipeline and objective, in this process."""
     from dit_heads.embedded.objective import embedded_clip
     from dit_heads.hunt.scorer import Scorer
-    from dit_heads.models import EMBEDDED, load_pipeline
+    from dit_heads.models import load_pipeline, text_arguments
     from dit_heads.objectives import load_objective
 
     if os.getcwd() not in sys.path:  # a console script does not look there for MODULE:FUNCTION
         sys.path.append(os.getcwd())
     config = search.config
-    tokens = {"max_sequence_length": EMBEDDED_TEXT_TOKENS} if search.model in EMBEDDED else {}
     objective = load_objective(search.objective, {"clip": embedded_clip})
     pipe = load_pipeline(search.model, search.dtype, device)
     pipe.set_progress_bar_config(disable=True)
     return Scorer(
         pipe,
         objective,
-        {"guidance_scale": config.guidance_scale, **tokens},
+        {"guidance_scale": config.guidance_scale, **text_arguments(search.model)},
         perturbation=config.perturbation,
         region=config.region,
         temperature=config.temperature,

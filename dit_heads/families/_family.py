@@ -72,6 +72,10 @@ class HeadLayout:
         """Name of the attention module, in its block, that `head` belongs to."""
         return self.image_only if head.image_only else self.joint
 
+    def block_of(self, module: str) -> str | None:
+        """Path of the block that a module is in, by the module's name; None if it is in none."""
+        return next((path for path in self.blocks if module.startswith(f"{path}.")), None)
+
     def count(self, head: HeadId) -> int:
         """Heads of the attention that `head` belongs to."""
         return (self.image_only_heads if head.image_only else self.heads)[head.block]
@@ -125,6 +129,10 @@ class Carrier(Protocol):
         """What is under `key`, None for nothing, and the call without it."""
         ...
 
+    def mapped(self, call: Call, change: Callable[[Any], Any]) -> dict[str, Any]:
+        """The arguments that carry things, with each of these changed; those of others travel so too."""
+        ...
+
 
 @dataclass(frozen=True)
 class Keywords:
@@ -140,6 +148,10 @@ class Keywords:
         found = held.pop(key, None)
         return found, {**call, self.argument: held}
 
+    def mapped(self, call: Call, change: Callable[[Any], Any]) -> dict[str, Any]:
+        held = call.get(self.argument)
+        return {} if not held else {self.argument: {name: change(value) for name, value in held.items()}}
+
 
 @dataclass(frozen=True)
 class Pipelines:
@@ -153,6 +165,7 @@ class Pipelines:
     noise: the latents that a pipeline would start from: (pipe, pictures, height and width in pixels,
         dtype, generator) -> as `pack` puts them out.
     largest_side: the most pixels that a side can have, None for no limit.
+    patch: latents along the side of an image token.
     """
 
     text_to_image: str
@@ -164,6 +177,11 @@ class Pipelines:
     latent_size: Callable[[Call], tuple[int, int]]
     noise: Callable[[Any, int, tuple[int, int], Any, Any], Tensor]
     largest_side: Callable[[Any], int | None]
+    patch: int = 2
+
+    def fills(self, pipe: object) -> bool:
+        """Whether a pipeline paints what a mask leaves free."""
+        return self.fill in class_names(type(pipe))
 
 
 @dataclass(frozen=True)
@@ -176,6 +194,15 @@ class LoraDialect:
 
 
 @dataclass(frozen=True)
+class InputProjection:
+    """What reads the latents of a transformer: the path of a linear module or a convolution, and how many of
+    its inputs one latent channel is."""
+
+    path: str
+    inputs: int
+
+
+@dataclass(frozen=True)
 class Training:
     """How a family learns.
 
@@ -185,7 +212,7 @@ class Training:
     targets: what ends the name of a linear module, by what it is part of.
     eight_bit: components that are too large for one GPU of 24 GB in 16 bits.
     explicit_attention: a processor that makes the attention map, fast backwards on CPUs.
-    dialects: other namings in LoRA files.
+    input: what reads the latents, None for a family whose input cannot be widened.
     """
 
     velocity: Callable[[Any, Tensor, Tensor, Tensor, Tensor, float | Tensor], Tensor]
@@ -193,7 +220,13 @@ class Training:
     targets: Mapping[str, tuple[str, ...]]
     eight_bit: tuple[str, ...]
     explicit_attention: Callable[[], Any]
-    dialects: tuple[LoraDialect, ...] = ()
+    input: InputProjection | None = None
+
+
+def class_names(given: type) -> list[str]:
+    """Names of a class and of those that it is a subclass of, nearest first. By its name a class is known
+    without being imported."""
+    return [kind.__name__ for kind in given.__mro__]
 
 
 def first_output(output: Any) -> Tensor:
@@ -221,6 +254,7 @@ class Family:
     noise_level: the noise level of a call of the transformer, from 0 to 1.
     prediction, with_prediction: the prediction [B, ...] in an output, and the output with another one.
     pipelines, training: None for a family that can only be guided.
+    lora_dialects: other namings of modules in LoRA files than diffusers'.
     """
 
     name: str
@@ -235,6 +269,7 @@ class Family:
     with_prediction: Callable[[Any, Tensor], Any] = with_first_output
     pipelines: Pipelines | None = None
     training: Training | None = None
+    lora_dialects: tuple[LoraDialect, ...] = ()
 
 
 # --- what several families share ---

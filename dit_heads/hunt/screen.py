@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from dit_heads.errors import InputError
-from dit_heads.families import HeadLayout, family_of, layout_of
+from dit_heads.families import HeadLayout, family_of, layout_of, pipelines_of
 from dit_heads.families.latents import denormalised
 from dit_heads.guidance.branch import BranchRunner
 from dit_heads.guidance.perturb import Perturbation
+from dit_heads.guidance.runs import shadowed
 from dit_heads.heads import HeadId
 from dit_heads.hunt.cost import micro_batch_of, picture_size
 from dit_heads.objectives import Objective, name_of
@@ -64,14 +65,13 @@ class Recorder:
     def __enter__(self) -> Recorder:
         transformer, scheduler = self.pipe.transformer, self.pipe.scheduler
         self._undo.callback(transformer.register_forward_pre_hook(self._keep, with_kwargs=True).remove)
-        own, shadowed = scheduler.step, vars(scheduler).get("step")
-        self._undo.callback(_put_back, scheduler, shadowed)
+        own = scheduler.step
 
         def step(*args: Any, **kwargs: Any) -> Any:
             self._step += 1
             return own(*args, **kwargs)
 
-        vars(scheduler)["step"] = step
+        self._undo.enter_context(shadowed(scheduler, "step", step))
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -92,12 +92,6 @@ class Recorder:
             self.calls.append(tree_map_only(Tensor, lambda t: t.detach().cpu(), named))
 
 
-def _put_back(scheduler: Any, shadowed: object) -> None:
-    del vars(scheduler)["step"]
-    if shadowed is not None:
-        vars(scheduler)["step"] = shadowed
-
-
 def _nearest_steps(scheduler: Any, levels: Sequence[float]) -> set[int]:
     """Indices of the steps whose noise is nearest to each level. Rounding of what a transformer is called
     with (FLUX in bf16) does not matter."""
@@ -116,8 +110,7 @@ def estimated_pictures(
     """Pictures, about [0, 1], that latents at the noise level of a call and their velocity lead to:
     x - s v, decoded."""
     clean = latents - noise_of(pipe.transformer, call) * velocity
-    if (form := family_of(pipe.transformer).pipelines) is None:
-        raise InputError(f"pipe: the fast search cannot decode latents of a {type(pipe).__name__}")
+    form = pipelines_of(pipe.transformer)
     clean = denormalised(pipe.vae, form.unpack(clean, *form.latent_size(call)))
     return pipe.vae.decode(clean.to(pipe.vae.dtype), return_dict=False)[0] / 2 + 0.5
 

@@ -283,14 +283,12 @@ def test_flags_alone_will_do(trained: list[TrainConfig]):
         (["--steps", "0"], "steps: expected a whole number of at least 1, got 0"),
         (["--out", ""], "--out"),
         (["--timesteps", "late"], "--timesteps"),
-        (["--seed", "4", "good.yaml"], "good.yaml: expected right after `train`"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
     trained: list[TrainConfig], arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ):
     written(Path("c.yaml"), "optimization: {stepz: 3}\n")
-    written(Path("good.yaml"), "seed: 3\n")
     assert main(["train", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("dit-heads: error: ") and message in line
