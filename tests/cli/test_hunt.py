@@ -101,7 +101,7 @@ def test_tune_needs_a_folder_of_a_search(tmp_path, monkeypatch, error_line):
         (["--rounds", "0"], "rounds"),
         (["--num-prompts", "0"], "num_prompts: expected a whole number of at least 1"),
         (["--style", "at night", "--template", "{style}"], "template: expected {style} and {content}"),
-        (["--style", "at night", "--template", "{style}, {content}, {mood}"], "template: expected {style} and"),
+        (["--style", "at night", "--template", "{style} {content} {mood}"], "template: expected"),
         (["--scale", "0"], "scale: expected a number above 0"),
         (["--softness", "3"], "softness: expected a number above 0"),
         (["--softness", "0"], "softness: expected a number above 0"),
@@ -135,7 +135,8 @@ def test_an_objective_of_the_current_folder_is_found_from_the_console_script(mod
     script = "import sys; from dit_heads.cli import main; sys.path.remove(''); sys.exit(main(sys.argv[1:]))"
     asked = ["hunt", "--model", model, "--objective", "mine:score", "--num-prompts", "1", *HUNT, "--out", "h"]
     asked += ["--per-round", "1"]
-    done = subprocess.run([sys.executable, "-c", script, *asked], cwd=tmp_path, capture_output=True, text=True)
+    command = [sys.executable, "-c", script, *asked]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "h/heads.json").read_text())["provenance"]["objective"] == "mine:score"
 
@@ -145,7 +146,7 @@ def test_a_fast_hunt_says_first_what_its_screen_takes(model, tmp_path, monkeypat
     asked = ["hunt", "--model", model, "--objective", "tests.saved:red", "--num-prompts", "2", *HUNT]
     assert main([*asked, "--method", "fast", "--share", "1", "--per-round", "1", "--out", "h"]) == 0
     first = capsys.readouterr().out.splitlines()[0]
-    assert first.startswith("screen of a round: gradients of 4 pictures at 3 noise levels, 108 block evaluations")
+    assert "screen of a round: gradients of 4 pictures at 3 noise levels, 108 block evaluations" in first
 
 
 @pytest.mark.parametrize(
