@@ -347,7 +347,7 @@ def cost_model(bench: Bench) -> None:
 def _task_times(bench: Bench, count: int = 6) -> list[float]:
     """Seconds of batches of a search."""
     hunter = bench.hunter("general", bench.general_prompts(), GENERAL)
-    scorer = Scorer(bench.pipe, bench.clip, {"guidance_scale": 1.0, "max_sequence_length": OWN_TEXT_TOKENS})
+    scorer = Scorer(bench.pipe, bench.clip, {"guidance_scale": 1.0, "max_sequence_length": TEXT_TOKENS})
     trials = [hunter._trial(HeadSet([head]), *pair) for head in hunter.candidates for pair in hunter.pairs]
     times = []
     for batch in batches_of(trials, bench.batch)[:: len(trials) // bench.batch // count][:count]:
