@@ -144,7 +144,7 @@ def test_steps_are_told_by_index_in_every_precision(steps, dtype):
     noise = (pipe.scheduler.timesteps / 1000).tolist()
     nearest = sorted({min(noise, key=lambda s, level=level: abs(s - level)) for level in (0.5, 0.3, 0.15)})
     found = sorted(call["timestep"].item() for call in recorder.calls)
-    assert found == pytest.approx(nearest, rel=2**-8)
+    assert found == pytest.approx(nearest, rel=2**-7)  # rounded twice
 
 
 def test_a_run_that_does_not_come_to_a_level_is_refused():
