@@ -87,13 +87,14 @@ def load_scorer(search: Search, device: str) -> Scorer:
     """A search's pipeline and objective, in this process."""
     from dit_heads.embedded.objective import embedded_clip
     from dit_heads.hunt.scorer import Scorer
-    from dit_heads.models import load_pipeline, text_arguments
+    from dit_heads.models import load_pipeline, quiet_loading, text_arguments
     from dit_heads.objectives import load_objective
 
     if os.getcwd() not in sys.path:  # a console script does not look there for MODULE:FUNCTION
         sys.path.append(os.getcwd())
     config = search.config
-    objective = load_objective(search.objective, {"clip": embedded_clip})
+    with quiet_loading():
+        objective = load_objective(search.objective, {"clip": embedded_clip})
     pipe = load_pipeline(search.model, search.dtype, device)
     pipe.set_progress_bar_config(disable=True)
     return Scorer(
