@@ -205,8 +205,9 @@ def test_flux_is_searched_fast_in_half_precision(tmp_path, dtype):
     flux.set_progress_bar_config(disable=True)
     for part in (flux.transformer, flux.vae, flux.text_encoder, flux.text_encoder_2):
         part.to(dtype)
-    config = replace(CONFIG, method="fast", share=1.0, per_round=1, steps=10, batch=3, micro_batch=2)
-    found = HeadHunter(flux, red, PROMPTS, tmp_path, config, call=CALL).run()
+    config = HuntConfig(method="fast", share=1.0, per_round=1, steps=4, batch=2, micro_batch=1)
+    call = CALL | {"height": 16, "width": 16}
+    found = HeadHunter(flux, red, PROMPTS, tmp_path, config, call=call, candidates="L0H0, L2H1").run()
     for each in found.rounds:
         assert set(each.slopes) == {HeadId(b, h) for b in range(3) for h in range(4)}
         assert any(each.slopes.values())
