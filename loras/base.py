@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from dit_heads.models import EMBEDDED, load_pipeline, quiet_loading
 from dit_heads.training.optimizers import require_bitsandbytes
 from dit_heads.training.processes import wait_for_all
 
+Encode = Callable[[Any], dict[str, Tensor]]
 MEMORY = 2**28  # bytes of the latest pictures, and as many of the latest captions, that stay in memory
 
 
@@ -103,7 +104,7 @@ def _large_parts(index: Any) -> list[str]:
 def latent_encoder(pipe: Any, folder: Path, policy: Policy = "all", memory: int = 0) -> CachedEncoder:
     """An encoder of pictures: {"latents": [C, h, w]}, normalised, by the posterior's mean."""
 
-    @torch.no_grad()
+    @_alone(pipe)
     def encode(picture: Picture) -> dict[str, Tensor]:
         return {"latents": latents_of(pipe, picture.composite())}
 
@@ -111,6 +112,19 @@ def latent_encoder(pipe: Any, folder: Path, policy: Policy = "all", memory: int 
     scale = [vae.config.shift_factor, vae.config.scaling_factor]
     settings = {"autoencoder": fingerprint(vae), "scale": scale}
     return CachedEncoder(encode, folder, settings, policy, memory)
+
+
+def _alone(pipe: Any) -> Callable[[Encode], Encode]:
+    """Let an encoder work as it does before training, also amid a step: without gradients or autocast."""
+
+    def wrapped(encode: Encode) -> Encode:
+        def alone(item: Any) -> dict[str, Tensor]:
+            with torch.no_grad(), torch.autocast(pipe.device.type, enabled=False):
+                return encode(item)
+
+        return alone
+
+    return wrapped
 
 
 @torch.no_grad()
@@ -128,7 +142,7 @@ def text_encoder(
     encode_prompt = training_of(pipe.transformer).encode_prompt
     length = tokens or pipelines_of(pipe.transformer).text_tokens
 
-    @torch.no_grad()
+    @_alone(pipe)
     def encode(caption: str) -> dict[str, Tensor]:
         text, pooled = encode_prompt(pipe, caption, length)
         return {"text": text[0], "pooled": pooled[0]}
