@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
-from dit_heads.families._family import Arguments, Call, Family, HeadLayout
+from dit_heads.families import Arguments, Call, Family, HeadLayout
 from dit_heads.families.processors import HEAD_WEIGHTS, HeadProcessor
 
 WIDTH, CHANNELS, REGISTERS, TEXT = 16, 3, 2, 4
