@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,8 +29,14 @@ class _Worker:
 
     def __init__(self, load: Callable[[], Scorer], threads: int) -> None:
         torch.set_num_threads(threads)
-        self.scorer = load()
-        self.scorer.pipe.set_progress_bar_config(disable=True)
+        self._load = load
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """Loaded by the first call: what a constructor raises Ray takes for a death."""
+        scorer = self._load()
+        scorer.pipe.set_progress_bar_config(disable=True)
+        return scorer
 
     def facts(self) -> tuple[dict[str, Any], HeadCounts]:
         return self.scorer.identity, self.scorer.head_counts

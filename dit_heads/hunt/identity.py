@@ -71,7 +71,8 @@ def plain(value: Any, name: str) -> Any:
 
 def _module(module: nn.Module) -> dict[str, Any]:
     dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in module.parameters()})
-    found = {"class": type(module).__name__, "weights": fingerprint(module), "dtype": " ".join(dtypes)}
+    found: dict[str, Any] = {"class": type(module).__name__, "dtype": " ".join(dtypes)}
+    found["weights"] = fingerprint(module)
     if config := _config(module):
         found["config"] = config
     if adapters := list(_adapters(module)):

@@ -86,7 +86,7 @@ def write_tuning(hunter: HeadHunter, tuning: Tuning, folder: Path) -> list[Path]
     }
     write_text(paths[0], json.dumps(stored, indent=1) + "\n")
     draw_grid(
-        [[tuning.gain((w, u)) for w in scales] for u in softnesses],
+        [[tuning.gain(Strength(w, u)) for w in scales] for u in softnesses],
         paths[1],
         rows=("softness u", [f"{u:g}" for u in softnesses]),
         columns=("scale w", [f"{w:g}" for w in scales]),

@@ -57,7 +57,7 @@ def tensor_hash(tensor: Tensor, name: str = "tensor") -> str:
         )
     with torch._C.DisableTorchFunctionSubclass():  # GGUF's parameters would come back as GGUF's
         plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return content_hash(head, memoryview(plain.numpy()))
+    return content_hash(head, plain.numpy().data)
 
 
 def content_hash(*parts: str | bytes | memoryview) -> str:
