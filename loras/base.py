@@ -24,7 +24,7 @@ from dit_heads.families import (
     training_of,
 )
 from dit_heads.families.latents import encoded
-from dit_heads.hunt.trials import fingerprint
+from dit_heads.io.fingerprints import fingerprint
 from dit_heads.loras.cache import CachedEncoder, Picture, Policy
 from dit_heads.loras.config import DataConfig
 from dit_heads.loras.sets.folders import content_hash
