@@ -140,6 +140,6 @@ def test_other_models_are_refused():
 
 def test_a_guidance_scale_has_an_effect_where_a_model_reads_one():
     flux = tiny.flux()
-    schnell = FluxTransformer2DModel.from_config({**flux.config, "guidance_embeds": False})
+    schnell: Any = FluxTransformer2DModel.from_config({**flux.config, "guidance_embeds": False})
     for model, reads in ((tiny.sd3(), True), (flux, True), (schnell, False)):
         assert pipelines_of(model).reads_guidance(model) is reads
