@@ -155,6 +155,8 @@ class HeadGuidance:
     def detach(self) -> None:
         """Put the model and the pipeline back exactly as they were. Does nothing if not attached."""
         self._undo.close()
+        if self._run is not None:
+            self._run.leave()
         self._run = self._runner = None
 
     def _is_off(self) -> bool:
