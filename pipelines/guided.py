@@ -25,7 +25,7 @@ from diffusers.pipelines.auto_pipeline import (
 from dit_heads.errors import InputError
 from dit_heads.guidance import HeadGuidance
 
-_TASKS = (
+_TASKS: tuple[Any, ...] = (
     AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
     AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
     AUTO_INPAINT_PIPELINES_MAPPING,
