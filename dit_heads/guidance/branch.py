@@ -180,7 +180,7 @@ class BranchRunner:
         """The arguments of a call of the transformer by name. A branch that an interrupted call has left is
         forgotten."""
         self._current = None
-        named = dict(zip(self._positional, args, strict=False)) | kwargs
+        named = dict(zip(self._positional, args, strict=False)) | dict(kwargs)
         if self._latents not in named or len(args) > len(self._positional):
             raise InputError(
                 f"pipe: expected calls of its transformer with {self._latents} and at most "

@@ -88,7 +88,8 @@ def test_a_subclass_with_a_forward_of_its_own_is_guided():
             return super().forward(*args, **kwargs)
 
     stock = sd3()
-    mine: Any = Mine.from_config(stock.config).to(torch.float64)
+    config: Any = stock.config
+    mine: Any = Mine(**{k: v for k, v in config.items() if not k.startswith("_")}).double()
     mine.load_state_dict(stock.state_dict())
     for given in (inputs(2), {**inputs(2), "return_dict": False}):
         with torch.no_grad(), HeadGuidance(mine, "L1H0", **EVERY):
@@ -110,7 +111,7 @@ def test_a_call_without_latents_or_with_too_many_arguments_is_refused():
 @pytest.mark.parametrize("trunk", ["shared", "two_pass"])
 def test_a_call_of_a_bare_transformer_inside_a_call_of_it_is_refused(trunk):
     model = sd3()
-    halves = {"conditional": lambda batch: slice(batch // 2, batch)}
+    halves: dict[str, Any] = {"conditional": lambda batch: slice(batch // 2, batch)}
     with torch.no_grad(), HeadGuidance(model, "L1H0", trunk=trunk, **halves):
         expected = model(**inputs(4)).sample
         hook = model.transformer_blocks[2].register_forward_pre_hook(lambda *_: model(**inputs(2)) and None)
