@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers.hooks import HookRegistry, ModelHook
 from torch.testing import assert_close
 
 from dit_heads import HeadGuidance
@@ -60,7 +61,8 @@ def test_a_replaced_forward_is_noticed_under_hooks_that_replace_it_too(pipe, hoo
             pipe.enable_model_cpu_offload(device="cpu")
             run(pipe)
         else:
-            pipe.transformer.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+            registry = HookRegistry.check_if_exists_or_initialize(pipe.transformer)
+            registry.register_hook(ModelHook(), "group_offloading")
 
     actions = [move, lambda: cache(pipe.transformer)]
     for place in order:
