@@ -23,7 +23,8 @@ import torch
 import tyro
 
 from dit_heads import HeadGuidance, HeadHunter, HeadId, HeadSet
-from dit_heads.embedded.evaluate import OWN_TEXT_TOKENS, cell, interval, paint, unseen_scenes
+from dit_heads.embedded import TEXT_TOKENS
+from dit_heads.embedded.evaluate import cell, interval, paint, unseen_scenes
 from dit_heads.embedded.export import load_judge
 from dit_heads.embedded.nets.judge import verdict
 from dit_heads.embedded.world.captions import caption, content
@@ -112,7 +113,7 @@ class Bench:
         self.scenes = unseen_scenes("test", count, solids=SOLIDS)
 
     def hunter(self, name: str, prompts: Sequence[str], config: HuntConfig) -> HeadHunter:
-        call, config = {"max_sequence_length": OWN_TEXT_TOKENS}, replace(config, batch=self.batch)
+        call, config = {"max_sequence_length": TEXT_TOKENS}, replace(config, batch=self.batch)
         return HeadHunter(self.pipe, self.clip, prompts, self.folder / name, config, call=call)
 
     def general_prompts(self) -> list[str]:
@@ -169,7 +170,7 @@ class Bench:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Attributes right, in %, and CLIP score x 100 of a picture of each prompt."""
         heads = guided and HeadGuidance(self.pipe, guided.heads, scale=guided.scale, softness=guided.softness)
-        call: dict[str, Any] = {"num_inference_steps": STEPS, "max_sequence_length": OWN_TEXT_TOKENS}
+        call: dict[str, Any] = {"num_inference_steps": STEPS, "max_sequence_length": TEXT_TOKENS}
         call |= {"guidance_scale": cfg, "batch": self.batch}
         pictures = paint(self.pipe, scenes, prompts=prompts, guidance=heads, **call)
         pairs = zip(pictures.split(1), prompts, strict=True)

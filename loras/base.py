@@ -36,10 +36,18 @@ MEMORY = 2**28  # bytes of the latest pictures, and as many of the latest captio
 
 
 def load_base(model: str, base: str, precision: str, device: torch.device) -> Any:
-    """A pipeline whose transformer has the number format `base`; "auto" is that of the computation.
+    """The frozen model of a run, its autoencoder in float32.
 
-    The autoencoder is in float32. Raises ValueError for a base that the precision cannot train, for another
-    kind of pipeline, and for 8 bits where they cannot be had."""
+    Args:
+        model: see `TrainConfig.model`.
+        base: number format of the transformer's weights; "auto" is that of the computation.
+        precision: of the computation: "no", "bf16" or "fp16".
+        device: where the model goes.
+
+    Raises:
+        InputError: for a base that the precision cannot train, for a pipeline of another kind, and for 8 bits
+            where they cannot be had.
+    """
     name = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision] if base == "auto" else base
     if precision == "no" and name != "float32":
         raise InputError(f"base: expected float32 for precision 'no', got '{name}'")

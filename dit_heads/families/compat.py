@@ -9,7 +9,6 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.attention_processor import FusedJointAttnProcessor2_0, JointAttnProcessor2_0
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
-from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3_inpaint import retrieve_latents
 
 __all__ = [
     "FluxAttnProcessor",
@@ -24,6 +23,13 @@ __all__ = [
     "retrieve_latents",
     "surface",
 ]
+
+
+def retrieve_latents(encoded: Any, **options: Any) -> Any:
+    """diffusers' own. The import of its module prints that torchvision is missing, so it comes late."""
+    from diffusers.pipelines.stable_diffusion_3 import pipeline_stable_diffusion_3_inpaint as inpaint
+
+    return inpaint.retrieve_latents(encoded, **options)
 
 
 def hook_names(module: Any) -> Collection[str]:

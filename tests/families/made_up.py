@@ -129,7 +129,7 @@ class PlaidPipeline(DiffusionPipeline):
     ):
         self.scheduler.set_timesteps(steps)
         self._num_timesteps, self._cfg, doubled = steps, cfg, 2 if cfg else 1
-        with self.progress_bar(total=steps) as bar:
+        with self.progress_bar(total=steps) as bar:  # pyright: ignore[reportCallIssue]
             for t in self.scheduler.timesteps:
                 progress = (1 - t).expand(doubled * len(latents))
                 texts = torch.cat([cap, negative]) if cfg else cap

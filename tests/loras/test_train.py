@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -435,6 +436,21 @@ def test_a_run_goes_on_with_its_own_settings_alone(
     assert not all(torch.equal(first[name], tensor) for name, tensor in weights(out).items())
 
 
+def test_a_run_keeps_the_precision_that_its_weights_were_loaded_for(
+    models: dict[str, Path], sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    loaded: list[str] = []
+    load = trainer.load_base
+    monkeypatch.setattr(trainer, "load_base", lambda *args: loaded.append(args[2]) or load(*args))
+    for faster, steps in ((False, 1), (True, 2)):
+        monkeypatch.setattr("dit_heads.training.precision.bf16_is_faster", lambda faster=faster: faster)
+        chosen = {"optimization": {"steps": steps, "precision": "auto"}}
+        config = settings(models["sd3"], sets, tmp_path / "run", **chosen)
+        with pytest.warns(UserWarning, match="keeps 'no'") if faster else nullcontext():
+            train(config)
+    assert loaded == ["no", "no"] and '"precision": "no"' in (config.out / "config.json").read_text()
+
+
 def test_a_loss_that_is_not_a_number_ends_the_run_and_harms_nothing(
     models: dict[str, Path], sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -572,11 +588,11 @@ def test_a_run_killed_at_random_ends_as_one_that_was_not(
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.usefixtures("single")
 def test_ctrl_c_leaves_a_checkpoint(models: dict[str, Path], sets: Path, tmp_path: Path):
-    chosen = {"optimization": {"steps": 40}}
+    chosen = {"optimization": {"steps": 25}}
     config = settings(models["sd3"], sets, tmp_path / "stopped", **chosen)
     said = outside(INTERRUPT, as_yaml(config, tmp_path / "run.yaml"), config.out)
     code, step = map(int, re.findall(r"\d+", said.splitlines()[0]))
-    assert code == 130 and 1 <= step < 40
+    assert code == 130 and 1 <= step < 25
     train(settings(models["sd3"], sets, tmp_path / "straight", **chosen))
     assert same(config.out, tmp_path / "straight")
 
