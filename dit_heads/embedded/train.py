@@ -41,7 +41,7 @@ from dit_heads.training.precision import bf16_is_faster
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
 DISTILLED = "flux-distilled"
-COMPOSITES = (2400, 1400, 1800, 1800, 1400, 400)  # how many of each of `GRIDS`
+COMPOSITES = (1200, 700, 900, 900, 700, 200)  # how many of each of `GRIDS`
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if DEVICE.type == "cpu":
     # oneDNN's flash attention has a slow backward in bf16; the plain kernel trains 1.5 times faster.
@@ -155,12 +155,21 @@ class Recipe:
     """Keep the probe in a run that begins with the shipped weights."""
     decline: float = 0.3
     """The last part of the run, in which the rate falls."""
+    precision: str = "auto"
+    """no, bf16, or auto: a stopwatch's word, which other work on the machine can change."""
 
     def fit(self, part: str, student: sd3.Probed, loss: sd3.ProbedLoss, seed: int) -> None:
         if self.warm:
             load_weights(student, packaged(part))
         config = FitConfig(
-            self.steps, self.rate, "muon", decline=self.decline, ema=0.9995, weight_decay=0.01, seed=seed
+            self.steps,
+            self.rate,
+            "muon",
+            decline=self.decline,
+            ema=0.9995,
+            weight_decay=0.01,
+            precision=self.precision,
+            seed=seed,
         )
         fit(student, loss, config, _folder(_run(part, self.warm)), until=_until(self.hours))
 
@@ -272,10 +281,14 @@ def _corpus(shards: int, batch: int, stock: int = STOCK, **draws: float) -> Corp
     vae = vae.bfloat16() if bf16_is_faster() else vae
     singles = [_cached(f"latents-v2/{k}.pt", encode_latents, vae, shard) for k, (shard, _) in enumerate(data)]
     composites = [
-        _cached(f"latents-v2/{grid[0]}x{grid[1]}-{shards}.pt", make_composites, vae, images, grid, count)
+        _cached(_sheets(grid, count), make_composites, vae, images, grid, count)
         for grid, count in zip(GRIDS, COMPOSITES, strict=True)
     ]
     return Corpus(torch.cat(singles), coverage, _scenes(len(coverage)), composites, batch, stock, **draws)
+
+
+def _sheets(grid: tuple[int, int], count: int) -> str:
+    return f"latents-v2/{grid[0]}x{grid[1]}-{count}.pt"
 
 
 def _cached(name: str, make: Callable[..., T], *arguments: Any) -> T:

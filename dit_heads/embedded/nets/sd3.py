@@ -142,9 +142,9 @@ class TextEncoders:
 class ProbedLoss:
     """The flow-matching loss, and in the first part of training the probe's, of a model's `velocity`.
 
-    `shift` moves the noise levels of training; `objects` is how much more errors on solids weigh once noise
-    lets see where they are (most of a picture is ground, whose grain cannot be learned); `probed=False`
-    leaves the probe out, for a model that has learned what it teaches."""
+    `shift` moves the noise levels of training, those of composites further; `objects` is how much more errors
+    on solids weigh once noise lets see where they are (most of a picture is ground, whose grain cannot be
+    learned); `probed=False` leaves the probe out, for a model that has learned what it teaches."""
 
     def __init__(
         self,
@@ -169,17 +169,23 @@ class ProbedLoss:
         device = self.student.transformer.device
         batch = self.corpus.draw(generator, stock_length=done > 0.9).to(device)
         velocity = self.velocity(batch)
-        sigmas = logit_normal_sigmas(len(batch.latents), generator, shift=self.shift).to(device)
+        # More noise for larger pictures, as it takes more to hide them (arXiv 2403.03206, eq. 23).
+        shift = self.shift * self._panels(batch) ** 0.5
+        sigmas = logit_normal_sigmas(len(batch.latents), generator, shift=shift).to(device)
         noise = torch.randn(batch.latents.shape, generator=generator).to(device)
         loss = flow_matching_loss(velocity, batch.latents, sigmas, noise, self._weight(batch, sigmas))
         seen = self.student.take_seen()
-        figures: dict[str, float | Tensor] = {"flow": loss.detach()}
+        kind = "" if self._panels(batch) == 1 else "_composites"
+        figures: dict[str, float | Tensor] = {"flow" + kind: loss.detach()}
         weight = max(0.0, 1 - done / 0.7) if self.probed else 0.0
         if weight > 0:
             probe = F.binary_cross_entropy_with_logits(self.student.probe(seen).float(), batch.coverage)
-            figures["probe"] = probe.detach()
+            figures["probe" + kind] = probe.detach()
             loss = loss + weight * probe
         return loss, figures
+
+    def _panels(self, batch: Draw) -> int:
+        return batch.latents[0, 0].numel() // self.corpus.latents[0, 0].numel()
 
     def _weight(self, batch: Draw, sigmas: Tensor) -> Tensor | None:
         """[B, 1, h, w]: 1, and more on solids below `VISIBLE` noise. Above it the weight would tell the model
