@@ -64,10 +64,11 @@ def test_the_probe_fades(student: Student, texts: TextEncoders):
             )
         return {k: float(v) for k, v in {**found, "loss": loss}.items()}
 
-    for source in (corpus(batch=2), corpus(batch=2, composites=True, panels=1.0)):
+    sheets = corpus(batch=2, composites=True, panels=1.0)
+    for source, kind in ((corpus(batch=2), ""), (sheets, "_composites")):
         half = figures(source, 35)
-        assert half["loss"] - half["flow"] == pytest.approx(half["probe"] / 2, abs=1e-5)
-        assert "probe" not in figures(source, 70)
+        assert half["loss"] - half["flow" + kind] == pytest.approx(half["probe" + kind] / 2, abs=1e-5)
+        assert set(figures(source, 70)) == {"flow" + kind, "loss"}
     with pytest.raises(AssertionError, match="the transformer has not run"):
         student.take_seen()
 
