@@ -60,7 +60,7 @@ def frame_iou(scene: Rendering, back: Picture) -> float:
     return float(shared / ((c - a) * (d - b) + (right - left) * (bottom - top) - shared))
 
 
-def nearness(scene: Rendering) -> NDArray[np.float64]:
+def nearness(scene: Rendering) -> NDArray[np.floating]:
     """1 at `NEAR` metres, 0 at `FAR` and beyond."""
     return 1 - (np.clip(scene.depth, NEAR, FAR) - NEAR) / (FAR - NEAR)
 
@@ -70,7 +70,7 @@ def grey_of(scene: Rendering) -> Picture:
     return np.round(nearness(scene) * 255)[..., None].repeat(3, -1).astype(np.uint8)
 
 
-def walk(share: NDArray[np.float64]) -> Picture:
+def walk(share: NDArray[np.floating]) -> Picture:
     """Places on the walk along `CORNERS`, 0 to 1, as colours."""
     at = share * (len(CORNERS) - 1)
     edge = np.clip(at.astype(int), 0, len(CORNERS) - 2)
@@ -85,7 +85,7 @@ def walked(back: Picture) -> NDArray[np.float64]:
     return np.stack(rows) / (len(path) - 1)
 
 
-def depth_error(scene: Rendering, read: NDArray[np.float64]) -> float:
+def depth_error(scene: Rendering, read: NDArray[np.floating]) -> float:
     """Mean error of the depth in % of its range, where there is any."""
     true = nearness(scene)
     return float(100 * np.abs(read - true)[true > 0].mean())

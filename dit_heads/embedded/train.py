@@ -202,7 +202,8 @@ def t5(steps: int = 1500, shards: int = 6, warm: bool = False) -> None:
     kept = None
     if warm:
         load_weights(model, packaged("t5"))
-        kept = copy.deepcopy(model.t5).to(DEVICE).eval().requires_grad_(False)
+        kept = copy.deepcopy(model.t5).eval().requires_grad_(False)
+        kept.to(DEVICE)  # pyright: ignore[reportArgumentType]
     config = FitConfig(steps, 2e-3, "muon", warmup=100, ema=0.995, weight_decay=0.01, seed=7, log_every=20)
     fit(model, ReaderLoss(model, tokenizer, scenes, anchor=kept), config, _folder("t5-v2"))
     _report_reading(model.cpu(), tokenizer)
@@ -301,11 +302,12 @@ def _cached(name: str, make: Callable[..., T], *arguments: Any) -> T:
     return torch.load(path, weights_only=True)
 
 
-def export() -> None:
-    """Write the package's weights from the runs in the cache folder; parts without a run stay as they are."""
+def export(out: Path = WEIGHTS) -> None:
+    """Write weights from the runs in the cache folder, finished or not, to the package or another folder;
+    parts without a run are the shipped ones."""
     student = trained(sd3.Student(), _last("sd3"))
     towers = trained(Clip(len(make_clip_tokenizer())), "clip-v1")
-    export_weights(student, towers, _t5(), normalised_vae(), trained(Judge(), "judge-v1"))
+    export_weights(student, towers, _t5(), normalised_vae(), trained(Judge(), "judge-v1"), out)
 
 
 def export_flux() -> None:
