@@ -147,6 +147,8 @@ class Recipe:
     """How much more often scenes with dotted solids are drawn."""
     panels: float = 0.1
     """Share of batches that are composites of unrelated panels."""
+    composites: int = 1
+    """Times 5,100 of them are made."""
     clip_dropout: float = 0.0
     """Share of captions that T5 reads alone, without CLIP (arXiv 2403.03206)."""
     rate: float = 1.5e-3
@@ -175,7 +177,7 @@ class Recipe:
 
     def corpus(self, stock: int) -> Corpus:
         draws = {"dots": self.dots, "panels": self.panels, "clip_dropout": self.clip_dropout}
-        return _corpus(self.shards, self.batch, stock, **draws)
+        return _corpus(self.shards, self.batch, stock, self.composites, **draws)
 
     def weights(self) -> dict[str, Any]:
         return {"shift": self.shift, "objects": self.objects, "probed": self.probe or not self.warm}
@@ -274,15 +276,15 @@ def normalised_vae() -> AutoencoderKL:
     return model
 
 
-def _corpus(shards: int, batch: int, stock: int = STOCK, **draws: float) -> Corpus:
-    """The training set as latents, encoded once and kept in the cache folder."""
+def _corpus(shards: int, batch: int, stock: int, times: int = 1, **draws: float) -> Corpus:
+    """The training set as latents, encoded once and kept in the cache folder, with `times` `COMPOSITES`."""
     data = list(load_shards("train", shards))
     images, coverage = (np.concatenate(part) for part in zip(*data, strict=True))
     vae = _channels_last(normalised_vae())
     vae = vae.bfloat16() if bf16_is_faster() else vae
     singles = [_cached(f"latents-v2/{k}.pt", encode_latents, vae, shard) for k, (shard, _) in enumerate(data)]
     composites = [
-        _cached(_sheets(grid, count), make_composites, vae, images, grid, count)
+        _cached(_sheets(grid, times * count), make_composites, vae, images, grid, times * count)
         for grid, count in zip(GRIDS, COMPOSITES, strict=True)
     ]
     return Corpus(torch.cat(singles), coverage, _scenes(len(coverage)), composites, batch, stock, **draws)

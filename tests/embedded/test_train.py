@@ -49,9 +49,13 @@ def test_latents_are_encoded_once_and_kept(cache: Path, unfinished: Path, monkey
     monkeypatch.setattr(train, "make_composites", None)
     corpus = Recipe(shards=1, batch=4, panels=0.5).corpus(256)
     assert len(corpus.latents) == 4 and corpus.panels == 0.5
-    assert [tuple(latents.shape[2:]) for latents, _ in corpus.composites] == [
-        (16 * rows, 16 * columns) for rows, columns in GRIDS
-    ]
+    sizes = [tuple(latents.shape[2:]) for latents, _ in corpus.composites]
+    assert sizes == [(16 * rows, 16 * columns) for rows, columns in GRIDS]
+
+
+def test_more_composites_can_be_made(unfinished: Path):
+    corpus = Recipe(shards=1, batch=4, composites=2).corpus(256)
+    assert [len(panels) for _, panels in corpus.composites] == [2] * len(GRIDS)
 
 
 def test_the_averaged_weights_of_an_unfinished_run_can_be_painted_with(
