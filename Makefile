@@ -38,9 +38,9 @@ $(VENV)/oldest-ready: $(VENV)/dev-ready tests/oldest.txt
 	@$(PIP) install --quiet --quiet --no-deps --target $(VENV)/oldest --requirement tests/oldest.txt
 	@touch $@
 
-run: $(VENV)/run-ready ## the main job: one sheet of guided and unguided pictures
-	@echo "==> dit-heads run: the same prompts and seeds, unguided and guided, side by side"
-	@$(BIN)/dit-heads run --out $(OUT)/showcase.png
+run: $(VENV)/run-ready ## the showcase: one sheet of unguided and guided pictures
+	@echo "==> dit-heads showcase: the same prompts and seeds, unguided and guided, side by side"
+	@$(BIN)/dit-heads showcase --out $(OUT)/showcase.png
 
 test: $(VENV)/dev-ready ## the fast tests, README's code blocks among them
 	@echo "==> fast tests"
@@ -64,7 +64,7 @@ types: $(VENV)/dev-ready ## basedpyright
 	@for part in pipelines loras demo; do ln -s ../../$$part .types/dit_heads/$$part; done
 	@$(BIN)/basedpyright
 
-wheel: $(VENV)/dev-ready ## build the wheel, install it into a fresh environment, run the main job from there
+wheel: $(VENV)/dev-ready ## build the wheel, install it into a fresh environment, draw the showcase there
 	@bash tests/install_wheel.sh $(PYTHON)
 
 check: lint types test test-oldest wheel ## all that a change must pass (.ci/run)

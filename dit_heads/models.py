@@ -1,77 +1,132 @@
 """The model that a command names: the embedded one, a folder in diffusers' format, or an id of the hub."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
 import torch
 import transformers
 from accelerate import init_empty_weights
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 
-import dit_heads.embedded
-from dit_heads.embedded import load_embedded
+from dit_heads.embedded import TEXT_TOKENS, WEIGHTS, load_embedded
 from dit_heads.errors import InputError
-from dit_heads.families.layouts import LAYOUTS, Layout, layout_of
+from dit_heads.families import FAMILIES, HeadLayout, family_of, layout_of
 
 EMBEDDED = {"embedded": "sd3", "embedded/sd3": "sd3", "embedded/flux": "flux"}
 
 
 def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> Any:
-    """The pipeline of a model, on its device. Raises ValueError if it cannot be had."""
-    quiet_loading()
+    """The pipeline of a model, on its device.
+
+    Raises:
+        InputError: if the model cannot be loaded, or the device cannot be used.
+    """
     place = torch_device(device)
     number = torch_dtype(dtype, place)
-    if model in EMBEDDED:
-        return load_embedded(EMBEDDED[model]).to(place, number)
-    try:
-        pipe = DiffusionPipeline.from_pretrained(model, dtype=number, use_safetensors=True)
-    # Whatever a damaged folder makes the libraries below raise, the reason for the user is the same.
-    except Exception as error:
-        raise InputError(f"model: cannot load '{model}': {_one_line(error)}") from error
-    return pipe.to(place)
+    with quiet_loading():
+        if model in EMBEDDED:
+            return load_embedded(EMBEDDED[model]).to(place, number)
+        try:
+            pipe = DiffusionPipeline.from_pretrained(model, dtype=number, use_safetensors=True)
+        # Whatever a damaged folder makes the libraries below raise, the reason for the user is the same.
+        except Exception as error:
+            raise InputError(f"model: cannot load '{model}': {_one_line(error)}") from error
+        return pipe.to(place)
+
+
+def text_arguments(model: str) -> dict[str, Any]:
+    """The arguments about text of a pipeline's call that a model wants otherwise than by default."""
+    return {"max_sequence_length": TEXT_TOKENS} if model in EMBEDDED else {}
 
 
 def empty_transformer(model: str) -> torch.nn.Module:
     """The model's transformer without its weights: enough to tell its heads, and there at once.
 
-    Raises ValueError if the model cannot be found or its transformer is of a class that is not supported.
+    Raises:
+        InputError: if the model cannot be found, or its transformer is of a class that is not supported.
     """
-    where = _location(model)
-    transformer_class = getattr(diffusers, _transformer_class(model, where))
+    transformer_class = getattr(diffusers, _transformer_class(model))
+    config = _config(transformer_class, model, "transformer")
     try:
-        config = transformer_class.load_config(where, subfolder="transformer")
         with init_empty_weights():
             return transformer_class.from_config(config)
     except Exception as error:
-        message = f"model: the transformer of '{model}' has no usable config: {_one_line(error)}"
-        raise InputError(message) from error
+        raise InputError(_unusable(model, "transformer", error)) from error
 
 
-def head_layout(model: str) -> Layout:
-    """The blocks and heads of a model, from its configs alone. Raises ValueError as `empty_transformer`."""
+def head_layout(model: str) -> HeadLayout:
+    """The blocks and heads of a model, from its configs alone. Raises `InputError` as `empty_transformer`."""
     return layout_of(empty_transformer(model))
 
 
-def _transformer_class(model: str, where: str) -> str:
+def check_size(model: str, transformer: torch.nn.Module, **sides: int | None) -> None:
+    """Refuse a picture that the model's pipeline would draw in another size, or not at all.
+
+    Args:
+        model: the model's name.
+        transformer: its transformer, as `empty_transformer` gives it.
+        sides: `width` and `height` in pixels; None is the model's own.
+
+    Raises:
+        InputError: naming the nearest sizes that there are.
+    """
+    pipelines = family_of(transformer).pipelines
+    if pipelines is None:
+        return
+    factor = 2 ** (len(_config(AutoencoderKL, model, "vae")["block_out_channels"]) - 1)
+    step = factor * pipelines.patch
+    most = pipelines.largest_side(SimpleNamespace(transformer=transformer, vae_scale_factor=factor))
+    for name, side in sides.items():
+        if side is not None and side % step:
+            below = side - side % step
+            near = f"{below} and {below + step}" if below else f"{step}"
+            raise InputError(
+                f"{name}: expected a multiple of {step} pixels for this model, got {side}; nearest: {near}"
+            )
+        if side is not None and most is not None and side > most:
+            raise InputError(
+                f"{name}: expected at most {most} pixels, as far as this model's positions reach, got {side}"
+            )
+
+
+def _config(kind: Any, model: str, part: str) -> Any:
+    """The config of a part of a model, without its weights."""
+    try:
+        return kind.load_config(_location(model, part), subfolder=part)
+    except Exception as error:
+        raise InputError(_unusable(model, part, error)) from error
+
+
+def _unusable(model: str, part: str, error: Exception) -> str:
+    return f"model: the {part} of '{model}' has no usable config: {_one_line(error)}"
+
+
+def _transformer_class(model: str) -> str:
     """The class of the model's transformer by its model_index.json, if heads can be guided in it."""
+    where = _location(model)
     try:
         parts: Any = DiffusionPipeline.load_config(where)
         kind = dict(parts).get("transformer", (None, None))[1]
     except Exception as error:
         raise InputError(f"model: cannot read '{model}': {_one_line(error)}") from error
-    if kind not in LAYOUTS:
+    if kind not in FAMILIES:
         raise InputError(
-            f"model: expected a pipeline with one of {', '.join(LAYOUTS)}, "
+            f"model: expected a pipeline with one of {', '.join(FAMILIES)}, "
             f"'{model}' is a {parts.get('_class_name')} with {kind or 'no transformer'}"
         )
     return kind
 
 
 def torch_device(name: str) -> torch.device:
-    """`auto` is CUDA if there is any, else MPS, else the CPU. Raises ValueError if it is not there."""
+    """`auto` is CUDA if there is any, else MPS, else the CPU. Raises `InputError` if it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name.startswith("meta"):
+        raise InputError(f"device: expected one that holds numbers, such as cpu or cuda, got '{name}'")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -85,10 +140,12 @@ def torch_dtype(name: str, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
-def _location(model: str) -> str:
-    """Where diffusers finds the model's configs: a folder, or an id of the hub."""
+def _location(model: str, part: str = "") -> str:
+    """Where diffusers finds the configs of a model, or of a part of it: a folder, or an id of the hub."""
     if model in EMBEDDED:
-        return str(Path(dit_heads.embedded.__file__).parent / "weights" / EMBEDDED[model])
+        own = WEIGHTS / EMBEDDED[model]
+        # The embedded FLUX has the autoencoder and the text encoders of the embedded SD3.
+        return str(own if (own / part).exists() else WEIGHTS / "sd3")
     path = Path(model).expanduser()
     if path.exists() and not (path / "model_index.json").is_file():
         raise InputError(f"model: '{model}' is not a folder in diffusers' format (no model_index.json in it)")
@@ -99,11 +156,23 @@ def _location(model: str) -> str:
     return str(path) if path.exists() else model
 
 
-def quiet_loading() -> None:
-    """One progress bar is for the pictures; the ones of loading say nothing that a user waits for."""
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
-        library.utils.logging.set_verbosity_error()
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Without the progress bars and warnings of loading: the one bar is for the pictures.
+
+    What diffusers and transformers say is as before once the block is left.
+    """
+    libraries: Any = [diffusers.utils.logging, transformers.utils.logging]
+    before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    try:
+        for library in libraries:
+            library.set_verbosity_error()
+            library.disable_progress_bar()
+        yield
+    finally:
+        for library, verbosity, bars in before:
+            library.set_verbosity(verbosity)
+            (library.enable_progress_bar if bars else library.disable_progress_bar)()
 
 
 def _one_line(error: Exception) -> str:

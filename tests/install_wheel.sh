@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install the built wheel into a fresh environment and run the main job there, outside the checkout:
+# Install the built wheel into a fresh environment and draw the showcase there, outside the checkout:
 # what is missing from the wheel, or found only because the checkout is near, fails here.
 #   usage: tests/install_wheel.sh [PYTHON]
 set -euo pipefail
@@ -20,7 +20,7 @@ pip wheel --quiet --quiet --no-deps --wheel-dir "$work/dist" "$work/source"
 echo "==> installing it into a fresh environment"
 pip install --quiet --quiet --constraint "$checkout/constraints.txt" "$work"/dist/*.whl
 cd "$work"
-echo "==> the main job, outside the checkout"
-HF_HUB_OFFLINE=1 "$work/env/bin/dit-heads" run --out "$work/showcase.png"
+echo "==> the showcase, outside the checkout"
+HF_HUB_OFFLINE=1 "$work/env/bin/dit-heads" showcase --out "$work/showcase.png"
 test -s "$work/showcase.png"
 echo "==> the installed wheel works"

@@ -1,163 +1,176 @@
-"""From settings to pictures: what `dit-heads generate` checks, draws and writes into its files."""
+"""The `generate` command: pictures of a prompt, with every setting written into the file."""
 
-import math
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields, replace
-from types import NoneType
-from typing import Annotated, Any, get_args, get_type_hints
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import tyro
-from PIL import Image
 
 from dit_heads import HeadSet, __version__
+from dit_heads.cli.warn import warn
 from dit_heads.errors import InputError
+from dit_heads.io.pictures import check_writable, read_settings, write_png
+from dit_heads.io.sheets import plain_grid
+from dit_heads.settings import Field, as_mapping, from_mapping, settings
 
-# The embedded model has read captions of this length in most of its training, and the 256 tokens that SD3
-# pads to by default cost more than the picture itself.
-EMBEDDED_TEXT_TOKENS = 64
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+Flag = tyro.conf.arg
+Share = Annotated[float, Field(ge=0, le=1)]
+Side = Annotated[int, Field(ge=16, le=8192)]
+MAX_SEED = 2**63 - 1
 
 
-@dataclass(frozen=True)
+@settings
 class Settings:
     """All that a picture depends on; written into its file."""
 
-    prompt: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="PROMPT")]] = ""
-    """what the picture shows"""
+    prompt: tyro.conf.Positional[Annotated[str, Flag(metavar="PROMPT")]] = ""
+    """What the picture shows."""
     negative_prompt: str = ""
-    """what CFG leads away from; not for FLUX"""
+    """What classifier-free guidance leads away from. FLUX cannot follow one."""
     model: str = "embedded"
-    """embedded, embedded/flux, a folder in diffusers' format, or a model id of the hub"""
-    heads: Annotated[str | None, tyro.conf.arg(metavar="HEADS")] = None
-    """heads to guide by, such as "L1H10, L7, L12H0-5", or a JSON file of them; without, no head guidance"""
-    scale: float = 3.0
-    """head guidance scale w; 0 is off"""
-    softness: float = 1.0
-    """how far the heads are perturbed, u, from 0 to 1"""
-    start: float = 0.0
-    """guide by heads from this fraction of the steps on"""
-    stop: float = 1.0
-    """and before this one"""
-    guidance_scale: float = 4.0
-    """classifier-free guidance (CFG), 1 is off; of FLUX, the guidance that is distilled into it"""
-    steps: int = 28
-    """denoising steps"""
-    seed: int = 0
-    """of the first picture; the next ones count up from it"""
-    num_images: int = 1
-    """how many pictures, one seed each"""
-    width: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
-    """pixels; without, the model's own"""
-    height: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
-    """pixels; without, the model's own"""
-    dtype: str = "auto"
-    """auto, float32, bfloat16 or float16"""
+    """The model: embedded, embedded/flux, a folder in diffusers' format, or a model id of the hub."""
+    heads: Annotated[str | None, Flag(metavar="HEADS")] = None
+    """Heads to guide by, such as "L1H10, L7, L12H0-5", or a JSON file of them. Default: no head guidance."""
+    scale: Annotated[float, Field(ge=0)] = 3.0
+    """Head guidance scale w; 0 turns head guidance off."""
+    softness: Share = 1.0
+    """How far the heads are perturbed, u, from 0 to 1."""
+    start: Share = 0.0
+    """Fraction of the steps after which head guidance begins."""
+    stop: Share = 1.0
+    """Fraction of the steps after which head guidance ends."""
+    guidance_scale: Annotated[float, Field(ge=0)] = 4.0
+    """Scale of classifier-free guidance, off at 1; for FLUX, of the guidance that is distilled into it."""
+    steps: Annotated[int, Field(ge=1, le=1000)] = 28
+    """Number of denoising steps."""
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
+    """Seed of the first picture; those of the next ones count up from it."""
+    num_images: Annotated[int, Field(ge=1, le=64)] = 1
+    """Number of pictures, each with a seed of its own."""
+    width: Annotated[Side | None, Flag(metavar="PIXELS")] = None
+    """Width in pixels. Default: the model's own."""
+    height: Annotated[Side | None, Flag(metavar="PIXELS")] = None
+    """Height in pixels. Default: the model's own."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the weights and of the computation."""
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "negative_prompt"):
+            _check_text(name, getattr(self, name))
+        if self.start >= self.stop:
+            raise InputError(f"start: expected less than stop = {self.stop}, got {self.start}")
+        if self.seed + self.num_images - 1 > MAX_SEED:
+            raise InputError(
+                f"seed: expected at most {MAX_SEED - self.num_images + 1} for {self.num_images} pictures, "
+                f"got {self.seed}"
+            )
 
 
-_RANGES: dict[str, tuple[float, float]] = {
-    "scale": (0, math.inf),
-    "softness": (0, 1),
-    "start": (0, 1),
-    "stop": (0, 1),
-    "guidance_scale": (0, math.inf),
-    "steps": (1, 1000),
-    "seed": (0, 2**63 - 1),
-    "num_images": (1, 64),
-    "width": (16, 8192),
-    "height": (16, 8192),
-}
+def _check_text(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # bytes of the command line that are not UTF-8
+        raise InputError(f"{name}: expected text in UTF-8, got {text!r}") from error
 
 
-def checked(settings: Settings) -> HeadSet | None:
-    """The heads of the settings, once everything that needs no model is known to be right.
+@dataclass(frozen=True)
+class Generate:
+    """Draw pictures of a prompt, guided by chosen attention heads."""
 
-    Raises ValueError naming the setting, what was expected and what came.
+    settings: Annotated[Settings, Flag(name="")] = field(default_factory=Settings)
+    out: Annotated[Path, Flag(metavar="FILE.png")] = Path("out/picture.png")
+    """File of the picture; several are numbered: picture-1.png, picture-2.png and so on."""
+    grid: bool = False
+    """Write several pictures as one file."""
+    device: str = "auto"
+    """Device that draws: auto, cpu, cuda, cuda:1, mps and so on."""
+    file: Annotated[Path | None, Flag(name="from", metavar="FILE.png")] = None
+    """A picture of this command whose settings are used; flags take precedence."""
+
+    @classmethod
+    def of_file(cls, file: Path) -> Generate:
+        """The settings of a picture, which flags replace."""
+        return cls(settings_of(read_settings(file), file), file=file)
+
+    def run(self) -> None:
+        heads = checked_heads(self.settings)
+        check_out(self.out)
+        files = numbered(self.out, 1 if self.grid else self.settings.num_images)
+        # Slow to import, so only now.
+        from dit_heads.cli.draw import check_model, draw, warn_of_lost_words
+        from dit_heads.models import load_pipeline
+
+        # The model's configs tell what it cannot follow before its weights are read.
+        followed = check_model(replace(self.settings, heads=heads and str(heads)), heads)
+        pipe = load_pipeline(followed.model, followed.dtype, self.device)
+        warn_of_lost_words(pipe, followed)
+        began = time.perf_counter()
+        _write(files, draw(pipe, followed, heads), followed)
+        print(f"{', '.join(map(str, files))}  ({time.perf_counter() - began:.1f} s)")
+
+
+def checked_heads(settings: Settings) -> HeadSet | None:
+    """The heads of the settings, once the prompt is known to be there.
+
+    Raises:
+        InputError: for an empty prompt, or text that names no heads.
     """
     if not settings.prompt.strip():
         raise InputError("prompt: expected a description of the picture, got nothing")
-    for name, (low, high) in _RANGES.items():
-        value = getattr(settings, name)
-        if value is not None and not (low <= value <= high and math.isfinite(value)):
-            limits = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
-            raise InputError(f"{name}: expected a number {limits}, got {value}")
-    if settings.start >= settings.stop:
-        raise InputError(f"start: expected less than stop = {settings.stop}, got {settings.start}")
-    if settings.dtype not in DTYPES:
-        raise InputError(f"dtype: expected {', '.join(DTYPES)}, got '{settings.dtype}'")
-    return None if settings.heads is None else _head_set(settings.heads)
+    if settings.heads is None:
+        return None
+    return HeadSet.load(settings.heads) if settings.heads.endswith(".json") else HeadSet.parse(settings.heads)
 
 
-def from_file_settings(stored: Mapping[str, Any]) -> Settings:
-    """Settings as `read_settings` found them. Raises ValueError on a value of another type."""
-    hints = get_type_hints(Settings)
-    known = {field.name: stored[field.name] for field in fields(Settings) if field.name in stored}
-    for name, value in known.items():
-        kinds = get_args(hints[name]) or (hints[name],)
-        # JSON has one kind of number, so 3 may stand for 3.0; a bool is an int to isinstance alone.
-        if isinstance(value, bool) or not isinstance(value, (*kinds, int) if float in kinds else kinds):
-            expected = " or ".join("null" if kind is NoneType else kind.__name__ for kind in kinds)
-            raise InputError(f"from: expected `{name}` to be {expected}, the file has {value!r}")
-    return Settings(**known)
+def settings_of(stored: Mapping[str, Any], file: Path) -> Settings:
+    """The settings that `stored` wrote into a file.
+
+    Raises:
+        InputError: naming the file and the settings that are unknown or do not fit.
+    """
+    try:
+        return from_mapping(Settings, {k: v for k, v in stored.items() if k != "version"}, "settings")
+    except InputError as error:
+        raise InputError(f"from: '{file}' holds settings that cannot be followed: {error}") from error
 
 
-def stored_settings(settings: Settings) -> dict[str, Any]:
-    """What goes into a picture's file, and comes back out through `from_file_settings`."""
-    return {**asdict(settings), "version": __version__}
+def stored(settings: Settings) -> dict[str, Any]:
+    """What goes into a picture's file, and comes back through `settings_of`."""
+    return {**as_mapping(settings), "version": __version__}
 
 
-def one_by_one(settings: Settings) -> list[Settings]:
-    """The settings of each single picture; any of them alone gives that picture again."""
-    return [replace(settings, seed=settings.seed + i, num_images=1) for i in range(settings.num_images)]
+def without_heads(settings: Settings) -> Settings:
+    """The settings without those that only head guidance follows, and a warning that names them."""
+    usual = {each.name: each.default for each in fields(Settings)}
+    idle = [name for name in ("scale", "softness", "start", "stop") if getattr(settings, name) != usual[name]]
+    if idle:
+        warn(f"{', '.join(idle)}: without --heads there is no head guidance that would follow")
+    return replace(settings, **{name: usual[name] for name in idle})
 
 
-def draw(pipe: Any, settings: Settings, heads: HeadSet | None) -> Iterator[tuple[Settings, Image.Image, Any]]:
-    """Each picture as it is done, with its own settings and the guidance's report (None without heads)."""
-    # One at a time: a picture must not depend on how many others were asked for with it.
-    for number, single in enumerate(one_by_one(settings), start=1):
-        pipe.set_progress_bar_config(desc=f"picture {number} of {settings.num_images}")
-        with guidance(pipe, heads, single) as guide:
-            image = pipe(**call_arguments(single)).images[0]
-        yield single, image, guide.report if guide else None
+def check_out(out: Path) -> None:
+    """Raise `InputError` unless a PNG can be written to `out`."""
+    if out.suffix.lower() != ".png":
+        raise InputError(f"out: expected a file name that ends in .png, got '{out}'")
+    check_writable(out)
 
 
-def guidance(pipe: Any, heads: HeadSet | None, settings: Settings) -> Any:
-    """The context manager that guides by heads, or one that does nothing."""
-    if heads is None:
-        return nullcontext()
-    from dit_heads.guidance import HeadGuidance
-
-    return HeadGuidance(
-        pipe,
-        heads,
-        scale=settings.scale,
-        softness=settings.softness,
-        start=settings.start,
-        stop=settings.stop,
-    )
+def numbered(out: Path, count: int) -> list[Path]:
+    """One file name a picture: `out` itself, or numbered ones beside it."""
+    if count == 1:
+        return [out]
+    digits = len(str(count))
+    return [out.with_name(f"{out.stem}-{i:0{digits}}{out.suffix}") for i in range(1, count + 1)]
 
 
-def call_arguments(settings: Settings) -> dict[str, Any]:
-    """The pipeline call that the settings ask for."""
-    import torch
-
-    from dit_heads.models import EMBEDDED
-
-    arguments: dict[str, Any] = {
-        "prompt": settings.prompt,
-        "num_inference_steps": settings.steps,
-        "guidance_scale": settings.guidance_scale,
-        # On the CPU, so that a seed means the same picture on every device.
-        "generator": torch.Generator("cpu").manual_seed(settings.seed),
-        "width": settings.width,
-        "height": settings.height,
-    }
-    if settings.negative_prompt:
-        arguments["negative_prompt"] = settings.negative_prompt
-    if settings.model in EMBEDDED:
-        arguments["max_sequence_length"] = EMBEDDED_TEXT_TOKENS
-    return arguments
-
-
-def _head_set(heads: str) -> HeadSet:
-    return HeadSet.load(heads) if heads.endswith(".json") else HeadSet.parse(heads)
+def _write(files: list[Path], pictures: Any, settings: Settings) -> None:
+    """Write each picture once it is drawn, or all as one grid."""
+    if len(files) == settings.num_images:
+        for file, (single, image) in zip(files, pictures, strict=True):
+            write_png(image, file, stored(single))
+    else:
+        write_png(plain_grid([image for _, image in pictures]), files[0], stored(settings))

@@ -1,4 +1,5 @@
-"""Attention processors that perturb heads of the last rows of a batch, and otherwise do what they replace."""
+"""What the attention processors of all families share: they perturb heads of the last rows of a batch, and
+otherwise do what they replace."""
 
 from __future__ import annotations
 
@@ -7,18 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.attention_processor import FusedJointAttnProcessor2_0, JointAttnProcessor2_0
-from diffusers.models.embeddings import apply_rotary_emb
-from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from jaxtyping import Float
 from torch import Tensor
 
 from dit_heads.errors import InputError
+from dit_heads.families.compat import dispatch_attention_fn
 
-# How weights reach a processor: as an argument of the block, never as state. Gradient checkpointing runs
-# blocks a second time, long after the call, and must see the same.
-HEAD_WEIGHTS = "head_weights"
+HEAD_WEIGHTS = "head_weights"  # the key under which a block's weights travel to its processors
 QKV = tuple[Tensor, Tensor, Tensor]
 
 
@@ -36,21 +32,40 @@ class HeadPerturbation(Protocol):
 @dataclass(frozen=True)
 class HeadWeights:
     """U [R, H] of each perturbed attention of a block, by its name; it is for the last R rows of the batch.
-    `text_tokens` of the sequence are text, which a single-stream block of FLUX cannot see for itself."""
+    `text_tokens` of the sequence are text, which a single-stream block cannot see for itself."""
 
     u: Mapping[str, Float[Tensor, "r h"]]
     text_tokens: int
 
 
 class HeadProcessor:
-    """What the processors of all models share. `name` tells a block's attentions apart."""
+    """Takes the place of a processor, and calls it where there is nothing to perturb. `name` tells a block's
+    attentions apart; `replaceable` are the classes whose attention a family's own processor computes."""
 
     replaceable: tuple[type, ...]
 
     def __init__(self, replaced: Any, name: str, perturbation: HeadPerturbation) -> None:
         self.replaced, self.name, self.perturbation = replaced, name, perturbation
-        self._attention_backend = getattr(replaced, "_attention_backend", None)
-        self._parallel_config = getattr(replaced, "_parallel_config", None)
+
+    def __deepcopy__(self, memo: object) -> HeadProcessor:
+        raise InputError("pipe: a model under head guidance cannot be copied; detach first")
+
+    @property
+    def _attention_backend(self) -> Any:
+        """The replaced processor's, which diffusers reads and sets here; SD3's has none."""
+        return self.replaced._attention_backend
+
+    @_attention_backend.setter
+    def _attention_backend(self, backend: Any) -> None:
+        self.replaced._attention_backend = backend
+
+    @property
+    def _parallel_config(self) -> Any:
+        return self.replaced._parallel_config
+
+    @_parallel_config.setter
+    def _parallel_config(self, config: Any) -> None:
+        self.replaced._parallel_config = config
 
     @classmethod
     def check_replaceable(cls, processor: object, attn: Any, where: str) -> None:
@@ -60,10 +75,6 @@ class HeadProcessor:
             raise InputError(
                 f"{where}: heads can be guided with the attention processors {known}, got "
                 f"{type(processor).__name__}, which would be dropped (IP-Adapter and PAG bring such ones)"
-            )
-        if isinstance(processor, FusedJointAttnProcessor2_0) and attn.norm_q is not None:
-            raise InputError(
-                f"{where}: diffusers' fused processor leaves out this model's qk-norm; unfuse it first"
             )
 
     def _weights(self, head_weights: HeadWeights | None) -> Tensor | None:
@@ -79,95 +90,24 @@ class HeadProcessor:
         return out.transpose(1, 2).flatten(2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """By the backend of the replaced processor, or else the one that is active in diffusers, which SD3's
-        stock processor would ignore."""
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # the dispatcher's [B, N, H, D]
+        """As the replaced processor does: by its backend, or by torch's attention if it knows of none."""
+        if not hasattr(self, "_attention_backend"):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         out = dispatch_attention_fn(
-            q,
-            k,
-            v,
+            q.transpose(1, 2),  # the dispatcher's [B, N, H, D]
+            k.transpose(1, 2),
+            v.transpose(1, 2),
             attn_mask=mask,
             backend=self._attention_backend,
-            parallel_config=self._parallel_config,
+            parallel_config=getattr(self.replaced, "_parallel_config", None),
         )
         return out.transpose(1, 2)
 
 
-class JointHeadProcessor(HeadProcessor):
-    """SD3's joint attention, image tokens first, and SD3.5's image-only one."""
-
-    replaceable = (JointAttnProcessor2_0, FusedJointAttnProcessor2_0)
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Float[Tensor, "b n c"],
-        encoder_hidden_states: Float[Tensor, "b t c"] | None = None,
-        attention_mask: Tensor | None = None,
-        head_weights: HeadWeights | None = None,
-        **kwargs: Any,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        u = self._weights(head_weights)
-        if u is None:
-            return self.replaced(attn, hidden_states, encoder_hidden_states, attention_mask, **kwargs)
-        qkv = joint_projections(attn, hidden_states, encoder_hidden_states)
-        image_tokens = hidden_states.shape[1]
-        out = self._perturbed(qkv, u, slice(0, image_tokens))  # the stock processor ignores its mask as well
-        return joint_outputs(attn, out, image_tokens, joint=encoder_hidden_states is not None)
+# --- attentions with the projections of diffusers' `Attention` class ---
 
 
-class FluxHeadProcessor(HeadProcessor):
-    """FLUX's attention, text tokens first, in double-stream and single-stream blocks."""
-
-    replaceable = (FluxAttnProcessor,)
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Float[Tensor, "b n c"],
-        encoder_hidden_states: Float[Tensor, "b t c"] | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: Any = None,
-        head_weights: HeadWeights | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        u = self._weights(head_weights)
-        if u is None or head_weights is None:
-            return self.replaced(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-        if attention_mask is not None and self.perturbation.name != "identity":
-            raise InputError(
-                f"attention_mask: only identity is defined under one, got {self.perturbation.name!r}"
-            )
-        qkv = flux_projections(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
-        out = self._perturbed(qkv, u, slice(head_weights.text_tokens, None), attention_mask)
-        return flux_outputs(attn, out, encoder_hidden_states)
-
-
-def joint_projections(attn: Any, image: Tensor, text: Tensor | None) -> QKV:
-    """SD3's queries, keys and values [B, H, N + T, D]: image tokens, then text tokens."""
-    parts = [_image_heads(attn, image)] + ([] if text is None else [_text_heads(attn, text)])
-    return _joined(parts)
-
-
-def flux_projections(attn: Any, image: Tensor, text: Tensor | None, rotary: Any) -> QKV:
-    """FLUX's queries, keys and values [B, H, T + N, D], text tokens first; a single-stream block has both
-    in `image`."""
-    q, k, v = _joined([*([] if text is None else [_text_heads(attn, text)]), _image_heads(attn, image)])
-    if rotary is None:
-        return q, k, v
-    turned: Any = [apply_rotary_emb(t, rotary, sequence_dim=2) for t in (q, k)]
-    return *turned, v
-
-
-def flux_outputs(attn: Any, out: Tensor, text: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
-    """FLUX's output projections of attention [B, T + N, C], for image and text apart; single-stream blocks
-    have none."""
-    if text is None:
-        return out
-    project, dropout = attn.to_out
-    return dropout(project(out[:, text.shape[1] :])), attn.to_add_out(out[:, : text.shape[1]])
-
-
-def _joined(parts: list[QKV]) -> QKV:
+def joined(parts: list[QKV]) -> QKV:
     """One sequence of the tokens of all parts."""
     if len(parts) == 1:
         return parts[0]
@@ -175,13 +115,13 @@ def _joined(parts: list[QKV]) -> QKV:
     return torch.cat([q, q2], 2), torch.cat([k, k2], 2), torch.cat([v, v2], 2)
 
 
-def _image_heads(attn: Any, tokens: Tensor) -> QKV:
+def image_heads(attn: Any, tokens: Tensor) -> QKV:
     if attn.fused_projections:
         return _heads(attn, attn.to_qkv(tokens).chunk(3, -1), attn.norm_q, attn.norm_k)
     return _heads(attn, (attn.to_q(tokens), attn.to_k(tokens), attn.to_v(tokens)), attn.norm_q, attn.norm_k)
 
 
-def _text_heads(attn: Any, tokens: Tensor) -> QKV:
+def text_heads(attn: Any, tokens: Tensor) -> QKV:
     if attn.fused_projections:
         projected = attn.to_added_qkv(tokens).chunk(3, -1)
     else:
@@ -196,14 +136,7 @@ def _heads(attn: Any, projected: Any, norm_q: Any, norm_k: Any) -> QKV:
     return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
-def joint_outputs(attn: Any, out: Tensor, image_tokens: int, joint: bool) -> Tensor | tuple[Tensor, Tensor]:
-    """SD3's output projections of attention [B, N + T, C], for image and text apart."""
-    project, dropout = attn.to_out
-    if not joint:
-        return dropout(project(out))
-    image, text = out[:, :image_tokens], out[:, image_tokens:]
-    return dropout(project(image)), text if attn.context_pre_only else attn.to_add_out(text)
-
-
-# By the family of a layout.
-PROCESSORS: dict[str, type[HeadProcessor]] = {"sd3": JointHeadProcessor, "flux": FluxHeadProcessor}
+def explicit_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v of [B, H, N, D] as [B, N, H D], with the map made."""
+    a = torch.softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2), -1, dtype=q.dtype)
+    return (a @ v).transpose(1, 2).flatten(2)

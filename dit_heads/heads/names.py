@@ -18,6 +18,7 @@ from dit_heads.errors import InputError
 from dit_heads.io.atomic import write_text
 
 _PART = re.compile(r"L([0-9]{1,3})(?:-([0-9]{1,3}))?(?:H([0-9]{1,3})(?:-([0-9]{1,3}))?)?(i?)")
+MAX_PARTS = 16_384  # heads that a text may list; the largest models have a tenth of that
 _FORMS = "'L3H2' (a head), 'L3' (a block), 'L12H0-5' (a range) or 'L3H2i' (image-only attention)"
 
 
@@ -65,11 +66,18 @@ class HeadSet:
 
     @classmethod
     def parse(cls, text: str) -> HeadSet:
-        """The set that `text` lists, separated by commas or spaces. Raises ValueError naming the part that
-        is wrong."""
-        return cls(
-            part for word in re.split(r"[,\s]+", text.strip(", \t\n")) if word for part in _parts_of(word)
-        )
+        """The set that a text lists, separated by commas or spaces.
+
+        Raises:
+            InputError: naming the part that is wrong, or that there are more than `MAX_PARTS`, before any of
+                them is made.
+        """
+        spans = [_span(word) for word in re.split(r"[,\s]+", text) if word]
+        if (count := sum(map(len, spans))) > MAX_PARTS:
+            raise InputError(
+                f"heads: expected at most {MAX_PARTS} heads and blocks, got {count} in '{_short(text)}'"
+            )
+        return cls(part for span in spans for part in span.parts())
 
     def __iter__(self) -> Iterator[HeadId | BlockId]:
         return iter(sorted(self._parts, key=_order))
@@ -140,16 +148,32 @@ class HeadSet:
             raise InputError(f"heads: cannot read '{path}': {error}") from error
 
 
-def _parts_of(word: str) -> Iterator[HeadId | BlockId]:
+@dataclass(frozen=True)
+class _Span:
+    """What one word stands for: a range of heads of a range of blocks, or these blocks as a whole."""
+
+    blocks: range
+    heads: range | None
+    image_only: bool
+
+    def __len__(self) -> int:
+        return len(self.blocks) * (1 if self.heads is None else len(self.heads))
+
+    def parts(self) -> Iterator[HeadId | BlockId]:
+        for block in self.blocks:
+            if self.heads is None:
+                yield BlockId(block, self.image_only)
+            else:
+                yield from (HeadId(block, head, self.image_only) for head in self.heads)
+
+
+def _span(word: str) -> _Span:
     match = _PART.fullmatch(word)
     if match is None:
-        raise InputError(f"heads: expected {_FORMS}, got '{word}'")
+        raise InputError(f"heads: expected {_FORMS}, got '{_short(word)}'")
     first_block, last_block, first_head, last_head, image = match.groups()
-    for block in _range(first_block, last_block, word):
-        if first_head is None:
-            yield BlockId(block, bool(image))
-        else:
-            yield from (HeadId(block, head, bool(image)) for head in _range(first_head, last_head, word))
+    heads = None if first_head is None else _range(first_head, last_head, word)
+    return _Span(_range(first_block, last_block, word), heads, bool(image))
 
 
 def _range(first: str, last: str | None, word: str) -> range:
@@ -157,6 +181,10 @@ def _range(first: str, last: str | None, word: str) -> range:
     if high < low:
         raise InputError(f"heads: expected a range that goes up, got '{word}'")
     return range(low, high + 1)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _order(part: HeadId | BlockId) -> tuple[int, bool, int]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dit_heads.errors import InputError
@@ -91,5 +91,5 @@ def _header(path: Path) -> Image.Image:
             # Pillow warns of what the pixel limit refuses a moment later.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Image.open(path, formats=FORMATS)
-    except (UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
+    except (OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
         raise InputError(f"image: '{path}' is not a picture that can be read: {error}") from error

@@ -15,25 +15,24 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusers import FluxPipeline
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dit_heads.errors import InputError
-from dit_heads.families.layouts import layout_of
+from dit_heads.families import LoraDialect, family_of
 from dit_heads.loras.weights.low_rank import (
     PEFT,
     PREFIX,
     Lora,
     LowRank,
     check_fits,
+    input_projection,
     linear_modules,
     raise_for,
     require_peft,
 )
 
-_RELEASE = ("lora_unet_", "diffusion_model.")  # before FLUX's names of its first release
 _TEXT = ("text_encoder", "lora_te", "text_encoders.")
 _PARTS = {
     "lora_A.weight": "a",
@@ -129,14 +128,16 @@ def _config(path: Path, header: Mapping[str, str], sources: Iterable[str]) -> di
 def _scaled(source: str, parts: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> LowRank:
     if not {"a", "b"} <= parts.keys():
         raise InputError("only one of A and B")
-    a, b = parts["a"], parts["b"]
+    a, b, kernel = parts["a"], parts["b"], None
+    if a.ndim == b.ndim == 4 and b.shape[2:] == (1, 1):
+        kernel, a, b = tuple(a.shape[1:]), a.flatten(1), b.flatten(1)
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
         raise InputError(f"expected B [O, R] and A [R, I], got {tuple(b.shape)} and {tuple(a.shape)}")
     if "alpha" in parts and parts["alpha"].numel() != 1:
         raise InputError(f"expected one number as alpha, got {tuple(parts['alpha'].shape)}")
     alpha = parts["alpha"].item() if "alpha" in parts else None
     scale = alpha / len(a) if alpha is not None else _config_scale(source, len(a), config)
-    return LowRank(a, b * scale, parts.get("magnitude"))
+    return LowRank(a, b * scale, parts.get("magnitude"), kernel)
 
 
 def _config_scale(source: str, rank: int, config: Mapping[str, Any] | None) -> float:
@@ -153,17 +154,20 @@ class _Names:
     """From the names that files give modules to those of a transformer."""
 
     def __init__(self, transformer: nn.Module) -> None:
-        linear = linear_modules(transformer)
+        linear = dict.fromkeys(linear_modules(transformer))
+        if projection := input_projection(transformer):
+            linear[projection.path] = None
         self.known = {name: name for name in linear}
         self.known |= {f"lora_transformer_{name.replace('.', '_')}": name for name in linear}
-        self.flux = layout_of(transformer).family == "flux"
+        self.dialects = family_of(transformer).lora_dialects
 
     def resolve(self, source: str, change: LowRank) -> dict[str, LowRank]:
         """The changes of the transformer's modules that one module of a file stands for."""
         if (name := _bare(source)) in self.known:
             return {self.known[name]: change}
-        if self.flux and source.startswith(_RELEASE):
-            return _split(source, change)
+        for dialect in self.dialects:
+            if source.startswith(dialect.prefixes):
+                return _split(source, change, dialect)
         raise InputError("no such linear module")
 
 
@@ -171,16 +175,16 @@ def _bare(source: str) -> str:
     return source.removeprefix(PEFT).removeprefix(PREFIX)
 
 
-def _split(source: str, change: LowRank) -> dict[str, LowRank]:
-    """A module of FLUX's first release by diffusers' names; a joint projection is three or four of them."""
+def _split(source: str, change: LowRank, dialect: LoraDialect) -> dict[str, LowRank]:
+    """A module of another naming by diffusers' names; a joint projection is three or four of them."""
     if change.magnitude is not None:
         raise InputError("DoRA of a joint projection cannot be split")
     given = {f"{source}.lora_down.weight": change.a, f"{source}.lora_up.weight": change.b}
     try:
-        converted: Any = FluxPipeline.lora_state_dict(given)
+        converted = dialect.convert(given)
     # diffusers asserts shapes, and splits before it looks at them.
     except (ValueError, AssertionError, RuntimeError) as error:
-        raise InputError("diffusers knows no such module of FLUX.1, or not of this shape") from error
+        raise InputError("diffusers knows no such module of this model, or not of this shape") from error
     parts, _ = _grouped(converted)
     if not parts:
         raise InputError("diffusers drops it")

@@ -9,7 +9,8 @@ import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel, SD3Transformer2DModel
 from torch import Tensor, nn
 
-from dit_heads.families.velocity import pack, positions, unpack, velocity_of
+from dit_heads.families.flux import pack, positions, unpack
+from dit_heads.families.velocity import velocity_of
 from dit_heads.training.batch import Batch
 from tests import tiny
 

@@ -1,11 +1,14 @@
 import json
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dit_heads import HeadId, HeadSet
+from dit_heads.errors import InputError
 from dit_heads.heads import BlockId
+from dit_heads.heads.names import MAX_PARTS
 
 HEAD_IDS = st.builds(HeadId, st.integers(0, 60), st.integers(0, 40), st.booleans())
 PARTS = HEAD_IDS | st.builds(BlockId, st.integers(0, 60), st.booleans())
@@ -116,6 +119,30 @@ def test_heads_that_the_model_lacks_are_named_with_its_range(text, message):
 def test_a_model_without_image_only_attention_says_so():
     with pytest.raises(ValueError, match="no block of the model has an image-only attention"):
         HeadSet.parse("L0H0i").resolve([4])
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("L0-999H0-999", 1_000_000),
+        ("L0-127H0-127, L0", 16_385),
+        (", ".join(["L0-999H0-999"] * 50), 50_000_000),
+    ],
+)
+def test_more_heads_than_any_model_has_are_refused_before_they_are_made(text, count):
+    began = time.process_time()
+    with pytest.raises(InputError, match=f"at most {MAX_PARTS} heads and blocks, got {count} in 'L0"):
+        HeadSet.parse(text)
+    assert time.process_time() - began < 0.1
+    assert len(HeadSet.parse("L0-127H0-127")) == MAX_PARTS
+
+
+def test_a_long_text_is_read_in_linear_time_and_quoted_in_part():
+    began = time.process_time()
+    with pytest.raises(InputError, match=r"got 'x{60}\.\.\.'"):
+        HeadSet.parse("x" * 1_000_000)
+    assert HeadSet.parse(" ," * 1_000_000 + "L1") == HeadSet.parse("L1")
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize("part", ["L1H2", (1, 2), 3])

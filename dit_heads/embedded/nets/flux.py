@@ -27,11 +27,10 @@ from dit_heads.embedded.nets.sd3 import (
     WIDTH,
     Probed,
     ProbedLoss,
-    attention_written_out,
 )
 from dit_heads.embedded.nets.vae import LATENT_CHANNELS
 from dit_heads.embedded.world.text import make_clip_tokenizer, make_t5_tokenizer
-from dit_heads.families.processors import flux_outputs, flux_projections
+from dit_heads.families.flux import ExplicitFluxAttention
 from dit_heads.families.velocity import Velocity, velocity_of
 from dit_heads.training.flow import logit_normal_sigmas
 from dit_heads.training.loop import Part
@@ -57,27 +56,12 @@ def make_transformer() -> FluxTransformer2DModel:
     )
 
 
-class TrainingAttention:
-    """FLUX's attention with its map written out; see `sd3.TrainingAttention`."""
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: Any = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        q, k, v = flux_projections(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
-        return flux_outputs(attn, attention_written_out(q, k, v), encoder_hidden_states)
-
-
 class FluxStudent(Probed):
     """The FLUX transformer in training, probed at its first single-stream block."""
 
     def __init__(self) -> None:
         transformer = make_transformer()
-        super().__init__(transformer, transformer.single_transformer_blocks[0], TrainingAttention())
+        super().__init__(transformer, transformer.single_transformer_blocks[0], ExplicitFluxAttention())
 
 
 class FluxTexts:

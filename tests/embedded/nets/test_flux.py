@@ -20,7 +20,8 @@ from dit_heads.embedded.nets.vae import LATENT_CHANNELS, make_vae
 from dit_heads.embedded.world.captions import caption
 from dit_heads.embedded.world.data import COVERAGE_CHANNELS, scene_of
 from dit_heads.embedded.world.text import make_clip_tokenizer, make_t5_tokenizer
-from dit_heads.families.velocity import pack, unpack, velocity_of
+from dit_heads.families.flux import pack, unpack
+from dit_heads.families.velocity import velocity_of
 from dit_heads.training.loop import Part
 
 SCENES = [scene_of("test", i) for i in range(6)]
