@@ -129,7 +129,7 @@ def test_a_lora_of_another_task_is_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_a_lora_draws_sets_that_the_base_model_does_not(pipe, task):
-    """docs/in-context.md has 79 to 84 % of attributes of 128 sets, 51 to 58 % without."""
+    """docs/loras.md has 79 to 84 % of attributes of 128 sets, 51 to 58 % without."""
     sets, kind = split_sets(task, "test", 8), task_of(task)
     grid = Grid.equal(kind.rows, kind.columns, height=128, width=128)
 
