@@ -96,7 +96,7 @@ def settings_of(pipe: Any, guidance: Sequence[float], stock: bool) -> dict[str, 
     return settings | ({"stock defaults": {}} if stock else {})
 
 
-def _pipeline(model: str) -> Any:
+def load(model: str) -> Any:
     """An embedded pipeline by its name, or one in a folder, fp32."""
     if Path(model).is_dir():
         return DiffusionPipeline.from_pretrained(model, dtype=torch.float32)
@@ -117,7 +117,7 @@ def main(
     "sd3", "flux" or a folder, `stock` adds the pipeline's own defaults, `only` is a number of objects to keep
     to, `sheet` is a PNG for the first 16 of each four of the first setting; `batch` are painted at a time, on
     `device`."""
-    pipe, judge, shown = _pipeline(model).to(device), load_judge(), []
+    pipe, judge, shown = load(model).to(device), load_judge(), []
     for number, (name, call) in enumerate(settings_of(pipe, guidance, stock).items()):
         for solids, held_out in KINDS if only is None else ((only, False),):
             scenes = unseen_scenes("test", count, solids=solids, held_out=held_out)
