@@ -16,10 +16,20 @@ from diffusers import (
     StableDiffusion3InpaintPipeline,
     StableDiffusion3Pipeline,
 )
+from diffusers.pipelines.auto_pipeline import (
+    AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
+    AUTO_INPAINT_PIPELINES_MAPPING,
+    AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
+)
 
 from dit_heads.errors import InputError
 from dit_heads.guidance import HeadGuidance
 
+_TASKS: tuple[Any, ...] = (
+    AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
+    AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
+    AUTO_INPAINT_PIPELINES_MAPPING,
+)
 # Arguments that `__call__` takes beyond the parent's -> those of HeadGuidance.
 _OPTIONS = {
     "head_guidance_scale": "scale",
@@ -47,12 +57,23 @@ class HeadsMixin:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls.stock = cls.__mro__[2]
-        cls.__call__ = _guided(cls.stock.__call__)
+        if not hasattr(cls, "stock"):  # a subclass of a drop-in class has it, and its guided call
+            cls.stock = next(kind for kind in cls.__mro__ if not issubclass(kind, HeadsMixin))
+            cls.__call__ = _guided(cls.stock.__call__)
+            _link(cls)
 
     def to_json_string(self) -> str:
         config = json.loads(super().to_json_string())  # pyright: ignore[reportAttributeAccessIssue]
         return json.dumps(config | {"_class_name": self.stock.__name__}, indent=2, sort_keys=True) + "\n"
+
+
+def _link(cls: type[HeadsMixin]) -> None:
+    """Let `from_pipe` of diffusers' AutoPipelines, which finds the classes of a model here by name, make the
+    drop-in pipeline of one task from that of another."""
+    for task in _TASKS:
+        model = next((model for model, kind in task.items() if kind is cls.stock), None)
+        if model is not None:
+            task[f"{model}-heads"] = cls
 
 
 def _guided(call: Callable[..., Any]) -> Callable[..., Any]:

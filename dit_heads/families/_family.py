@@ -72,6 +72,10 @@ class HeadLayout:
         """Name of the attention module, in its block, that `head` belongs to."""
         return self.image_only if head.image_only else self.joint
 
+    def block_of(self, module: str) -> str | None:
+        """Path of the block that a module is in, by the module's name; None if it is in none."""
+        return next((path for path in self.blocks if module.startswith(f"{path}.")), None)
+
     def count(self, head: HeadId) -> int:
         """Heads of the attention that `head` belongs to."""
         return (self.image_only_heads if head.image_only else self.heads)[head.block]
@@ -125,6 +129,10 @@ class Carrier(Protocol):
         """What is under `key`, None for nothing, and the call without it."""
         ...
 
+    def mapped(self, call: Call, change: Callable[[Any], Any]) -> dict[str, Any]:
+        """The arguments that carry things, with each of these changed; those of others travel so too."""
+        ...
+
 
 @dataclass(frozen=True)
 class Keywords:
@@ -140,6 +148,10 @@ class Keywords:
         found = held.pop(key, None)
         return found, {**call, self.argument: held}
 
+    def mapped(self, call: Call, change: Callable[[Any], Any]) -> dict[str, Any]:
+        held = call.get(self.argument)
+        return {} if not held else {self.argument: {name: change(value) for name, value in held.items()}}
+
 
 @dataclass(frozen=True)
 class Pipelines:
@@ -147,6 +159,7 @@ class Pipelines:
 
     text_to_image, fill: names of their classes in diffusers (fill: it paints what a mask leaves free).
     distilled: its guidance scale is an input of the model; no call reads a negative prompt by default.
+    reads_guidance: whether the guidance scale has an effect on this transformer at all.
     text_tokens: tokens that the last text encoder reads by default.
     pack, unpack: latents [B, C, h, w] as the pipeline keeps them, and back for this height and width.
     latent_size: height and width of a call's latents. Raises InputError if other tokens are among them.
@@ -159,6 +172,7 @@ class Pipelines:
     text_to_image: str
     fill: str | None
     distilled: bool
+    reads_guidance: Callable[[Any], bool]
     text_tokens: int
     pack: Callable[[Tensor], Tensor]
     unpack: Callable[[Tensor, int, int], Tensor]
@@ -182,6 +196,15 @@ class LoraDialect:
 
 
 @dataclass(frozen=True)
+class InputProjection:
+    """What reads the latents of a transformer: the path of a linear module or a convolution, and how many of
+    its inputs one latent channel is."""
+
+    path: str
+    inputs: int
+
+
+@dataclass(frozen=True)
 class Training:
     """How a family learns.
 
@@ -191,6 +214,7 @@ class Training:
     targets: what ends the name of a linear module, by what it is part of.
     eight_bit: components that are too large for one GPU of 24 GB in 16 bits.
     explicit_attention: a processor that makes the attention map, fast backwards on CPUs.
+    input: what reads the latents, None for a family whose input cannot be widened.
     """
 
     velocity: Callable[[Any, Tensor, Tensor, Tensor, Tensor, float | Tensor], Tensor]
@@ -198,6 +222,7 @@ class Training:
     targets: Mapping[str, tuple[str, ...]]
     eight_bit: tuple[str, ...]
     explicit_attention: Callable[[], Any]
+    input: InputProjection | None = None
 
 
 def class_names(given: type) -> list[str]:

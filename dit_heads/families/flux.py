@@ -20,6 +20,7 @@ from dit_heads.families._family import (
     Call,
     Family,
     HeadLayout,
+    InputProjection,
     Keywords,
     LoraDialect,
     Pipelines,
@@ -249,6 +250,7 @@ FLUX = Family(
         text_to_image="FluxPipeline",
         fill="FluxFillPipeline",
         distilled=True,
+        reads_guidance=lambda transformer: transformer.config.guidance_embeds,
         text_tokens=512,
         pack=pack,
         unpack=unpack,
@@ -266,6 +268,7 @@ FLUX = Family(
         },
         eight_bit=("transformer", "text_encoder_2"),
         explicit_attention=ExplicitFluxAttention,
+        input=InputProjection("x_embedder", 4),
     ),
     lora_dialects=(LoraDialect(("lora_unet_", "diffusion_model."), _released_names),),
 )

@@ -15,6 +15,7 @@ from dit_heads.families._family import (
     Call,
     Family,
     HeadLayout,
+    InputProjection,
     Keywords,
     Pipelines,
     Residuals,
@@ -182,6 +183,7 @@ SD3 = Family(
         text_to_image="StableDiffusion3Pipeline",
         fill=None,
         distilled=False,
+        reads_guidance=lambda transformer: True,
         text_tokens=256,
         pack=lambda latents: latents,
         unpack=lambda latents, height, width: latents,
@@ -199,5 +201,6 @@ SD3 = Family(
         },
         eight_bit=("transformer", "text_encoder_3"),
         explicit_attention=ExplicitJointAttention,
+        input=InputProjection("pos_embed.proj", 1),
     ),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,10 +37,10 @@ def compose(transformer: nn.Module, parts: Sequence[tuple[Lora, Scale]]) -> Lora
         factor = _factor(scale, layout, f"parts[{place}]")
         for name, change in lora.modules.items():
             if at := factor(name):
-                stacks.setdefault(name, []).append(LowRank(change.a, change.b * at))
+                stacks.setdefault(name, []).append(replace(change, b=change.b * at))
     if not stacks:
         raise InputError("parts: expected at least one LoRA at a scale other than 0, got none")
-    return Lora({name: _stacked(changes) for name, changes in stacks.items()})
+    return Lora({name: _stacked(name, changes) for name, changes in stacks.items()})
 
 
 def set_scales(transformer: nn.Module, scales: Mapping[str, Scale]) -> None:
@@ -68,24 +69,26 @@ def _check_additive(lora: Lora, transformer: nn.Module, label: str) -> None:
     check_fits(lora, transformer, f"{label}: it")
 
 
-def _stacked(changes: Sequence[LowRank]) -> LowRank:
-    return LowRank(torch.cat([c.a for c in changes]), torch.cat([c.b for c in changes], 1))
+def _stacked(name: str, changes: Sequence[LowRank]) -> LowRank:
+    if len({change.channels for change in changes}) > 1:
+        raise InputError(f"parts: expected LoRAs that read the same inputs, those of '{name}' differ")
+    a, b = torch.cat([c.a for c in changes]), torch.cat([c.b for c in changes], 1)
+    return LowRank(a, b, kernel=changes[0].kernel)
 
 
 def _factor(scale: Scale, layout: HeadLayout, label: str) -> Callable[[str], float]:
     """The scale of a module by its name."""
     if not isinstance(scale, Mapping):
-        rest, blocks = _number(scale, label), {}
+        rest, blocks = _number(scale, label), dict[str | None, float]()
     else:
         rest = _number(scale.get(REST, 1.0), f"{label}[{REST!r}]")
         blocks = _blocks({text: at for text, at in scale.items() if text != REST}, layout, label)
-    # A block's name is two words, so block 1 is not block 10 nor the single block 1.
-    return lambda module: blocks.get(".".join(module.split(".")[:2]), rest)
+    return lambda module: blocks.get(layout.block_of(module), rest)
 
 
-def _blocks(scale: Mapping[str, float], layout: HeadLayout, label: str) -> dict[str, float]:
+def _blocks(scale: Mapping[str, float], layout: HeadLayout, label: str) -> dict[str | None, float]:
     """The scale of each block that is named, by the block's path."""
-    found: dict[str, float] = {}
+    found: dict[str | None, float] = {}
     for text, at in scale.items():
         number = _number(at, f"{label}[{text!r}]")
         for block in blocks_of(text, len(layout.blocks), label):

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,17 @@ from torch.func import functional_call
 from torch.testing import assert_close
 
 from dit_heads.cli import main
+from dit_heads.errors import InputError
 from dit_heads.loras import train as trainer
 from dit_heads.loras.config import TrainConfig, as_mapping, config_of, shared
-from dit_heads.loras.tasks.in_context import SetLoss, drawing
+from dit_heads.loras.tasks.in_context import sets_of
+from dit_heads.loras.tasks.loss import FlowLoss
 from dit_heads.loras.train import train
 from dit_heads.tasks.markers import markers
 from dit_heads.training import loop
-from dit_heads.training.loop import Part, read_average
+from dit_heads.training.checkpoints import read_average
+from dit_heads.training.generators import keyed_generator
+from dit_heads.training.loop import Part
 from tests.loras.sets.test_dataset import PHOTOS
 from tests.saved import tiny_flux_pipeline, tiny_pipeline, tiny_vae
 
@@ -124,7 +129,7 @@ def asked(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor,
     with its gradients."""
     found: list[Any] = []
 
-    def fit(model: Any, loss: SetLoss, *_: Any, **__: Any) -> None:
+    def fit(model: Any, loss: FlowLoss, *_: Any, **__: Any) -> None:
         g = torch.Generator().manual_seed(9)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -144,7 +149,7 @@ def draws(data: Any, count: int, shift: float) -> tuple[list[str], list[str], Te
     captions = [sample.caption for sample in data.batch_at(STEP, count)]
     said, sigmas, noise = [], [], []
     for place, caption in enumerate(captions):
-        g = drawing(SEED, "set", STEP, place)
+        g = keyed_generator(SEED, "set", STEP, place)
         said.append("" if torch.rand((), generator=g).item() < DROPOUT else caption)
         u = 1 / (1 + torch.exp(-torch.randn(1, generator=g)))
         sigmas.append(shift / (shift + 1 / u - 1))
@@ -161,7 +166,7 @@ def pixels(sets: Path, caption: str) -> Tensor:
 
 def by_hand(kind: str, pipe: Any, lora: dict[str, Tensor], sets: Path, scale: float) -> Tensor:
     """The loss of the step, weights W + scale B A written out."""
-    data: Any = trainer._sets(settings("", sets, Path()).data, sets, SEED)
+    data: Any = sets_of(settings("", sets, Path()).data, sets, SEED)
     tokens = (64 // 16) * (128 // 16)
     shift = 3.0 if kind == "sd3" else float(np.exp(calculate_shift(tokens, 256, 4096, 0.5, 1.15)))
     captions, said, s, noises = draws(data, 3, shift)
@@ -209,6 +214,7 @@ def test_loss_and_gradients_of_a_step_equal_those_by_hand(
         optimization={"batch_size": 3},
     )
     loss, model = asked(config, monkeypatch)
+    model = model["transformer"]
     ours = {name.replace(".default.weight", ""): p for name, p in model.named_parameters() if p.requires_grad}
     pipe = DiffusionPipeline.from_pretrained(models[kind])
     lora = {name: p.detach().clone().requires_grad_() for name, p in ours.items()}
@@ -281,7 +287,7 @@ def test_a_run_leaves_its_files_and_learns(models: dict[str, Path], sets: Path, 
     average, step, _ = read_average(config.out)
     assert step == 30
     for name, tensor in weights(config.out).items():
-        inside = name.removeprefix("transformer.").replace(".weight", ".default.weight")
+        inside = name.replace(".weight", ".default.weight")
         assert torch.equal(tensor, average[inside])
 
 
@@ -299,11 +305,10 @@ def test_the_embedded_model_trains_faster_in_bf16_and_to_the_same(
             data={"sizes": [[64, 64]], "text_tokens": 32},
             optimization={"batch_size": 2, "precision": precision},
         )
-        monkeypatch.setattr("dit_heads.training.loop.training_precision", lambda wanted: wanted)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss, model = asked(config, monkeypatch)
         losses.append(loss.item())
-        kinds.append({type(p).__name__ for p in model.attn_processors.values()})
+        kinds.append({type(p).__name__ for p in model["transformer"].attn_processors.values()})
     assert kinds == [{"JointAttnProcessor2_0"}, {"ExplicitJointAttention"}]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
@@ -366,6 +371,46 @@ def test_mistakes_are_named_before_a_model_is_loaded(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"adapter": {"targets": ["attn.to_qq"]}}, "targets: expected some of attention, .*got attn.to_qq"),
+        ({"adapter": {"blocks": "L7"}}, "blocks: "),
+        (
+            {"data": {"sizes": [[64, 64], [256, 160]]}},
+            "sizes: expected composites of at most 256 pixels a side .* panels of 256 x 160, .* 256 x 320",
+        ),
+        ({"optimization": {"optimizer": "adamw8bit"}}, "optimizer: 8 bits need a CUDA GPU"),
+        ({"task": "instruct"}, "task: expected one of in_context, got 'instruct'"),
+    ],
+)
+def test_what_configs_and_the_machine_tell_is_told_before_weights_are_loaded(
+    changes: dict[str, Any],
+    message: str,
+    models: dict[str, Path],
+    sets: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(trainer, "load_base", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=message):
+        train(settings(models["sd3"], sets, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_weights_do_not_depend_on_when_pictures_and_captions_are_encoded(
+    models: dict[str, Path], sets: Path, tmp_path: Path
+):
+    for encode in ("all", "lazy", "off"):
+        chosen = {"data": {"encode": encode}, "optimization": {"steps": 2, "precision": "bf16"}}
+        train(settings(models["sd3"], sets, tmp_path / encode, **chosen))
+        assert same(tmp_path / "all", tmp_path / encode)
+    kept = [len(list((tmp_path / encode / "cache").glob("*"))) for encode in ("all", "lazy")]
+    assert kept[0] == 5 + 5 + 1 and 0 < kept[1] <= kept[0]  # pictures, captions, and none
+    assert not (tmp_path / "off/cache").exists()
+
+
 def test_a_run_goes_on_with_its_own_settings_alone(
     models: dict[str, Path], sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -391,18 +436,33 @@ def test_a_run_goes_on_with_its_own_settings_alone(
     assert not all(torch.equal(first[name], tensor) for name, tensor in weights(out).items())
 
 
+def test_a_run_keeps_the_precision_that_its_weights_were_loaded_for(
+    models: dict[str, Path], sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    loaded: list[str] = []
+    load = trainer.load_base
+    monkeypatch.setattr(trainer, "load_base", lambda *args: loaded.append(args[2]) or load(*args))
+    for faster, steps in ((False, 1), (True, 2)):
+        monkeypatch.setattr("dit_heads.training.precision.bf16_is_faster", lambda faster=faster: faster)
+        chosen = {"optimization": {"steps": steps, "precision": "auto"}}
+        config = settings(models["sd3"], sets, tmp_path / "run", **chosen)
+        with pytest.warns(UserWarning, match="keeps 'no'") if faster else nullcontext():
+            train(config)
+    assert loaded == ["no", "no"] and '"precision": "no"' in (config.out / "config.json").read_text()
+
+
 def test_a_loss_that_is_not_a_number_ends_the_run_and_harms_nothing(
     models: dict[str, Path], sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     config = settings(models["sd3"], sets, tmp_path / "run", watch={"checkpoint_minutes": 0})
-    call = SetLoss.__call__
+    call = FlowLoss.__call__
 
-    def broken(self: SetLoss, part: Part, g: torch.Generator) -> tuple[Tensor, Mapping[str, Any]]:
+    def broken(self: FlowLoss, part: Part, g: torch.Generator) -> tuple[Tensor, Mapping[str, Any]]:
         loss, figures = call(self, part, g)
         return (loss * float("nan") if part.step == 3 else loss), figures
 
     with monkeypatch.context() as patch:
-        patch.setattr(SetLoss, "__call__", broken)
+        patch.setattr(FlowLoss, "__call__", broken)
         with pytest.raises(
             ValueError, match=r"loss: expected a finite gradient, got nan at step 3; .* is kept"
         ):
@@ -437,7 +497,7 @@ from pathlib import Path
 import torch
 from dit_heads.cli import main
 import dit_heads.loras.train
-from dit_heads.training.loop import read_average
+from dit_heads.training.checkpoints import read_average
 
 def started(file):
     child = os.fork()
@@ -528,11 +588,11 @@ def test_a_run_killed_at_random_ends_as_one_that_was_not(
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.usefixtures("single")
 def test_ctrl_c_leaves_a_checkpoint(models: dict[str, Path], sets: Path, tmp_path: Path):
-    chosen = {"optimization": {"steps": 40}}
+    chosen = {"optimization": {"steps": 25}}
     config = settings(models["sd3"], sets, tmp_path / "stopped", **chosen)
     said = outside(INTERRUPT, as_yaml(config, tmp_path / "run.yaml"), config.out)
     code, step = map(int, re.findall(r"\d+", said.splitlines()[0]))
-    assert code == 130 and 1 <= step < 40
+    assert code == 130 and 1 <= step < 25
     train(settings(models["sd3"], sets, tmp_path / "straight", **chosen))
     assert same(config.out, tmp_path / "straight")
 
@@ -550,7 +610,7 @@ def test_a_batch_in_parts_trains_as_a_whole_one(models: dict[str, Path], sets: P
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(models: dict[str, Path], sets: Path, tmp_path: Path):
-    """With a masked loss, a prior, and each process's share in two parts."""
+    """With a masked loss, a prior, and each process's share in two parts, as `torchrun` starts them."""
     prior = {"prior": str(tmp_path / "prior"), "prior_prompt": "an owl", "prior_count": 3}
     chosen: dict[str, Any] = {
         "loss": {**prior, "panel_weights": [1, 0]},
@@ -564,13 +624,14 @@ def test_two_processes_train_as_one(models: dict[str, Path], sets: Path, tmp_pat
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    launch = "--cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launch.split(), "--main_process_port"]
-    command += [port, "-m", "dit_heads.cli", "train", str(as_yaml(two, tmp_path / "two.yaml"))]
+    launch = f"--nproc_per_node 2 --master_port {port} --redirects 3 --log-dir {tmp_path / 'ranks'}"
+    command = [sys.executable, "-m", "torch.distributed.run", *launch.split(), "-m", "dit_heads.cli", "train"]
+    command += [str(as_yaml(two, tmp_path / "two.yaml"))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("wrote") == 1
+    said = [path.read_text() for path in (tmp_path / "ranks").rglob("stdout.log")]
+    assert len(said) == 2 and "".join(said).count("wrote") == 1
     assert_close(weights(two.out), weights(one.out), rtol=1e-3, atol=2e-5)
     for name in ("loss", "sets", "prior", "gradient"):
         ours, theirs = ([float(row[name]) for row in logged(out)] for out in (one.out, two.out))
@@ -597,7 +658,7 @@ def test_the_command_says_where_the_file_is(models: dict[str, Path], sets: Path,
     ("changes", "message"),
     [
         ({"data": {"root": "nowhere"}}, "data: expected a folder, got 'nowhere'"),
-        ({"model": "/nowhere/model"}, "model: cannot load '/nowhere/model'"),
+        ({"model": "/nowhere/model"}, "model: expected embedded, embedded/sd3, embedded/flux, a folder, "),
         ({"adapter": {"blocks": "L7"}}, "blocks: "),
     ],
 )

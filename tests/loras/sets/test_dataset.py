@@ -130,9 +130,12 @@ def test_what_is_no_data_set_is_refused(tmp_path):
         pairs(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
-def test_a_list_that_is_not_utf8_is_refused(tmp_path, name):
-    (tmp_path / name).write_bytes(b"file_name,text\na.png,\xff\xfe\n")
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("metadata.jsonl", b"\xff\xfe"), ("metadata.csv", "赤い立方体と青い球がある".encode("shift-jis"))],
+)
+def test_a_list_that_is_not_utf8_is_refused(tmp_path, name, text):
+    (tmp_path / name).write_bytes(b"file_name,text\na.png," + text + b"\n")
     with pytest.raises(ValueError, match=f"cannot read '.*{name}'"):
         pairs(tmp_path)
 
@@ -276,6 +279,7 @@ def test_wrong_options_are_refused(tmp_path, options, message):
 # --- pictures ---
 
 
+@pytest.mark.filterwarnings("ignore:data. panels lose detail:UserWarning")  # the other panel is small
 def test_exif_orientation_is_honoured(tmp_path):
     make_sets(tmp_path, count=1)
     image = Image.new("RGB", (128, 64), (0, 0, 0))
