@@ -285,6 +285,7 @@ def test_noise_levels_are_drawn_as_asked(base: Fixture, timesteps: Any, monkeypa
         assert below == pytest.approx([0.25, 0.5], abs=0.04)
 
 
+@pytest.mark.filterwarnings("ignore:data. panels lose detail:UserWarning")  # they are small, the grid is not
 def test_the_shift_is_a_number_or_fluxs_by_resolution(base: Fixture, monkeypatch: Any):
     config = LossConfig(timesteps="uniform")
     (plain,) = asked(replace(base, config=config).make(), Part(0), monkeypatch)
