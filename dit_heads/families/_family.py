@@ -189,10 +189,13 @@ class Pipelines:
 @dataclass(frozen=True)
 class LoraDialect:
     """Another naming of modules in LoRA files: keys that begin with one of `prefixes`, and `convert`, from
-    tensors by such keys to tensors by diffusers' keys (joint projections split)."""
+    tensors by such keys to tensors by diffusers' keys (joint projections split). Names that begin with one of
+    `roots` are of this naming too; `root_prefix` makes them keys."""
 
     prefixes: tuple[str, ...]
     convert: Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
+    roots: tuple[str, ...] = ()
+    root_prefix: str = ""
 
 
 @dataclass(frozen=True)

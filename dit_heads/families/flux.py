@@ -270,5 +270,12 @@ FLUX = Family(
         explicit_attention=ExplicitFluxAttention,
         input=InputProjection("x_embedder", 4),
     ),
-    lora_dialects=(LoraDialect(("lora_unet_", "diffusion_model."), _released_names),),
+    lora_dialects=(
+        LoraDialect(
+            ("lora_unet_", "diffusion_model."),
+            _released_names,
+            roots=("double_blocks.", "single_blocks.", "final_layer."),
+            root_prefix="diffusion_model.",
+        ),
+    ),
 )
