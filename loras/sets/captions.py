@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import warnings
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,6 +138,18 @@ def check_identities(caption: JointCaption) -> None:
 
 
 # --- length ---
+
+
+def warn_of_cuts(pipe: Any, captions: Iterable[str], tokens: int) -> None:
+    """Warn of words that no text encoder of a pipeline reads.
+
+    Args:
+        tokens: The limit of the last encoder, a T5.
+    """
+    names = sorted(name for name in pipe.components if name.startswith("tokenizer"))
+    limits = [None] * (len(names) - 1) + [tokens]
+    for caption in captions:
+        check_length([getattr(pipe, name) for name in names], caption, limits)
 
 
 def check_length(

@@ -85,6 +85,11 @@ class Grid:
         return len(self.heights) * len(self.widths)
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return len(self.heights), len(self.widths)
+
+    @property
     def height(self) -> int:
         """Of the composite, in pixels."""
         return sum(self.heights)
@@ -221,9 +226,10 @@ def fit_panel(panel: Picture, height: int, width: int, fit: PanelFit = "crop") -
         raise InputError(f"fit: expected crop or pad, got {fit!r}")
     if isinstance(panel, Tensor):
         return _fit_tensor(panel, height, width, fit)
+    panel = to_rgb(panel)  # before its size is taken: it may turn
     size = _scaled(panel.height, panel.width, height, width, fit)
     canvas = Image.new("RGB", (width, height), WHITE)
-    scaled = to_rgb(panel).resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    scaled = panel.resize((size[1], size[0]), Image.Resampling.LANCZOS)
     canvas.paste(scaled, ((width - size[1]) // 2, (height - size[0]) // 2))
     return canvas
 

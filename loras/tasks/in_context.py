@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from dit_heads.families import pipelines_of
 from dit_heads.loras.base import Encoders
 from dit_heads.loras.config import DataConfig, TrainConfig
 from dit_heads.loras.run_folder import contents
-from dit_heads.loras.sets.captions import check_length
+from dit_heads.loras.sets.captions import warn_of_cuts
 from dit_heads.loras.sets.dataset import Sample, SetDataset
 from dit_heads.loras.sets.panels import PIXELS, loss_weight
 from dit_heads.loras.tasks.drawing import prompt_arguments, sampling_arguments
@@ -69,7 +69,7 @@ class InContext:
         captions = [sample.caption for data in everything for sample in data.samples]
         captions = list(dict.fromkeys([*self.config.watch.prompts, *captions]))
         if encoders.state.is_main_process:
-            warn_of_cuts(encoders, captions)
+            warn_of_cuts(encoders.pipe, captions, encoders.tokens)
         pictures = [view for data in everything for view in data.views()]
         encoders.fill([EMPTY_CAPTION, *captions], pictures)
 
@@ -134,12 +134,3 @@ def sets_of(data: DataConfig, root: Path, seed: int) -> SetDataset:
         seed=seed,
         on_error=data.on_error,
     )
-
-
-def warn_of_cuts(encoders: Encoders, captions: Iterable[str]) -> None:
-    """Warn of captions that are longer than what the text encoders read."""
-    pipe = encoders.pipe
-    names = sorted(name for name in pipe.components if name.startswith("tokenizer"))
-    limits = [None] * (len(names) - 1) + [encoders.tokens]  # the last is the T5
-    for caption in captions:
-        check_length([getattr(pipe, name) for name in names], caption, limits)

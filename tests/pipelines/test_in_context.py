@@ -340,6 +340,7 @@ def test_given_pixels_are_restored_exactly(base, tmp_path):
                 assert torch.equal(panel, as_tensor(photo(number)))
 
 
+@pytest.mark.filterwarnings("ignore:given:UserWarning")  # they lose half of themselves
 @pytest.mark.parametrize("fit", ["crop", "pad"])
 def test_given_panels_of_other_sizes_are_cropped_or_padded_to_their_cells(fit):
     """A grid of unequal cells, the two on its diagonal given."""
