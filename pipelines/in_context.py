@@ -85,9 +85,9 @@ class InContextPipeline:
                 allows a prompt without markers, for LoRAs that were trained on such captions.
             given: The panels to keep; the others are generated. One set serves all prompts, a list holds
                 one a prompt. Images are scaled to their cells by `fit` ("crop" or "pad"), and the result
-                shows exactly those pixels (hence float32 tensors), without blending: a seam falls on the border
-                of two panels. As latents, given panels are what the autoencoder makes of them, or FLUX Fill
-                itself.
+                shows exactly those pixels (hence float32 tensors), without blending: a seam falls on the
+                border of two panels. As latents, given panels are what the autoencoder makes of them, or
+                FLUX Fill itself.
             output_type, return_dict: As in diffusers; without `return_dict`, the tuple (images, panels).
             call: Everything else goes to the wrapped pipeline: `negative_prompt`, `generator`,
                 `num_images_per_prompt`, `num_inference_steps`, `guidance_scale`, `callback_on_step_end`
