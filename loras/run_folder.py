@@ -94,7 +94,7 @@ def _refuse_foreign(out: Path, there: Sequence[str]) -> None:
     foreign = [name for name in there if name != DATA] + made
     if foreign:
         raise InputError(
-            f"out: '{out}' holds {_some(foreign)}, which the run would replace; choose another folder"
+            f"out: '{out}' holds {listed(foreign)}, which the run would replace; choose another folder"
         )
     if DATA in there:
         _read(out / DATA)
@@ -256,9 +256,10 @@ def _changes(before: Mapping[str, list[str]], now: Mapping[str, list[str]]) -> s
         "new are": [name for name in now if name not in before],
         "missing are": [name for name in before if name not in now],
     }
-    return "; ".join(f"{what} {_some(names)}" for what, names in groups.items() if names)
+    return "; ".join(f"{what} {listed(names)}" for what, names in groups.items() if names)
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more there are."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -26,6 +26,7 @@ from dit_heads.loras.base import (
     text_encoder,
 )
 from dit_heads.loras.config import DataConfig, OptimizerConfig, TrainConfig, check, shared
+from dit_heads.loras.plan import check_plan, warn_of_captions
 from dit_heads.loras.publish import check_hub, push, write_card
 from dit_heads.loras.run_folder import (
     check_data,
@@ -61,6 +62,7 @@ def train(config: TrainConfig) -> Path:
     if state.is_main_process:
         check_folder(config)
     precision = training_precision(config.optimization.precision)
+    check_plan(config, precision)
     how = fit_config(config, precision)
     check_resumable(config.out, how, fixed_settings(config))
     data, validation = _sets(config.data, config.data.root, config.seed), _validation(config)
@@ -79,6 +81,7 @@ def _trained(
     """The file of a LoRA, once its folder is this run's alone."""
     if state.is_main_process:
         check_data(config.out, {"root": contents(data)})
+        warn_of_captions(data, config)
     pipe = load_base(config.model, config.optimization.base, precision, state.device)
     with state.main_process_first():
         loss = prepared(pipe, config, data, validation, show=state.is_main_process)

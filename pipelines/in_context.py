@@ -31,7 +31,7 @@ from torch import Tensor
 from dit_heads.errors import InputError
 from dit_heads.families.latents import encoded
 from dit_heads.io.pictures import read_image
-from dit_heads.loras.sets.captions import PLACES, JointCaption, check_length, markers
+from dit_heads.loras.sets.captions import JointCaption, check_length, check_panels, markers
 from dit_heads.loras.sets.panels import Box, Fit, Layout, fit_panel, split
 
 PIPELINES = (StableDiffusion3Pipeline, FluxPipeline, FluxFillPipeline)
@@ -180,16 +180,7 @@ def joint_captions(
 def _checked(prompt: object, layout: Layout) -> str:
     if not isinstance(prompt, str | JointCaption):
         raise InputError(f"prompt: expected a joint caption, or a list of them, got {prompt!r}")
-    caption = JointCaption.parse(prompt) if isinstance(prompt, str) else prompt
-    grid = len(layout.heights), len(layout.widths)
-    fitting = [markers(*grid, style) for style in ("scenes", "images")]
-    fitting += [PLACES[grid]] if grid in PLACES else []
-    if caption.markers not in fitting:
-        choices = " or ".join(" ".join(family) for family in fitting)
-        raise InputError(
-            f"prompt: expected a caption for each of the {len(layout)} panels, behind {choices}; got "
-            f"{len(caption.markers)}, behind {' '.join(caption.markers)}"
-        )
+    check_panels(prompt, len(layout.heights), len(layout.widths), "prompt")
     return str(prompt)
 
 

@@ -104,9 +104,25 @@ class JointCaption:
         return cls(head.removeprefix(trigger), tuple(panels), markers_in(text), trigger)
 
 
-def markers_in(text: str) -> tuple[str, ...]:
-    """The panel markers of any text, in order."""
-    return tuple(_MARKER.findall(text))
+def markers_in(text: str, *, any_case: bool = False) -> tuple[str, ...]:
+    """The panel markers of any text, in order; those in small letters too with `any_case`."""
+    return tuple(re.findall(_MARKER.pattern, text, re.I if any_case else 0))
+
+
+def check_panels(caption: str | JointCaption, rows: int, columns: int, label: str = "caption") -> None:
+    """The one rule of training and drawing: a joint caption has words for each panel of the grid, behind
+    markers of one family that fit it, each once and in order. Raises InputError that begins with `label`."""
+    if small := [each for each in markers_in(str(caption), any_case=True) if not _MARKER.match(each)]:
+        raise InputError(f"{label}: expected markers in capitals, got {' '.join(small)}")
+    parts = JointCaption.parse(caption) if isinstance(caption, str) else caption
+    fitting = [markers(rows, columns, style) for style in ("scenes", "images")]
+    fitting += [PLACES[rows, columns]] if (rows, columns) in PLACES else []
+    if parts.markers not in fitting:
+        choices = " or ".join(" ".join(family) for family in fitting)
+        raise InputError(
+            f"{label}: expected a caption for each of the {rows * columns} panels, behind {choices}; got "
+            f"{len(parts.markers)}, behind {' '.join(parts.markers)}"
+        )
 
 
 def _one_line(text: str) -> str:

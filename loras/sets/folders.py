@@ -29,7 +29,7 @@ from PIL import Image, ImageOps
 
 from dit_heads.errors import InputError
 from dit_heads.io.pictures import FORMATS, MAX_BYTES, MAX_PIXELS
-from dit_heads.loras.sets.captions import markers_in
+from dit_heads.loras.sets.captions import check_panels, markers_in
 from dit_heads.loras.sets.panels import cut, to_rgb
 
 Cell = tuple[int, int]  # height and width of a panel, in pixels
@@ -151,7 +151,7 @@ def _inside(name: object) -> bool:
 
 def examine(found: Found, rows: int, columns: int, min_side: int) -> tuple[list[Cell], str, list[str]]:
     """Height and width of every panel, the digest of the files, and the problems, all of them."""
-    problems = [found.problem] if found.problem else _wrong_caption(found, rows * columns)
+    problems = [found.problem] if found.problem else _wrong_caption(found, rows, columns)
     if not found.problem and not found.ready and len(found.files) != rows * columns:
         problems.append(f"expected {rows * columns} pictures ({rows} x {columns}), got {len(found.files)}")
     shapes: list[Cell] = []
@@ -170,12 +170,19 @@ def examine(found: Found, rows: int, columns: int, min_side: int) -> tuple[list[
     return shapes, content_hash(*contents), problems
 
 
-def _wrong_caption(found: Found, panels: int) -> list[str]:
+def _wrong_caption(found: Found, rows: int, columns: int) -> list[str]:
+    """A caption without any markers will do; one with markers must be what the pipeline takes, too."""
     if not found.caption.strip():
         return ["no caption, or an empty one, or one that is not UTF-8"]
-    marked = len(set(markers_in(found.caption)))
-    if panels > 1 and marked not in (0, panels):
-        return [f"the caption has markers of {marked} panels, expected {panels}"]
+    marked, panels = markers_in(found.caption, any_case=True), rows * columns
+    if panels == 1 or not marked:
+        return []
+    if len(set(marked)) != panels:
+        return [f"the caption has markers of {len(set(marked))} panels, expected {panels}"]
+    try:
+        check_panels(found.caption, rows, columns)
+    except InputError as error:
+        return [str(error)]
     return []
 
 

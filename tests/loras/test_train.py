@@ -362,7 +362,7 @@ def test_mistakes_are_named_before_a_model_is_loaded(
 ):
     monkeypatch.setattr(trainer, "load_base", lambda *_: pytest.fail("loaded"))
     with pytest.raises(ValueError, match=message):
-        train(settings("it", sets, tmp_path / "run", **changes))
+        train(settings("embedded", sets, tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
 
 
@@ -597,7 +597,7 @@ def test_the_command_says_where_the_file_is(models: dict[str, Path], sets: Path,
     ("changes", "message"),
     [
         ({"data": {"root": "nowhere"}}, "data: expected a folder, got 'nowhere'"),
-        ({"model": "/nowhere/model"}, "model: cannot load '/nowhere/model'"),
+        ({"model": "/nowhere/model"}, "model: expected embedded"),
         ({"adapter": {"blocks": "L7"}}, "blocks: "),
     ],
 )

@@ -537,5 +537,5 @@ def test_a_pipeline_without_a_transformer_is_refused(tmp_path):
 
 def test_a_missing_peft_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ImportError, match=r"pip install 'dit-heads\[train\]'"):
+    with pytest.raises(InputError, match=r"pip install 'dit-heads\[train\]'"):
         lora_of(tiny.sd3())
