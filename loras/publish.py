@@ -12,6 +12,7 @@ from typing import Any
 
 from dit_heads import __version__
 from dit_heads.errors import InputError
+from dit_heads.families import family_of
 from dit_heads.io.atomic import write_text
 from dit_heads.loras.config import TrainConfig, model_name, shared
 from dit_heads.models import EMBEDDED
@@ -81,7 +82,7 @@ A LoRA of rank {adapter.rank} for `{model_name(config.model)}`: {grid}, trained 
 
 def _front_matter(config: TrainConfig, pipe: Any) -> str:
     """What the hub reads. It refuses a base that is no model of its own."""
-    kind = "flux" if "Flux" in type(pipe).__name__ else "sd3"
+    kind = family_of(pipe.transformer).name
     lines = [
         "library_name: diffusers",
         "pipeline_tag: text-to-image",

@@ -13,11 +13,10 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from dit_heads.errors import InputError
-from dit_heads.families import family_of, layout_of
+from dit_heads.families import pipelines_of, training_of
 from dit_heads.io.atomic import write_text
 from dit_heads.io.pictures import check_writable, write_png
 from dit_heads.loras.base import (
-    TEXT_TOKENS,
     add_adapter,
     drop_text_encoders,
     fill,
@@ -42,7 +41,8 @@ from dit_heads.loras.tasks.in_context import UNSAID, SetLoss
 from dit_heads.loras.watch import Watcher, check_tracking, drawing_call
 from dit_heads.loras.weights.files import save_lora
 from dit_heads.models import EMBEDDED
-from dit_heads.training.loop import FitConfig, check_resumable, fit
+from dit_heads.training.checkpoints import check_resumable
+from dit_heads.training.loop import FitConfig, fit
 from dit_heads.training.precision import training_precision
 
 
@@ -106,9 +106,7 @@ def _trained(
 
 def write_attention_out(transformer: Any) -> None:
     """A third faster on a CPU in bf16; its maps are small with as few tokens as the embedded models see."""
-    training = family_of(transformer).training
-    assert training is not None
-    transformer.set_attn_processor(training.explicit_attention())
+    transformer.set_attn_processor(training_of(transformer).explicit_attention())
 
 
 def fit_config(config: TrainConfig, precision: str) -> FitConfig:
@@ -195,7 +193,7 @@ def _shift(pipe: Any, wanted: float | None) -> float | None:
 
 def _warn_of_cuts(pipe: Any, captions: Iterable[str], tokens: int | None) -> None:
     names = sorted(name for name in pipe.components if name.startswith("tokenizer"))
-    length = tokens or TEXT_TOKENS[layout_of(pipe.transformer).family.name]
+    length = tokens or pipelines_of(pipe.transformer).text_tokens
     limits = [None] * (len(names) - 1) + [length]  # the last is the T5
     for caption in captions:
         check_length([getattr(pipe, name) for name in names], caption, limits)

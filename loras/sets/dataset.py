@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from dit_heads.errors import InputError
 from dit_heads.loras.sets.folders import Cell, content_hash, decode, examine, read_sets
-from dit_heads.loras.sets.panels import Fit, Layout, check_grid, check_side, cut, join
+from dit_heads.loras.sets.panels import Grid, PanelFit, check_grid, check_side, cut, join
 from dit_heads.training.sampler import draws_at
 
 OnError = Literal["stop", "skip"]
@@ -34,15 +34,15 @@ class Sample:
     caption: str
     source: str
     digest: str
-    layout: Layout
-    fit: Fit = "crop"
+    grid: Grid
+    fit: PanelFit = "crop"
     ready: bool = False
     flip: bool = False
 
     @property
     def key(self) -> str:
         """Names the pixels of `composite` by content: the bytes of the files and all that is done to them."""
-        how = [self.layout.heights, self.layout.widths, self.fit, self.ready, self.flip, _PREPARATION]
+        how = [self.grid.heights, self.grid.widths, self.fit, self.ready, self.flip, _PREPARATION]
         return content_hash(self.digest, json.dumps(how))
 
     def composite(self) -> Image.Image:
@@ -53,10 +53,10 @@ class Sample:
             raise InputError(f"data: '{self.source}' has changed since it was read first")
         pictures = [decode(data) for data in contents]
         if self.ready:
-            pictures = cut(pictures[0], len(self.layout.heights), len(self.layout.widths))
+            pictures = cut(pictures[0], len(self.grid.heights), len(self.grid.widths))
         if self.flip:
             pictures = [ImageOps.mirror(picture) for picture in pictures]
-        return join(pictures, self.layout, fit=self.fit)
+        return join(pictures, self.grid, fit=self.fit)
 
 
 class SetDataset:
@@ -76,7 +76,7 @@ class SetDataset:
         rows: int,
         columns: int,
         buckets: Sequence[Cell],
-        fit: Fit = "crop",
+        fit: PanelFit = "crop",
         flip: bool = False,
         seed: int = 0,
         on_error: OnError = "stop",
@@ -93,12 +93,12 @@ class SetDataset:
                 problems += [f"{found.source}: {problem}" for problem in wrong]
                 continue
             height, width = nearest_bucket(shapes, buckets)
-            layout = Layout.grid(rows, columns, height=height, width=width)
+            grid = Grid.equal(rows, columns, height=height, width=width)
             caption = found.caption.strip()
-            samples.append(Sample(found.files, caption, found.source, digest, layout, fit, found.ready))
+            samples.append(Sample(found.files, caption, found.source, digest, grid, fit, found.ready))
         _report(Path(root), problems, len(samples), on_error)
         self.samples = tuple(samples)
-        cells = [(sample.layout.heights[0], sample.layout.widths[0]) for sample in samples]
+        cells = [(sample.grid.heights[0], sample.grid.widths[0]) for sample in samples]
         self.buckets = {
             cell: tuple(i for i, c in enumerate(cells) if c == cell) for cell in sorted(set(cells))
         }
@@ -136,7 +136,7 @@ def _check_options(
         raise InputError("buckets: expected at least one (height, width) of a panel, got none")
     for side in (side for cell in buckets for side in cell):
         check_side("buckets", side)
-    for name, value, choices in (("fit", fit, get_args(Fit)), ("on_error", on_error, get_args(OnError))):
+    for name, value, choices in (("fit", fit, get_args(PanelFit)), ("on_error", on_error, get_args(OnError))):
         if value not in choices:
             raise InputError(f"{name}: expected {' or '.join(choices)}, got {value!r}")
     _check_count("seed", seed, 0)

@@ -33,7 +33,8 @@ from dit_heads.loras.sets.captions import markers
 from dit_heads.loras.tasks.in_context import SetLoss, drawing
 from dit_heads.loras.train import train
 from dit_heads.training import loop
-from dit_heads.training.loop import Part, read_average
+from dit_heads.training.checkpoints import read_average
+from dit_heads.training.loop import Part
 from tests.loras.sets.test_dataset import PHOTOS
 from tests.saved import tiny_flux_pipeline, tiny_pipeline, tiny_vae
 
@@ -299,7 +300,6 @@ def test_the_embedded_model_trains_faster_in_bf16_and_to_the_same(
             data={"sizes": [[64, 64]], "text_tokens": 32},
             optimization={"batch_size": 2, "precision": precision},
         )
-        monkeypatch.setattr("dit_heads.training.loop.training_precision", lambda wanted: wanted)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss, model = asked(config, monkeypatch)
         losses.append(loss.item())
@@ -437,7 +437,7 @@ from pathlib import Path
 import torch
 from dit_heads.cli import main
 import dit_heads.loras.train
-from dit_heads.training.loop import read_average
+from dit_heads.training.checkpoints import read_average
 
 def started(file):
     child = os.fork()

@@ -53,7 +53,7 @@ def pairs(root: Path, **options: Any) -> SetDataset:
 
 def reds(sample: Sample) -> list[int]:
     """The red of each panel's middle."""
-    middles = [p.getpixel((p.width // 2, p.height // 2)) for p in split(sample.composite(), sample.layout)]
+    middles = [p.getpixel((p.width // 2, p.height // 2)) for p in split(sample.composite(), sample.grid)]
     return [middle[0] for middle in middles if isinstance(middle, tuple)]
 
 
@@ -285,7 +285,7 @@ def test_exif_orientation_is_honoured(tmp_path):
     exif[0x0112] = 6
     image.save(tmp_path / "set00/1.png", exif=exif)
     data = pairs(tmp_path, buckets=[(128, 64)])
-    panel = split(data[0].composite(), data[0].layout)[0]
+    panel = split(data[0].composite(), data[0].grid)[0]
     assert panel.getpixel((32, 20)) == (200, 0, 0) and panel.getpixel((32, 108)) == (0, 0, 0)
 
 
@@ -293,7 +293,7 @@ def test_alpha_and_grey_become_rgb_on_white(tmp_path):
     make_sets(tmp_path, count=1)
     Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(tmp_path / "set00/1.png")
     Image.new("L", (64, 64), 77).save(tmp_path / "set00/2.png")
-    first, second = split((sample := pairs(tmp_path)[0]).composite(), sample.layout)
+    first, second = split((sample := pairs(tmp_path)[0]).composite(), sample.grid)
     assert (first.getpixel((5, 5)), second.getpixel((5, 5))) == ((255, 255, 255), (77, 77, 77))
 
 
@@ -397,7 +397,7 @@ def test_a_flip_mirrors_every_panel_in_its_place(tmp_path):
     assert 15 < sum(s.flip for s in drawn) < 45
     for sample in (next(s for s in drawn if s.flip), next(s for s in drawn if not s.flip)):
         blue = [
-            p.getpixel((5 if not sample.flip else 58, 30)) for p in split(sample.composite(), sample.layout)
+            p.getpixel((5 if not sample.flip else 58, 30)) for p in split(sample.composite(), sample.grid)
         ]
         assert blue == [(0, 0, 255)] * 2 and reds(sample) == [40, 80]
 
