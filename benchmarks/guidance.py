@@ -38,19 +38,41 @@ from dit_heads.families.processors import HeadWeights
 from dit_heads.families.sd3 import JointHeadProcessor
 from dit_heads.guidance.perturb import Perturbation
 
-FORKS = {"1/8": 0.125, "1/2": 0.5, "7/8": 0.875}
-Row = tuple[str, Callable[[], object]]
+DEPTHS = (1 / 8, 1 / 2, 7 / 8)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: what is run, and how deep the trunk forks, as a share of the blocks."""
+
+    name: str
+    run: Callable[[], object]
+    fork: float | None = None
 
 
 @dataclass(frozen=True)
 class Case:
-    """What all rows share: `blocks` of the transformer, `steps` of a run, pictures of `pixels` a side."""
+    """What all rows share: `blocks` of the transformer and attention `heads` of each, `steps` of a run,
+    pictures of `pixels` a side."""
 
     blocks: int
     steps: int
     pixels: int
     device: torch.device
     dtype: torch.dtype
+    heads: int = 24
+
+    @property
+    def middle(self) -> int:
+        return self.blocks // 2
+
+    def forked(self, run: Callable[[int], Callable[[], object]]) -> list[Row]:
+        """Rows of a shared trunk that forks at each of `DEPTHS`; `run(block)` forks at this block."""
+        blocks = sorted({int(depth * self.blocks) for depth in DEPTHS})
+        return [
+            Row(f"shared trunk, fork at block {block} of {self.blocks}", run(block), block / self.blocks)
+            for block in blocks
+        ]
 
     def call(self) -> dict[str, Any]:
         size = {"height": self.pixels, "width": self.pixels}
@@ -77,20 +99,19 @@ def quiet(pipe: Any) -> Any:
 def sd3_rows(case: Case) -> tuple[list[Row], list[Row]]:
     """What runs with CFG and without: two tables, the reference of each in its first row."""
     torch.manual_seed(0)
-    blocks = case.blocks
     with case.device:
         transformer = SD3Transformer2DModel(
             sample_size=case.pixels // 8,
-            num_layers=blocks,
+            num_layers=case.blocks,
             attention_head_dim=64,
-            num_attention_heads=24,
-            caption_projection_dim=1536,
+            num_attention_heads=case.heads,
+            caption_projection_dim=case.heads * 64,
         )
     transformer = case.place(transformer)
     stock = quiet(StableDiffusion3Pipeline(**parts(transformer, 3)))
     # The whole middle block, as diffusers can do no less; where it lies does not change what PAG costs.
     pag = quiet(
-        StableDiffusion3PAGPipeline(**parts(transformer, 3), pag_applied_layers=[f"blocks.{blocks // 2}"])
+        StableDiffusion3PAGPipeline(**parts(transformer, 3), pag_applied_layers=[f"blocks.{case.middle}"])
     )
     texts = {"prompt_embeds": case.draw(1, 333, 4096), "pooled_prompt_embeds": case.draw(1, 2048)}
     texts |= {f"negative_{name}": torch.randn_like(t) for name, t in texts.items()}
@@ -99,9 +120,9 @@ def sd3_rows(case: Case) -> tuple[list[Row], list[Row]]:
     def run(pipe: Any, cfg: float, **more: Any) -> Any:
         return pipe(**texts, latents=latents, guidance_scale=cfg, **case.call(), **more)
 
-    def guided(cfg: float, fork: float, trunk: str) -> Callable[[], object]:
+    def guided(cfg: float, block: int, trunk: str = "shared") -> Callable[[], object]:
         def call() -> None:
-            with HeadGuidance(stock, f"L{round(fork * blocks)}H3", trunk=trunk):
+            with HeadGuidance(stock, f"L{block}H3", trunk=trunk):
                 run(stock, cfg)
 
         return call
@@ -114,65 +135,63 @@ def sd3_rows(case: Case) -> tuple[list[Row], list[Row]]:
 
         return call
 
-    def table(cfg: float, reference: Row) -> list[Row]:
-        rows = [
-            reference,
-            ("no head guidance", lambda: run(stock, cfg)),
-            ("two passes", guided(cfg, 0.5, "two_pass")),
-        ]
-        return rows + [
-            (f"shared trunk, fork at {name}", guided(cfg, f, "shared")) for name, f in FORKS.items()
-        ]
+    def two_passes(cfg: float) -> Row:
+        return Row("two passes", guided(cfg, case.middle, "two_pass"))
 
-    with_cfg = table(7.0, ("diffusers' PAG", pag_run(7.0)))
-    without = table(1.0, ("two passes", guided(1.0, 0.5, "two_pass")))
-    return with_cfg, [row for i, row in enumerate(without) if i != 2]
+    def unguided(cfg: float) -> Row:
+        return Row("no head guidance", lambda: run(stock, cfg))
+
+    def forked(cfg: float) -> list[Row]:
+        return case.forked(lambda block: guided(cfg, block))
+
+    with_cfg = [Row("diffusers' PAG", pag_run(7.0)), unguided(7.0), two_passes(7.0), *forked(7.0)]
+    return with_cfg, [two_passes(1.0), unguided(1.0), *forked(1.0)]
 
 
 def flux_rows(case: Case) -> list[Row]:
     """A third of the blocks double-stream, as in FLUX.1."""
     torch.manual_seed(0)
-    blocks = case.blocks
-    double = max(1, round(blocks / 3))
+    double = max(1, round(case.blocks / 3))
     with case.device:
         transformer = FluxTransformer2DModel(
-            num_layers=double, num_single_layers=blocks - double, guidance_embeds=True
+            num_layers=double,
+            num_single_layers=case.blocks - double,
+            num_attention_heads=case.heads,
+            guidance_embeds=True,
         )
     transformer = case.place(transformer)
     pipe = quiet(FluxPipeline(**parts(transformer, 2)))
     texts = {"prompt_embeds": case.draw(1, 512, 4096), "pooled_prompt_embeds": case.draw(1, 768)}
     latents = case.draw(1, (case.pixels // 16) ** 2, 64)
 
-    def run(heads: str | None, trunk: str = "shared") -> Callable[[], object]:
-        def plain() -> None:
-            pipe(**texts, latents=latents, **case.call())
+    def plain() -> None:
+        pipe(**texts, latents=latents, **case.call())
 
-        def guided() -> None:
-            with HeadGuidance(pipe, heads or "", trunk=trunk):
+    def guided(block: int, trunk: str = "shared") -> Callable[[], object]:
+        def call() -> None:
+            with HeadGuidance(pipe, f"L{block}H3", trunk=trunk):
                 plain()
 
-        return plain if heads is None else guided
+        return call
 
-    rows = [("two passes", run(f"L{blocks // 2}H3", "two_pass")), ("no head guidance", run(None))]
-    return rows + [
-        (f"shared trunk, fork at {name}", run(f"L{round(f * blocks)}H3")) for name, f in FORKS.items()
-    ]
+    two_passes = Row("two passes", guided(case.middle, "two_pass"))
+    return [two_passes, Row("no head guidance", plain), *case.forked(guided)]
 
 
 @torch.no_grad()
-def ratios(rows: list[Row], rounds: int, device: torch.device) -> list[tuple[str, float, float]]:
-    """Name, median seconds, and median ratio to the first row, of each row."""
+def ratios(rows: list[Row], rounds: int, device: torch.device) -> list[tuple[float, float]]:
+    """Median seconds, and median ratio to the first row, of each row."""
     taken: list[list[float]] = [[] for _ in rows]
     for turn in range(rounds + 1):
-        for seconds, (_, run) in zip(taken, rows, strict=True):
+        for seconds, row in zip(taken, rows, strict=True):
             began = now(device)
-            run()
+            row.run()
             if turn:  # the first round warms up
                 seconds.append(now(device) - began)
     found = []
-    for (name, _), seconds in zip(rows, taken, strict=True):
+    for seconds in taken:
         ratio = statistics.median(own / first for own, first in zip(seconds, taken[0], strict=True))
-        found.append((name, statistics.median(seconds), ratio))
+        found.append((statistics.median(seconds), ratio))
     return found
 
 
@@ -186,10 +205,9 @@ def now(device: torch.device) -> float:
 def report(title: str, rows: list[Row], rounds: int, case: Case, goal: Callable[[float], float]) -> None:
     """A Markdown table; `goal(f)` is the ratio that a fork at depth f is meant to stay under."""
     print(f"\n{title}\n\n| | seconds a step | ratio to the first row | goal |\n|---|---|---|---|")
-    for name, seconds, ratio in ratios(rows, rounds, case.device):
-        fork = next((f for label, f in FORKS.items() if name.endswith(label)), None)
-        wanted = "" if fork is None else f"{goal(fork):.3f}"
-        print(f"| {name} | {seconds / case.steps:.4g} | {ratio:.3f} | {wanted} |", flush=True)
+    for row, (seconds, ratio) in zip(rows, ratios(rows, rounds, case.device), strict=True):
+        wanted = "" if row.fork is None else f"{goal(row.fork):.3f}"
+        print(f"| {row.name} | {seconds / case.steps:.4g} | {ratio:.3f} | {wanted} |", flush=True)
 
 
 class PeakBytes(TorchDispatchMode):
@@ -263,6 +281,9 @@ def main(
 ) -> None:
     """Tables of both models, each with `blocks` blocks, over `rounds` rounds after one that warms up; a run
     takes `steps`."""
+    for name, value in {"blocks": blocks, "rounds": rounds, "steps": steps}.items():
+        if value < 1:
+            raise SystemExit(f"{name}: expected at least 1, got {value}")
     case = Case(blocks, steps, pixels, torch.device(device), getattr(torch, dtype))
     if sd3:
         with_cfg, without = sd3_rows(case)

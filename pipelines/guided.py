@@ -16,6 +16,11 @@ from diffusers import (
     StableDiffusion3InpaintPipeline,
     StableDiffusion3Pipeline,
 )
+from diffusers.pipelines.auto_pipeline import (
+    AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
+    AUTO_INPAINT_PIPELINES_MAPPING,
+    AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
+)
 
 from dit_heads.errors import InputError
 from dit_heads.guidance import HeadGuidance
@@ -47,8 +52,9 @@ class HeadsMixin:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls.stock = cls.__mro__[2]
-        cls.__call__ = _guided(cls.stock.__call__)
+        if not hasattr(cls, "stock"):  # a subclass of a drop-in class has it, and its guided call
+            cls.stock = next(kind for kind in cls.__mro__ if not issubclass(kind, HeadsMixin))
+            cls.__call__ = _guided(cls.stock.__call__)
 
     def to_json_string(self) -> str:
         config = json.loads(super().to_json_string())  # pyright: ignore[reportAttributeAccessIssue]
@@ -107,3 +113,19 @@ class FluxHeadsImg2ImgPipeline(HeadsMixin, FluxImg2ImgPipeline):
 
 class FluxHeadsInpaintPipeline(HeadsMixin, FluxInpaintPipeline):
     """`FluxInpaintPipeline` guided by attention heads."""
+
+
+# `from_pipe` of diffusers' AutoPipelines finds the classes of one model here, by name; a drop-in pipeline
+# becomes a drop-in pipeline of another task.
+AUTO_TEXT2IMAGE_PIPELINES_MAPPING |= {
+    "stable-diffusion-3-heads": StableDiffusion3HeadsPipeline,
+    "flux-heads": FluxHeadsPipeline,
+}
+AUTO_IMAGE2IMAGE_PIPELINES_MAPPING |= {
+    "stable-diffusion-3-heads": StableDiffusion3HeadsImg2ImgPipeline,
+    "flux-heads": FluxHeadsImg2ImgPipeline,
+}
+AUTO_INPAINT_PIPELINES_MAPPING |= {
+    "stable-diffusion-3-heads": StableDiffusion3HeadsInpaintPipeline,
+    "flux-heads": FluxHeadsInpaintPipeline,
+}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
+from types import FrameType
 from typing import Any
 
 from diffusers.configuration_utils import register_to_config
@@ -64,7 +67,12 @@ class HeadPerturbationGuidance(BaseGuidance):
         self.head_guidance_start, self.head_guidance_stop = head_guidance_start, head_guidance_stop
         self._undo = ExitStack()
 
+    def set_state(self, *args: Any, **kwargs: Any) -> None:
+        self._undo.close()  # what a step that was interrupted has left
+        super().set_state(*args, **kwargs)
+
     def prepare_models(self, denoiser: nn.Module) -> None:
+        self._undo.close()
         self._count_prepared += 1
         if self._predictions()[self._count_prepared - 1] == "pred_perturbed":
             self._perturb(denoiser)
@@ -115,10 +123,23 @@ class HeadPerturbationGuidance(BaseGuidance):
         blocks = sorted({head.block for head in softness})
         runner = BranchRunner(denoiser, layout, blocks, self.perturbation, lambda *_: None)
         self._undo.callback(runner.remove)
+        denoising = [sys._getframe(2)]  # the frame that has prepared the model and is about to call it
+        self._undo.callback(denoising.clear)
 
         def perturbed(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if denoising[0] not in _frames():  # it was interrupted before it could clean up
+                self._undo.close()
+                return None
             arguments = runner.arguments(args, kwargs)
             like = arguments[layout.family.arguments.latents]
             return (), runner.perturbed(arguments, weights_of(layout, [softness] * len(like), like))
 
         self._undo.callback(denoiser.register_forward_pre_hook(perturbed, with_kwargs=True).remove)
+
+
+def _frames() -> Iterator[FrameType]:
+    """The frames that we are in, from the inside out."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back

@@ -129,6 +129,10 @@ class Carrier(Protocol):
         """What is under `key`, None for nothing, and the call without it."""
         ...
 
+    def mapped(self, call: Call, change: Callable[[Any], Any]) -> dict[str, Any]:
+        """The arguments that carry things, with each of these changed; those of others travel so too."""
+        ...
+
 
 @dataclass(frozen=True)
 class Keywords:
@@ -143,6 +147,10 @@ class Keywords:
         held = dict(call.get(self.argument) or {})
         found = held.pop(key, None)
         return found, {**call, self.argument: held}
+
+    def mapped(self, call: Call, change: Callable[[Any], Any]) -> dict[str, Any]:
+        held = call.get(self.argument)
+        return {} if not held else {self.argument: {name: change(value) for name, value in held.items()}}
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,26 @@ class HeadProcessor:
 
     def __init__(self, replaced: Any, name: str, perturbation: HeadPerturbation) -> None:
         self.replaced, self.name, self.perturbation = replaced, name, perturbation
-        self._attention_backend = getattr(replaced, "_attention_backend", None)
-        self._parallel_config = getattr(replaced, "_parallel_config", None)
+
+    def __deepcopy__(self, memo: object) -> HeadProcessor:
+        raise InputError("pipe: a model under head guidance cannot be copied; detach first")
+
+    @property
+    def _attention_backend(self) -> Any:
+        """The replaced processor's, which diffusers reads and sets here; SD3's has none."""
+        return self.replaced._attention_backend
+
+    @_attention_backend.setter
+    def _attention_backend(self, backend: Any) -> None:
+        self.replaced._attention_backend = backend
+
+    @property
+    def _parallel_config(self) -> Any:
+        return self.replaced._parallel_config
+
+    @_parallel_config.setter
+    def _parallel_config(self, config: Any) -> None:
+        self.replaced._parallel_config = config
 
     @classmethod
     def check_replaceable(cls, processor: object, attn: Any, where: str) -> None:
@@ -72,16 +90,16 @@ class HeadProcessor:
         return out.transpose(1, 2).flatten(2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """By the backend of the replaced processor, or else the one that is active in diffusers, which SD3's
-        stock processor would ignore."""
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # the dispatcher's [B, N, H, D]
+        """As the replaced processor does: by its backend, or by torch's attention if it knows of none."""
+        if not hasattr(self, "_attention_backend"):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         out = dispatch_attention_fn(
-            q,
-            k,
-            v,
+            q.transpose(1, 2),  # the dispatcher's [B, N, H, D]
+            k.transpose(1, 2),
+            v.transpose(1, 2),
             attn_mask=mask,
             backend=self._attention_backend,
-            parallel_config=self._parallel_config,
+            parallel_config=getattr(self.replaced, "_parallel_config", None),
         )
         return out.transpose(1, 2)
 

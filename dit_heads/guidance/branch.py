@@ -19,13 +19,17 @@ from torch import Tensor, nn
 
 from dit_heads.errors import InputError
 from dit_heads.families import HeadLayout
+from dit_heads.families.compat import kept_processors
 from dit_heads.families.processors import HEAD_WEIGHTS, HeadProcessor, HeadWeights
+from dit_heads.guidance.checks import check_runs_hooks
 from dit_heads.guidance.perturb import Perturbation
 from dit_heads.heads import HeadId
 
 _BRANCH = "dit_heads_branch"
 # U of each perturbed block: attention name -> [R, H].
 Weights = Mapping[int, Mapping[str, Tensor]]
+# What a family's carrier does to all that it carries: (call, change of a value) -> the changed argument.
+Carried = Callable[[Mapping[str, Any], Callable[[Any], Any]], dict[str, Any]]
 
 
 def weights_of(layout: HeadLayout, softness: Sequence[Mapping[HeadId, float]], like: Tensor) -> Weights:
@@ -46,16 +50,36 @@ def weights_of(layout: HeadLayout, softness: Sequence[Mapping[HeadId, float]], l
 
 
 @dataclass(frozen=True)
-class Branch:
-    """One perturbed prediction. With `fork` None every row of the batch is perturbed; otherwise the batch
-    of `batch` rows grows by a copy of `rows` at block `fork`, and the copies are perturbed. `text_tokens` of
-    the sequence are text."""
+class Whole:
+    """A prediction of which every row is perturbed; `text_tokens` of the sequence are text."""
 
     weights: Weights
-    fork: int | None
+    text_tokens: int
+
+    def entered(self, index: int, call: dict[str, Any], names: Sequence[str], carried: Carried) -> int:
+        """Nothing changes in the call of block `index`; all its rows are perturbed ones."""
+        return len(call[names[0]])
+
+
+@dataclass(frozen=True)
+class Forked:
+    """A prediction whose batch of `batch` rows grows by a copy of `rows` at block `at`; the copies are
+    perturbed. `text_tokens` of the sequence are text."""
+
+    weights: Weights
+    text_tokens: int
+    at: int
     rows: slice
     batch: int
-    text_tokens: int
+
+    def entered(self, index: int, call: dict[str, Any], names: Sequence[str], carried: Carried) -> int:
+        """Grow the arguments `names` of block `index`, and what is carried to it; how many rows are
+        perturbed."""
+        if index < self.at:
+            return 0
+        call |= {name: self.grown(call[name]) for name in names}
+        call |= carried(call, lambda value: _by_row(value, self.batch, self.grown))
+        return len(call[names[0]]) - self.batch
 
     def grown(self, t: Tensor) -> Tensor:
         """`t` with the copied rows at its end; as it is if it has them."""
@@ -66,8 +90,11 @@ class BranchRunner:
     """Hooks on a transformer that let one call of it return the perturbed prediction too; `remove` takes
     them off.
 
-    `blocks` are those with perturbed heads. `count(rows, second_pass)` is called for every block that is
-    evaluated.
+    Args:
+        transformer, layout: what is guided.
+        blocks: those with perturbed heads.
+        perturbation: of these heads.
+        count: called with the rows of every block that is evaluated, and how many of them are perturbed.
     """
 
     def __init__(
@@ -76,14 +103,15 @@ class BranchRunner:
         layout: HeadLayout,
         blocks: Sequence[int],
         perturbation: Perturbation,
-        count: Callable[[int, bool], None],
+        count: Callable[[int, int], None],
     ) -> None:
         self.transformer, self.layout, self.fork = transformer, layout, min(blocks)
         self._carrier = layout.family.carrier
         self._signature = inspect.signature(type(transformer).forward)
-        self._count, self._current = count, None
+        self._count = count
+        self._current: Forked | None = None  # of the call under way: each call sets it anew
         self._undo = ExitStack()
-        self._processors: list[tuple[nn.Module, HeadProcessor, str]] = []
+        self._ours: list[HeadProcessor] = []
         try:
             for block in blocks:
                 for name in layout.attentions(block):
@@ -91,58 +119,88 @@ class BranchRunner:
             for index, path in enumerate(layout.blocks):
                 self._hook(path, partial(self._enter_block, index))
             self._hook(layout.final, self._enter_final)
-            self._modules = _identities(transformer)
+            self._state = self._seen()
         except BaseException:
             self.remove()
             raise
 
+    def __deepcopy__(self, memo: object) -> BranchRunner:
+        raise InputError("pipe: a model under head guidance cannot be copied; detach first")
+
     def remove(self) -> None:
-        """Put everything back."""
+        """Put everything back, also what others have put aside meanwhile."""
         self._undo.close()
-        self._processors.clear()
+        kept = kept_processors(self.transformer)
+        for name, processor in kept.items():
+            if any(processor is ours for ours in self._ours):
+                kept[name] = processor.replaced
+        self._ours.clear()
+
+    def unlike_stock(self) -> str | None:
+        """The first attention from the fork on whose processor we do not know: it may look across the rows of
+        a batch, so that a grown batch would change what it computes. None if there is none."""
+        known = self.layout.family.processor.replaceable
+        for path, attn in self._attentions():
+            if not isinstance(attn.processor, HeadProcessor) and type(attn.processor) not in known:
+                return f"{path} has {type(attn.processor).__name__}"
+        return None
 
     def check_untouched(self) -> None:
-        """Raise ValueError if a processor of ours was replaced since, or modules came or went (a LoRA)."""
-        for attn, ours, path in self._processors:
-            if attn.processor is not ours:
+        """Raise InputError if the model was changed since in a way that hides calls or heads: an attention
+        processor from the fork on, modules that came or went (a LoRA), a cache, compilation."""
+        check_runs_hooks(self.transformer, self.layout)
+        before, known = self._state
+        for (path, attn), processor in zip(self._attentions(), before, strict=True):
+            if id(attn.processor) != processor:
                 raise InputError(
                     f"{path}: its attention processor was replaced by {type(attn.processor).__name__} while "
                     "head guidance is attached; detach, change the model, attach again"
                 )
-        if _identities(self.transformer) != self._modules:
+        if [id(module) for module in self.transformer.modules()] != known:
             raise InputError(
                 f"{self.layout.model}: its modules were changed (a LoRA loaded?) while head guidance is "
                 "attached; detach, change the model, attach again"
             )
 
+    def _attentions(self) -> list[tuple[str, Any]]:
+        """Path and module of every attention from the fork on."""
+        blocks = range(self.fork, len(self.layout.blocks))
+        paths = [f"{self.layout.blocks[b]}.{name}" for b in blocks for name in self.layout.attentions(b)]
+        return [(path, self.transformer.get_submodule(path)) for path in paths]
+
+    def _seen(self) -> tuple[list[int], list[int]]:
+        processors = [id(attn.processor) for _, attn in self._attentions()]
+        return processors, [id(module) for module in self.transformer.modules()]
+
     # --- calls ---
 
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of a call of the transformer by name."""
+        """The arguments of a call of the transformer by name. A branch that an interrupted call has left is
+        forgotten."""
+        self._current = None
         bound = self._signature.bind(self.transformer, *args, **kwargs).arguments
         bound.pop(next(iter(self._signature.parameters)))
         return dict(bound)
 
     def forked(self, arguments: dict[str, Any], weights: Weights, rows: slice) -> dict[str, Any]:
         """Arguments of a call that returns the perturbed rows after those of the batch."""
-        branch = self._branch(arguments, weights, self.fork, rows)
-        self._current = branch
+        text_tokens, batch = self.layout.family.text_length(arguments), self.layout.batch(arguments)
+        self._current = branch = Forked(weights, text_tokens, self.fork, rows, batch)
         return self._carrier.put({**arguments, **self._grown_residuals(arguments, branch)}, _BRANCH, branch)
 
     def second_pass(self, arguments: dict[str, Any], weights: Weights, rows: slice) -> Any:
         """What the transformer returns for the conditional rows alone, perturbed."""
+        batch = self.layout.batch(arguments)
         taken = self.layout.rows(arguments, rows)
+        taken |= self._carrier.mapped(taken, lambda value: _by_row(value, batch, lambda t: t[rows]))
         # Not the module itself: its hooks are the ones that run this. `forward` holds those of accelerate.
         return self.transformer.forward(**self.perturbed(taken, weights))
 
     def perturbed(self, arguments: dict[str, Any], weights: Weights) -> dict[str, Any]:
         """Arguments of a call in which every row is perturbed."""
         self._current = None
-        return self._carrier.put(arguments, _BRANCH, self._branch(arguments, weights, None, slice(None)))
-
-    def _branch(self, call: dict[str, Any], weights: Weights, fork: int | None, rows: slice) -> Branch:
-        text_tokens = self.layout.family.text_length(call)
-        return Branch(weights, fork, rows, self.layout.batch(call), text_tokens)
+        text_tokens = self.layout.family.text_length(arguments)
+        return self._carrier.put(arguments, _BRANCH, Whole(weights, text_tokens))
 
     # --- hooks ---
 
@@ -156,22 +214,21 @@ class BranchRunner:
         kind = self.layout.family.processor
         kind.check_replaceable(replaced, attn, path)
         attn.processor = ours = kind(replaced, name, perturbation)
-        self._processors.append((attn, ours, path))
+        self._ours.append(ours)
         self._undo.callback(_put_back, attn, ours, replaced)
 
     def _enter_block(self, index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         names = self.layout.family.arguments
-        branch: Branch | None
+        branch: Forked | Whole | None
         branch, arguments = self._carrier.pop(dict(zip(names.block, args, strict=False)) | kwargs, _BRANCH)
         if branch is None:
-            self._count(len(arguments[names.grown[0]]), False)
+            self._count(len(arguments[names.grown[0]]), 0)
             return None
+        perturbed = branch.entered(index, arguments, names.grown, self._carrier.mapped)
         if index in branch.weights:
             weights = HeadWeights(branch.weights[index], branch.text_tokens)
             arguments = self._carrier.put(arguments, HEAD_WEIGHTS, weights)
-        if branch.fork is not None and index >= branch.fork:
-            arguments |= {name: branch.grown(arguments[name]) for name in names.grown}
-        self._count(len(arguments[names.grown[0]]), branch.fork is None)
+        self._count(len(arguments[names.grown[0]]), perturbed)
         return (), arguments
 
     def _enter_final(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -180,7 +237,7 @@ class BranchRunner:
             return None
         return tuple(branch.grown(t) for t in args), {name: branch.grown(t) for name, t in kwargs.items()}
 
-    def _grown_residuals(self, arguments: Mapping[str, Any], branch: Branch) -> dict[str, list[Tensor]]:
+    def _grown_residuals(self, arguments: Mapping[str, Any], branch: Forked) -> dict[str, list[Tensor]]:
         """ControlNet residuals, one a block as the transformer would pick them, grown from the fork on."""
         found = {}
         for kind in self.layout.residuals:
@@ -194,8 +251,13 @@ class BranchRunner:
         return found
 
 
-def _identities(module: nn.Module) -> list[int]:
-    return [id(part) for part in module.modules()]
+def _by_row(value: Any, batch: int, change: Callable[[Tensor], Tensor]) -> Any:
+    """`value` with every tensor in it that has a row a sample (masks, features of pictures) changed."""
+    if isinstance(value, Mapping):
+        return {name: _by_row(item, batch, change) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_by_row(item, batch, change) for item in value]
+    return change(value) if isinstance(value, Tensor) and value.ndim > 1 and len(value) == batch else value
 
 
 def _put_back(attn: Any, ours: object, replaced: object) -> None:

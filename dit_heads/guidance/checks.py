@@ -12,6 +12,8 @@ from diffusers.pipelines.pag.pag_utils import PAGMixin
 from torch import nn
 
 from dit_heads.errors import InputError
+from dit_heads.families import HeadLayout
+from dit_heads.families.compat import forward_is_replaced, hook_names, is_compiled
 from dit_heads.heads import HeadId, HeadSet
 
 Softness = float | Mapping[HeadId | str, float]
@@ -23,6 +25,7 @@ _HARMLESS_HOOKS = {
     "layerwise_casting",
     "lazy_prefetch_group_offloading",
     "layer_execution_tracker",
+    "peft_autocast_disable",
 }
 
 
@@ -92,6 +95,16 @@ def check_conditional(bare: bool, conditional: object, start: float, stop: float
         )
 
 
+def check_rows(rows: slice, batch: int) -> slice:
+    """Conditional rows that a caller gave. Raises InputError unless they are one tile of the batch."""
+    count = len(range(*rows.indices(batch)))
+    if not count or batch % count or rows.step not in (None, 1):
+        raise InputError(
+            f"conditional: expected rows side by side that tile a batch of {batch}, got {rows}, {count} rows"
+        )
+    return rows
+
+
 def transformer_of(pipe: DiffusionPipeline) -> nn.Module:
     if isinstance(pipe, PAGMixin):
         raise InputError(f"pipe: {type(pipe).__name__} adds rows of its own; use the class without PAG")
@@ -106,18 +119,25 @@ def transformer_of(pipe: DiffusionPipeline) -> nn.Module:
 # --- what the model must be like ---
 
 
-def check_runs_hooks(transformer: nn.Module) -> None:
-    """Raise ValueError if the model is compiled or under a block cache."""
-    for name, module in transformer.named_modules():
+def check_runs_hooks(transformer: nn.Module, layout: HeadLayout) -> None:
+    """Raise InputError if something could keep hooks from seeing a block, or hand the perturbed branch
+    another's result: compilation, a block cache, a replaced `forward`."""
+    for module in transformer.modules():
         check_not_compiled(module)
-        hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
-        if odd := set(hooks) - _HARMLESS_HOOKS:
+        if odd := set(hook_names(module)) - _HARMLESS_HOOKS:
+            name = next(name for name, found in transformer.named_modules() if found is module)
             raise InputError(
                 f"pipe: '{name or 'transformer'}' has diffusers' hook {', '.join(sorted(odd))} "
                 "(a block cache?), which could hand head guidance stale results; disable it first"
             )
+    for path in ("", *layout.blocks):
+        if forward_is_replaced(transformer.get_submodule(path)):
+            raise InputError(
+                f"pipe: the forward of '{path or 'transformer'}' was replaced (a step cache?), which could "
+                "hand head guidance stale results; put it back first"
+            )
 
 
 def check_not_compiled(module: nn.Module) -> None:
-    if module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule":
+    if is_compiled(module):
         raise InputError("pipe: its transformer is compiled, which skips hooks; attach to the uncompiled one")

@@ -77,7 +77,7 @@ def test_fused_projections_give_the_same():
 
 
 @torch.no_grad()
-def test_the_attention_backend_is_kept_or_else_the_active_one(monkeypatch):
+def test_the_attention_backend_is_the_replaced_processors_and_none_where_that_asks_for_none(monkeypatch):
     import dit_heads.families.processors as processors
 
     attn, stock, seen = attention("sd3", 0), JointAttnProcessor2_0(), []
@@ -96,7 +96,7 @@ def test_the_attention_backend_is_kept_or_else_the_active_one(monkeypatch):
     direct = JointHeadProcessor(JointAttnProcessor2_0(), "attn", Perturbation())(
         attn, **given, head_weights=u
     )
-    assert seen == ["native", None]
+    assert seen == ["native"]
     for a, b in zip(through, direct, strict=True):
         assert_close(a, b)
 

@@ -12,7 +12,7 @@ from dit_heads import HeadGuidance
 from dit_heads.pipelines import guided
 from dit_heads.pipelines.guided import FluxHeadsPipeline, HeadsMixin, StableDiffusion3HeadsPipeline
 from tests import tiny
-from tests.saved import tiny_pipeline
+from tests.saved import tiny_flux_pipeline, tiny_pipeline
 
 CLASSES = [
     c
@@ -85,6 +85,24 @@ def test_a_stock_pipeline_can_be_turned_into_one():
     assert images.shape == (1, 32, 32, 3)
 
 
+AUTO = (
+    (diffusers.AutoPipelineForText2Image, ""),
+    (diffusers.AutoPipelineForImage2Image, "Img2Img"),
+    (diffusers.AutoPipelineForInpainting, "Inpaint"),
+)
+
+
+@pytest.mark.parametrize("family", ["StableDiffusion3", "Flux"])
+def test_auto_pipelines_turn_one_into_that_of_another_task(family):
+    made = tiny_pipeline() if family == "StableDiffusion3" else tiny_flux_pipeline()
+    pipe = getattr(guided, f"{family}HeadsPipeline")(**made.components)
+    for auto, task in AUTO:
+        pipe = auto.from_pipe(pipe)  # from the task before it
+        assert type(pipe) is getattr(guided, f"{family}Heads{task}Pipeline")
+        assert pipe.transformer is made.transformer
+        assert type(auto.from_pipe(made)) is type(pipe).stock  # stock pipelines stay stock
+
+
 def test_flux_takes_heads_too():
     parts: Any = dict.fromkeys(["vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"])
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
@@ -97,3 +115,12 @@ def test_flux_takes_heads_too():
         for heads in ({}, {"heads": "L3H1"})
     ]
     assert not torch.allclose(*pictures)
+
+
+def test_a_subclass_of_a_drop_in_pipeline_is_guided_like_it():
+    class Mine(guided.StableDiffusion3HeadsPipeline):
+        """As users write it."""
+
+    assert Mine.stock is guided.StableDiffusion3HeadsPipeline.stock
+    assert Mine.__call__ is guided.StableDiffusion3HeadsPipeline.__call__
+    assert "heads" in inspect.signature(Mine.__call__).parameters

@@ -126,3 +126,24 @@ def test_bad_arguments_are_refused(options, message):
 def test_what_only_the_model_shows_is_refused_at_the_first_step(options, message):
     with pytest.raises(ValueError, match=message):
         guided(HeadPerturbationGuidance(**({"heads": "L1"} | options)), tiny.sd3())
+
+
+def test_a_pipeline_interrupted_in_its_perturbed_pass_leaves_the_model_exact():
+    model = tiny.sd3()
+    given = tiny.inputs(2)
+    guider = HeadPerturbationGuidance(heads="L1H0, L3H2", guidance_scale=1.0)
+    with torch.no_grad():
+        plain, expected = model(**given).sample, guided(guider, model)
+
+        def interrupt(*_: Any):
+            if perturbed.append(1) or len(perturbed) == 2:  # the second call is the perturbed one
+                raise KeyboardInterrupt
+
+        perturbed: list[int] = []
+        hook = model.transformer_blocks[2].register_forward_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            guided(guider, model)
+        hook.remove()
+        assert torch.equal(model(**given).sample, plain)  # by whoever calls it next
+        assert torch.equal(guided(guider, model), expected)
+        assert not model._forward_pre_hooks

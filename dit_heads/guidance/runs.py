@@ -1,0 +1,211 @@
+"""Which call of a transformer belongs to which step of which run of a pipeline.
+
+A hook cannot see its caller, and pipelines share transformers. What a run is follows from facts of the
+pipeline's own loop: it denoises inside `with self.progress_bar(...)`, calls `scheduler.step` once at the end
+of a step, and goes through its lines from top to bottom. A call that fits none of this is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from torch import Tensor
+
+from dit_heads.errors import InputError
+
+
+@dataclass
+class Report:
+    """What a run did. A block evaluated on one row of the batch counts as one evaluation."""
+
+    steps: int
+    """steps of the run; of a bare transformer, its calls"""
+    trunk: str
+    """"shared", "two_pass" or "none" """
+    reason: str
+    """why so"""
+    guided: list[int] = field(default_factory=list)
+    """the steps that were guided"""
+    evaluations: int = 0
+    """block evaluations of all calls, those of the perturbed branch included"""
+    extra: int = 0
+    """block evaluations that guidance added"""
+
+    def __str__(self) -> str:
+        cost = f"{self.extra} of {self.evaluations} block evaluations were the perturbed branch's"
+        return f"{len(self.guided)} of {self.steps} steps guided, trunk {self.trunk} ({self.reason}); {cost}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which steps of a run are guided: step i of N if start <= i / N < stop; every n-th of these evaluates
+    the perturbed branch, and its difference serves again in between."""
+
+    start: float = 0.0
+    stop: float = 1.0
+    every: int = 1
+
+    def guides(self, step: int, steps: int) -> bool:
+        return self.start <= step / steps < self.stop
+
+    def guided(self, executed: int, steps: int) -> list[int]:
+        """The guided ones of the first `executed` of `steps` steps."""
+        return [step for step in range(executed) if self.guides(step, steps)]
+
+
+class Run:
+    """One run of a pipeline, or all calls of a bare transformer while head guidance is attached.
+
+    Args:
+        plan: which steps are guided.
+        trunk, reason: how the perturbed branch is evaluated, and why so.
+        steps: of the run; None for a bare transformer, of which each call is a step.
+        loop: the frame of the pipeline's own `__call__`; None for a bare transformer.
+    """
+
+    def __init__(
+        self, plan: Plan, trunk: str, reason: str, steps: int | None = None, loop: FrameType | None = None
+    ) -> None:
+        self.plan, self.trunk, self.reason, self.steps, self._loop = plan, trunk, reason, steps, loop
+        self._thread = threading.get_ident()
+        self._step, self._calls = 0, 0  # steps done, and calls of the next one
+        self._level: Callable[[], float] = float  # the noise level of the first of these
+        self._ended_at = 0  # the line of the loop at which the last step ended
+        self._in_call = False
+        self.evaluates = False  # whether the call under way evaluates the perturbed branch
+        self.rows, self.batch = slice(0), 0  # the conditional rows of the call that evaluates, and all
+        self.difference: Tensor | None = None  # what every call of the step gets
+        self._guided: list[int] = []
+        self._evaluations = self._extra = 0
+
+    def report(self) -> Report:
+        """What the run has done until now."""
+        steps = self._step if self.steps is None else self.steps
+        return Report(
+            steps, self.trunk, self.reason, list(self._guided), self._evaluations, self._extra
+        )
+
+    def count(self, rows: int, perturbed: int) -> None:
+        """A block was evaluated on `rows` rows, `perturbed` of which are the perturbed branch's."""
+        self._evaluations += rows
+        self._extra += perturbed
+
+    # --- calls ---
+
+    def begin_call(self, noise_level: Callable[[], float]) -> None:
+        """Find the place of a call of the transformer. Raises InputError if it has none in this run."""
+        if threading.get_ident() != self._thread:
+            raise InputError(
+                "pipe: its transformer was called in another thread, so by something other than a run of the "
+                "one that attached head guidance"
+            )
+        if self.steps is None:
+            self._calls = 0  # an earlier call may have raised
+        elif self._in_call:
+            raise InputError(
+                "pipe: its transformer was called inside a call of it (by a hook?), which is no step of a run"
+            )
+        if self._calls == 0:
+            self._begin_step()
+            self._level = noise_level  # for a second call alone: on a GPU it waits
+        else:
+            self._check_level(noise_level())
+            self.evaluates = False
+        self._calls += 1
+        self._in_call = True
+
+    def _begin_step(self) -> None:
+        if self._loop is not None and self._step and self._loop.f_lineno > self._ended_at:
+            raise InputError(
+                f"pipe: its transformer was called after the scheduler had ended step {self._step - 1} (by a "
+                "callback?), which is no step of the run; detach first"
+            )
+        guides = self.steps is None or self.plan.guides(self._step, self.steps)
+        self.evaluates = guides and len(self._guided) % self.plan.every == 0
+        if self.evaluates or not guides:
+            self.difference = None  # else that of the last evaluation serves again
+
+    def _check_level(self, found: float) -> None:
+        if found != self._level():
+            raise InputError(
+                f"pipe: its transformer was called at noise level {found:.4g} in a step of noise "
+                f"level {self._level():.4g}; was its scheduler replaced during the run?"
+            )
+
+    def end_call(self) -> None:
+        """A call of the transformer has returned."""
+        self._in_call = False
+        if self._calls == 1 and self.difference is not None:
+            self._guided.append(self._step)
+        if self.steps is None:
+            self.end_step()
+
+    def end_step(self) -> None:
+        """`scheduler.step` was called. A call of it before any of the transformer's ends no step of ours."""
+        if not self._calls:
+            return
+        self._step, self._calls = self._step + 1, 0
+        self._ended_at = self._loop.f_lineno if self._loop is not None else 0
+
+    def close(self) -> None:
+        """Let go of the loop, whose frame holds all that the pipeline's call works with."""
+        self._loop = self.difference = None
+
+    def finish(self, interrupted: bool) -> None:
+        """Raise InputError unless the steps that were guided are those that were to be."""
+        assert self.steps is not None
+        expected = self.plan.guided(self._step, self.steps)
+        if self._guided != expected or (self._step != self.steps and not interrupted):
+            raise InputError(
+                f"pipe: expected a run of {self.steps} steps with these guided: "
+                f"{self.plan.guided(self.steps, self.steps)}, got {self._step} steps, guided {self._guided}"
+            )
+
+
+# --- the pipeline's own loop ---
+
+
+def loop_of(pipe: Any) -> FrameType | None:
+    """The frame of `pipe`'s own `__call__` that we are in; None if we are in none, or in another one's."""
+    calls = [vars(kind)["__call__"] for kind in type(pipe).__mro__ if "__call__" in vars(kind)]
+    codes = {call.__code__ for call in map(inspect.unwrap, calls) if hasattr(call, "__code__")}
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not (frame.f_code in codes and frame.f_locals.get("self") is pipe):
+        frame = frame.f_back
+    return frame
+
+
+@contextmanager
+def shadowed(owner: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Put `method` over a method of this one instance, and what the instance had back at the end."""
+    had = vars(owner).get(name)
+    vars(owner)[name] = method
+    try:
+        yield
+    finally:
+        if had is None:
+            del vars(owner)[name]
+        else:
+            vars(owner)[name] = had
+
+
+class StepOf:
+    """A scheduler's `step`, which tells a run that a step has ended."""
+
+    def __init__(self, scheduler: Any, run: Run) -> None:
+        self._own, self._run = scheduler.step, run
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = self._own(*args, **kwargs)
+        self._run.end_step()
+        return result
+
+    def __deepcopy__(self, memo: object) -> StepOf:
+        raise InputError("pipe: its scheduler cannot be copied during a guided run")
