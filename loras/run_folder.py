@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from dit_heads.loras.publish import LORA, is_card
 from dit_heads.loras.sets.dataset import SetDataset
 from dit_heads.loras.sets.folders import content_hash
 from dit_heads.models import EMBEDDED
+from dit_heads.training.loop import FitConfig
 
 CHECKPOINT, CONFIG, DATA, LOG = "checkpoint.safetensors", "config.json", "data.json", "log.csv"
 # Settings that are known by content, or that change no weight of the LoRA.
@@ -112,6 +114,16 @@ def fixed_settings(config: TrainConfig) -> dict[str, Any]:
         for name, value in part.items():
             fixed[name if names[name] == 1 else f"{section}.{name}"] = value
     return {name: value for name, value in fixed.items() if name not in FREE}
+
+
+def update_settings(config: TrainConfig) -> None:
+    """Write the settings of an older version's run as this version does, once `check_folder` has found that
+    they are the same: with those that it did not know, and without those that are gone."""
+    path = config.out / CONFIG
+    if path.exists():
+        found = _read(path)
+        loop = {name: found.get(name, value) for name, value in asdict(FitConfig(config.optimization.steps)).items()}
+        write_text(path, json.dumps(loop | fixed_settings(config), indent=1))
 
 
 def _place(model: str) -> str:
