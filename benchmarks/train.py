@@ -46,12 +46,15 @@ from tqdm import tqdm
 
 from dit_heads.embedded.sets import write_sets
 from dit_heads.loras import train as trainer
-from dit_heads.loras.base import add_adapter, drop_text_encoders, load_base
+from dit_heads.loras.adapter import add_adapter
+from dit_heads.loras.base import Encoders, drop_text_encoders, load_base
 from dit_heads.loras.config import AdapterConfig, TrainConfig, config_of
 from dit_heads.loras.sets.dataset import SetDataset
+from dit_heads.loras.tasks import task_of
 from dit_heads.models import quiet_loading
 from dit_heads.training.loop import FitConfig, fit
 from dit_heads.training.precision import training_precision
+from dit_heads.training.processes import process_state
 
 TOKENS = 128
 ADAPTER = AdapterConfig(rank=16)
@@ -190,16 +193,18 @@ class Ours:
             {
                 "out": str(case.sets.parent / "ours"),
                 "data": {"root": str(case.sets), "columns": 3, "sizes": [[128, 128]], "text_tokens": TOKENS},
+                "adapter": {"rank": ADAPTER.rank},
                 "optimization": {"batch_size": case.batch},
             }
         )
-        self.loss = trainer.prepared(pipe, self.config, case.data(), None, show=False)
+        task = task_of(self.config)
+        task.prepare(Encoders.of(pipe, self.config.data, self.config.out, process_state()))
         drop_text_encoders(pipe)
         pipe.vae = None
-        self.transformer = pipe.transformer
-        add_adapter(self.transformer, ADAPTER, 0)
+        self.model = trainer.trained_parts(pipe.transformer, task, self.config)
+        self.loss = trainer.flow_loss(pipe, task, self.config)
         if written and case.precision == "bf16" and case.device.type == "cpu":
-            trainer.write_attention_out(self.transformer)
+            trainer.write_attention_out(pipe.transformer)
 
     def __call__(self, steps: int) -> float:
         times: list[float] = []
@@ -208,7 +213,7 @@ class Ours:
         )
         with tempfile.TemporaryDirectory() as folder:
             fit(
-                self.transformer,
+                self.model,
                 self.loss,
                 config,
                 Path(folder),

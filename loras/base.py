@@ -1,14 +1,16 @@
-"""The frozen model of a LoRA run: loaded in its precision, its encoders cached on disk, its adapter added."""
+"""The frozen model of a LoRA run: loaded in its precision, its encoders cached."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -17,21 +19,20 @@ from dit_heads.errors import InputError
 from dit_heads.families import (
     FAMILIES,
     class_names,
-    layout_of,
     pipeline_names,
     pipelines_of,
     training_of,
 )
 from dit_heads.families.latents import encoded
 from dit_heads.hunt.trials import fingerprint
-from dit_heads.loras.cache import CachedEncoder
-from dit_heads.loras.config import AdapterConfig
-from dit_heads.loras.sets.dataset import Sample
+from dit_heads.loras.cache import CachedEncoder, Picture, Policy
+from dit_heads.loras.config import DataConfig
 from dit_heads.loras.sets.folders import content_hash
-from dit_heads.loras.weights.compose import blocks_of
-from dit_heads.loras.weights.low_rank import linear_modules, require_peft
 from dit_heads.models import EMBEDDED, load_pipeline, quiet_loading
 from dit_heads.training.optimizers import require_bitsandbytes
+from dit_heads.training.processes import wait_for_all
+
+MEMORY = 2**28  # bytes of the latest pictures, and as many of the latest captions, that stay in memory
 
 
 def load_base(model: str, base: str, precision: str, device: torch.device) -> Any:
@@ -99,16 +100,17 @@ def _large_parts(index: Any) -> list[str]:
 # --- encoders ---
 
 
-def latent_encoder(pipe: Any, folder: Path) -> CachedEncoder:
-    """Samples -> {"latents": [C, h, w]}, normalised, by the posterior's mean."""
+def latent_encoder(pipe: Any, folder: Path, policy: Policy = "all", memory: int = 0) -> CachedEncoder:
+    """An encoder of pictures: {"latents": [C, h, w]}, normalised, by the posterior's mean."""
 
     @torch.no_grad()
-    def encode(sample: Sample) -> dict[str, Tensor]:
-        return {"latents": latents_of(pipe, sample.composite())}
+    def encode(picture: Picture) -> dict[str, Tensor]:
+        return {"latents": latents_of(pipe, picture.composite())}
 
     vae = pipe.vae
     scale = [vae.config.shift_factor, vae.config.scaling_factor]
-    return CachedEncoder(encode, folder, {"autoencoder": fingerprint(vae), "scale": scale})
+    settings = {"autoencoder": fingerprint(vae), "scale": scale}
+    return CachedEncoder(encode, folder, settings, policy, memory)
 
 
 @torch.no_grad()
@@ -119,8 +121,10 @@ def latents_of(pipe: Any, image: Image.Image) -> Tensor:
     return encoded(vae, pixels)[0]
 
 
-def text_encoder(pipe: Any, folder: Path, tokens: int | None) -> CachedEncoder:
-    """Captions -> {"text": [L, D], "pooled": [P]}, the T5 reading `tokens`."""
+def text_encoder(
+    pipe: Any, folder: Path, tokens: int | None, policy: Policy = "all", memory: int = 0
+) -> CachedEncoder:
+    """An encoder of captions: {"text": [L, D], "pooled": [P]}, of which the T5 reads `tokens`."""
     encode_prompt = training_of(pipe.transformer).encode_prompt
     length = tokens or pipelines_of(pipe.transformer).text_tokens
 
@@ -132,7 +136,7 @@ def text_encoder(pipe: Any, folder: Path, tokens: int | None) -> CachedEncoder:
     marks = {
         name: _mark(part) for name, part in pipe.components.items() if name.startswith(("text", "token"))
     }
-    return CachedEncoder(encode, folder, {**marks, "tokens": length})
+    return CachedEncoder(encode, folder, {**marks, "tokens": length}, policy, memory)
 
 
 def _mark(part: Any) -> Any:
@@ -150,56 +154,48 @@ def fill(encoder: CachedEncoder, items: Sequence[Any], what: str, *, show: bool)
         encoder(item)
 
 
+@dataclass(frozen=True)
+class Encoders:
+    """The frozen encoders of a run.
+
+    Args:
+        pipe: that they belong to.
+        latents, texts: of pictures and of captions.
+        tokens: that the last text encoder reads.
+        state: the processes of the run.
+    """
+
+    pipe: Any
+    latents: CachedEncoder
+    texts: CachedEncoder
+    tokens: int
+    state: Any
+
+    @classmethod
+    def of(cls, pipe: Any, config: DataConfig, folder: Path, state: Any) -> Encoders:
+        """Those of a run in `folder`, as its settings cache them."""
+        cache = config.cache or folder / "cache"
+        latents = latent_encoder(pipe, cache, config.encode, MEMORY)
+        texts = text_encoder(pipe, cache, config.text_tokens, config.encode, MEMORY)
+        tokens = config.text_tokens or pipelines_of(pipe.transformer).text_tokens
+        return cls(pipe, latents, texts, tokens, state)
+
+    def fill(self, captions: Sequence[str], pictures: Sequence[Picture]) -> None:
+        """Encode everything before training, if that is the policy. Each process encodes its share."""
+        first, step, show = self.state.process_index, self.state.num_processes, self.state.is_main_process
+        if self.texts.policy == "all":
+            fill(self.texts, captions[first::step], "captions", show=show)
+        if self.latents.policy == "all":
+            fill(self.latents, pictures[first::step], "pictures", show=show)
+        wait_for_all(self.state)
+
+    def embed(self, captions: Sequence[str]) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B P"]]:
+        """Embeddings of captions, and pooled ones."""
+        found = [self.texts(caption) for caption in captions]
+        return torch.stack([f["text"] for f in found]), torch.stack([f["pooled"] for f in found])
+
+
 def drop_text_encoders(pipe: Any) -> None:
     """Make room: from here on prompts are read from the cache."""
     for name in [name for name in pipe.components if name.startswith("text_encoder")]:
         setattr(pipe, name, None)
-
-
-# --- the adapter ---
-
-
-def add_adapter(transformer: Any, config: AdapterConfig, seed: int) -> None:
-    """Put a LoRA that changes nothing yet on the modules that the settings name, its weights in float32 and
-    by `seed` alone.
-
-    Raises ValueError if there are no such modules."""
-    lora = require_peft().LoraConfig(
-        r=config.rank,
-        lora_alpha=config.rank if config.alpha is None else config.alpha,
-        target_modules=targeted(transformer, config),
-        use_dora=config.dora,
-        init_lora_weights="gaussian",
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        transformer.add_adapter(lora)
-    for parameter in transformer.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-
-
-def targeted(transformer: Any, config: AdapterConfig) -> list[str]:
-    """Names of the linear modules to train: of the blocks and with the endings that the settings ask for."""
-    groups = training_of(transformer).targets
-    endings = {target: groups.get(target, (target,)) for target in config.targets}
-    layout = layout_of(transformer)
-    chosen = layout.blocks
-    if config.blocks is not None:
-        chosen = tuple(layout.blocks[b] for b in blocks_of(config.blocks, len(layout.blocks), "blocks"))
-    there = [name for name in linear_modules(transformer) if layout.block_of(name) in chosen]
-    found = {target: list(_ending(there, ends)) for target, ends in endings.items()}
-    missing = [target for target, names in found.items() if not names]
-    if missing or not found:
-        words = sorted({name.removeprefix(f"{layout.block_of(name)}.") for name in there})
-        raise InputError(
-            f"targets: expected some of {', '.join(groups)}, or of {', '.join(words)}; got "
-            f"{', '.join(missing) or 'none'}"
-        )
-    return sorted({name for names in found.values() for name in names})
-
-
-def _ending(names: Sequence[str], endings: Sequence[str]) -> Iterator[str]:
-    for name in names:
-        if name.endswith(tuple(f".{ending}" for ending in endings)):
-            yield name

@@ -86,6 +86,9 @@ class DataConfig:
     """What happens at sets that cannot be used: stop with a list of them, or skip them with a warning."""
     cache: Folder | None = None
     """Folder for encoded pictures and captions. The default is `cache` in the run's folder."""
+    encode: Literal["all", "lazy", "off"] = "all"
+    """When pictures and captions are encoded: all before training, lazy when each is needed first, or off for
+    every time, which keeps no files. Text encoders stay in memory but for all."""
     text_tokens: Annotated[int, Field(ge=1, le=512)] | None = None
     """Number of tokens that the T5 encoder reads, up to 512. The default is the pipeline's own."""
 
@@ -196,6 +199,8 @@ class WatchConfig:
 class TrainConfig:
     """A LoRA training run."""
 
+    task: str = "in_context"
+    """What the LoRA learns: in_context, to draw sets of pictures."""
     model: str = "embedded"
     """Model to train on: embedded, embedded/flux, a folder in diffusers' format, or a model id of the hub."""
     out: Folder = Path("runs/lora")

@@ -28,7 +28,8 @@ from dit_heads.training.loop import FitConfig
 
 CHECKPOINT, CONFIG, DATA, LOG = "checkpoint.safetensors", "config.json", "data.json", "log.csv"
 # Settings that are known by content, or that change no weight of the LoRA.
-FREE = {"root", "cache", "prior", "on_error", "steps", "precision", "base", "gradient_checkpointing"}
+FREE = {"root", "cache", "encode", "prior", "on_error", "steps", "precision", "base"}
+FREE |= {"gradient_checkpointing"}
 MADE = ("lora-*.safetensors", "samples/step-*.png")  # files of a run beside those of READERS
 DRAWN = ("prompts", "sample_every", "sample_steps", "guidance_scale", "validation", "keep_every")
 
@@ -109,7 +110,7 @@ def fixed_settings(config: TrainConfig) -> dict[str, Any]:
     sections = as_mapping(config)
     parts = {name: sections[name] for name in ("data", "adapter", "loss", "optimization")}
     names = Counter(name for part in parts.values() for name in part)
-    fixed: dict[str, Any] = {"model": _place(config.model), "seed": config.seed}
+    fixed: dict[str, Any] = {"task": config.task, "model": _place(config.model), "seed": config.seed}
     for section, part in parts.items():
         for name, value in part.items():
             fixed[name if names[name] == 1 else f"{section}.{name}"] = value
@@ -122,7 +123,10 @@ def update_settings(config: TrainConfig) -> None:
     path = config.out / CONFIG
     if path.exists():
         found = _read(path)
-        loop = {name: found.get(name, value) for name, value in asdict(FitConfig(config.optimization.steps)).items()}
+        loop = {
+            name: found.get(name, value)
+            for name, value in asdict(FitConfig(config.optimization.steps)).items()
+        }
         write_text(path, json.dumps(loop | fixed_settings(config), indent=1))
 
 

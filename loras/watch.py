@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,24 +11,31 @@ from accelerate.tracking import TensorBoardTracker, WandBTracker
 from torch import Tensor, nn
 
 from dit_heads.errors import InputError
-from dit_heads.families import pipelines_of
 from dit_heads.io.atomic import write_text
 from dit_heads.io.pictures import write_png
 from dit_heads.loras.config import TrainConfig, WatchConfig, as_mapping
-from dit_heads.loras.sets.dataset import SetDataset
-from dit_heads.loras.tasks.in_context import UNSAID, SetLoss
+from dit_heads.loras.tasks.loss import FlowLoss
 from dit_heads.loras.weights.files import save_lora
 from dit_heads.training.checkpoints import load_weights
+from dit_heads.training.precision import HALF
 
 
 class Watcher:
-    """Called by `training.fit` after every step, on the main process."""
+    """Called by `training.fit` after every step, on the main process.
+
+    Args:
+        model: all that is trained, the same module that `fit` gets.
+        pipe: draws with it.
+        loss: of the run's task.
+        config: settings of the run.
+        precision: that the run trains in.
+    """
 
     def __init__(
-        self, pipe: Any, loss: SetLoss, config: TrainConfig, validation: SetDataset | None, precision: str
+        self, model: nn.Module, pipe: Any, loss: FlowLoss, config: TrainConfig, precision: str
     ) -> None:
-        self.pipe, self.loss, self.config, self.validation = pipe, loss, config, validation
-        self.half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+        self.model, self.pipe, self.loss, self.config = model, pipe, loss, config
+        self.half = HALF.get(precision)
         self.trackers = [_tracker(name, config) for name in config.watch.track]
 
     def __call__(self, step: int, figures: Mapping[str, float], average: Mapping[str, Tensor]) -> None:
@@ -40,64 +46,54 @@ class Watcher:
         keep = watch.keep_every and step % watch.keep_every == 0 and not last
         if not (due or keep):
             return
-        with averaged(self.pipe.transformer, average):
+        with averaged(self.model, average):
             if due:
                 self._look(step)
             if keep:
                 save_lora(self.pipe.transformer, self.config.out / f"lora-{step:06}.safetensors")
 
     def _look(self, step: int) -> None:
-        model = self.pipe.transformer
-        model.eval()
+        """Measure and draw what the run has learned so far."""
+        device = self.pipe.transformer.device.type
+        self.model.eval()
         try:
-            with torch.no_grad(), torch.autocast(model.device.type, self.half, enabled=self.half is not None):
-                if self.validation is not None:
-                    self._validate(step, self.loss.validation(self.validation))
-                for number, prompt in enumerate(self.config.watch.prompts):
-                    self._draw(prompt, self.config.out / f"samples/step-{step:06}-{number}.png")
+            with torch.no_grad(), torch.autocast(device, self.half, enabled=self.half is not None):
+                loss = self.loss.validation()
+                figures = self._draw(step)
         finally:
-            model.train()
+            self.model.train()
+        measured = {} if loss is None else {"validation": loss}
+        if measured or figures:
+            self._track(measured | figures, step)
+            self._write(step, loss, figures)
 
-    def _validate(self, step: int, loss: float) -> None:
-        self._track({"validation": loss}, step)
+    def _draw(self, step: int) -> dict[str, float]:
+        """Write the task's drawings; the means of their figures."""
+        found: dict[str, list[float]] = {}
+        for drawing in self.loss.task.drawings(self.pipe):
+            path = self.config.out / f"samples/step-{step:06}-{drawing.name}.png"
+            write_png(drawing.image, path, dict(drawing.settings))
+            for name, value in drawing.figures.items():
+                found.setdefault(name, []).append(value)
+        return {name: sum(values) / len(values) for name, values in found.items()}
+
+    def _write(self, step: int, loss: float | None, figures: Mapping[str, float]) -> None:
+        """Add a line to `validation.csv`, in place of those of steps that a resumed run repeats."""
         path = self.config.out / "validation.csv"
         rows = path.read_text().splitlines()[1:] if path.exists() else []
-        rows = [row for row in rows if int(row.split(",")[0]) < step]  # a resumed run repeats the others
-        write_text(path, "\n".join(["step,loss", *rows, f"{step},{loss:.6f}", ""]))
-
-    def _draw(self, prompt: str, path: Path) -> None:
-        """A composite of a prompt, always from the same noise."""
-        grid, watch = self.loss.data[0].grid, self.config.watch
-        call = drawing_call(watch, grid.height, grid.width, self.config.seed)
-        texts = self._embedded("", prompt) | self._embedded("negative_", UNSAID)
-        image = self.pipe(**texts, **call).images[0]
-        write_png(image, path, {"prompt": prompt, "seed": self.config.seed, "steps": watch.sample_steps})
-
-    def _embedded(self, prefix: str, prompt: str) -> dict[str, Tensor]:
-        if prefix and pipelines_of(self.pipe.transformer).distilled:
-            return {}  # no call would read it
-        found = {name: part[None].to(self.pipe.device) for name, part in self.loss.texts(prompt).items()}
-        return {f"{prefix}prompt_embeds": found["text"], f"{prefix}pooled_prompt_embeds": found["pooled"]}
+        rows = [row for row in rows if int(row.split(",")[0]) < step]
+        values = ["" if loss is None else f"{loss:.6f}", *(f"{value:.6g}" for value in figures.values())]
+        head = ",".join(["step", "loss", *figures])
+        write_text(path, "\n".join([head, *rows, ",".join([str(step), *values]), ""]))
 
     def _track(self, figures: Mapping[str, float], step: int) -> None:
         for tracker in self.trackers:
             tracker.log(dict(figures), step=step)
 
 
-def drawing_call(watch: WatchConfig, height: int, width: int, seed: int) -> dict[str, Any]:
-    """How pipelines are asked for a picture, whatever it shows."""
-    call: dict[str, Any] = {
-        "height": height,
-        "width": width,
-        "num_inference_steps": watch.sample_steps,
-        "generator": torch.Generator().manual_seed(seed),
-    }
-    return call if watch.guidance_scale is None else call | {"guidance_scale": watch.guidance_scale}
-
-
 @contextmanager
 def averaged(model: nn.Module, average: Mapping[str, Tensor]) -> Iterator[None]:
-    """The model with its averaged weights, for a while."""
+    """A model with its averaged weights for a while."""
     kept = {name: p.detach().clone() for name, p in model.named_parameters() if name in average}
     try:
         load_weights(model, average)

@@ -1,121 +1,150 @@
-"""The loss of sets of images: which sample gets which noise, and what each panel counts."""
+"""In-Context LoRA (arXiv 2410.23775): sets of pictures, joined into composites of panels."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import torch
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from dit_heads.loras.cache import CachedEncoder
-from dit_heads.loras.config import LossConfig
+from dit_heads.families import pipelines_of
+from dit_heads.loras.base import Encoders
+from dit_heads.loras.config import DataConfig, TrainConfig
+from dit_heads.loras.run_folder import contents
+from dit_heads.loras.sets.captions import check_length
+from dit_heads.loras.sets.checks import (
+    check_composites,
+    check_prompts,
+    warn_of_captions,
+    warn_of_prompts,
+)
 from dit_heads.loras.sets.dataset import Sample, SetDataset
-from dit_heads.loras.sets.panels import PIXELS, Grid, loss_weight
-from dit_heads.training.batch import Batch
-from dit_heads.training.flow import flux_shift, logit_normal_sigmas, mode_sigmas, shifted
+from dit_heads.loras.sets.panels import PIXELS, loss_weight
+from dit_heads.loras.tasks.drawing import prompt_arguments, sampling_arguments
+from dit_heads.loras.tasks.prior import draw_prior
+from dit_heads.loras.tasks.task import EMPTY_CAPTION, Drawing, Example
 from dit_heads.training.loop import Part
-
-UNSAID = ""  # the caption of a sample whose caption is dropped, as classifier-free guidance encodes it
-LEVELS = (0.125, 0.375, 0.625, 0.875)  # noise levels of the validation loss
+from dit_heads.training.processes import process_state
 
 
-class SetLoss:
-    """The flow-matching loss of a batch of sets, with prior preservation (arXiv 2208.12242) if there is a
-    `prior`: called as `training.fit` calls a loss.
+@dataclass
+class InContext:
+    """The task of In-Context LoRA.
 
-    Noise, noise level and dropout of a sample depend on the seed, the step and its place in the whole batch,
-    not on how the batch is shared. `shift` as in `flow.shifted`, a number or None for FLUX's by resolution.
-    """
+    `held_out` are the sets for validation, `kept` the pictures of the prior."""
 
-    def __init__(
-        self,
-        transformer: Any,
-        data: SetDataset,
-        latents: CachedEncoder,
-        texts: CachedEncoder,
-        config: LossConfig,
-        *,
-        batch_size: int,
-        seed: int,
-        shift: float | None,
-        prior: SetDataset | None = None,
-    ) -> None:
-        self.transformer, self.data, self.latents, self.texts = transformer, data, latents, texts
-        self.config, self.batch_size, self.seed, self.shift = config, batch_size, seed, shift
-        self.prior = prior
+    config: TrainConfig
+    data: SetDataset
+    held_out: SetDataset | None = None
+    kept: SetDataset | None = None
+    encoders: Encoders | None = None
+    extra_channels: int = 0
 
-    def __call__(self, part: Part, _: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
-        loss = self._batch(self.data, part, "set").loss(self.transformer)
-        if self.prior is None:
-            return loss, {}
-        kept = self._batch(self.prior, part, "prior").loss(self.transformer)
-        figures: dict[str, float | Tensor] = {"sets": loss.detach(), "prior": kept.detach()}
-        return loss + self.config.prior_weight * kept, figures
+    @classmethod
+    def of(cls, config: TrainConfig) -> InContext:
+        """The task of a run. Reads all sets but those of the prior, which may not be drawn yet."""
+        root = config.watch.validation
+        held_out = None if root is None else sets_of(config.data, root, config.seed)
+        return cls(config, sets_of(config.data, config.data.root, config.seed), held_out)
 
-    def _batch(self, data: SetDataset, part: Part, what: str) -> Batch:
-        places = range(self.batch_size)[part.index :: part.count]
-        samples = data.batch_at(part.step, self.batch_size)[part.index :: part.count]
-        generators = [drawing(self.seed, what, part.step, place) for place in places]
-        said = [
-            UNSAID if torch.rand((), generator=g) < self.config.caption_dropout else sample.caption
-            for g, sample in zip(generators, samples, strict=True)
-        ]
-        shift = flux_shift(_tokens(samples[0].grid)) if self.shift is None else self.shift
-        sigmas = [shifted(_sigma(self.config, g), shift) for g in generators]
-        weights = self.config.panel_weights if what == "set" else ()
-        return self.batch(samples, said, torch.cat(sigmas), generators, weights)
+    def plan(self, transformer: nn.Module) -> None:
+        """Raise InputError if a composite is larger than what the transformer has positions for, or a prompt
+        is empty. Warn of captions and prompts that `InContextPipeline` would not take."""
+        pipe = SimpleNamespace(transformer=transformer, vae_scale_factor=PIXELS["latents"])
+        data, prompts = self.config.data, self.config.watch.prompts
+        check_composites(data, pipelines_of(transformer).largest_side(pipe))
+        check_prompts(prompts)
+        if process_state().is_main_process:
+            warn_of_prompts(prompts, data)
+            warn_of_captions(self.data, data)
 
-    def batch(
-        self,
-        samples: Sequence[Sample],
-        said: Sequence[str],
-        sigmas: Tensor,
-        generators: Sequence[torch.Generator],
-        weights: Sequence[float] = (),
-    ) -> Batch:
-        """Samples with captions, noise levels and noise from generators of their own, on the device."""
-        latents = torch.stack([self.latents(sample)["latents"].float() for sample in samples])
-        noise = [torch.randn(latents.shape[1:], generator=g) for g in generators]
-        texts = [self.texts(caption) for caption in said]
-        weight = loss_weight(samples[0].grid, weights).expand(len(samples), 1, -1, -1) if weights else None
-        return Batch(
-            latents,
-            torch.stack([text["text"] for text in texts]),
-            torch.stack([text["pooled"] for text in texts]),
-            sigmas,
-            torch.stack(noise),
-            weight=weight,
-        ).to(next(self.transformer.parameters()).device)
+    def prepare(self, encoders: Encoders) -> None:
+        """Draw the prior's missing pictures, and encode all pictures and captions."""
+        self.encoders, loss = encoders, self.config.loss
+        if loss.prior is not None:
+            if loss.prior_prompt is not None:
+                draw_prior(encoders, loss.prior_prompt, loss.prior, self.config)
+            single = DataConfig(sizes=self.config.data.sizes[:1], columns=1, fit=self.config.data.fit)
+            self.kept = sets_of(single, loss.prior, self.config.seed)
+        everything = [data for data in (self.data, self.held_out, self.kept) if data is not None]
+        captions = [sample.caption for data in everything for sample in data.samples]
+        captions = list(dict.fromkeys([*self.config.watch.prompts, *captions]))
+        if encoders.state.is_main_process:
+            warn_of_cuts(encoders, captions)
+        pictures = [view for data in everything for view in data.views()]
+        encoders.fill([EMPTY_CAPTION, *captions], pictures)
 
-    @torch.no_grad()
-    def validation(self, data: SetDataset) -> float:
-        """The mean loss of sets at fixed noise levels with fixed noise: comparable between any two steps."""
-        losses = []
-        for number, sample in enumerate(data.samples):
-            for level in LEVELS:
-                generator = drawing(self.seed, "validation", number, int(1000 * level))
-                sigma = torch.tensor([level])
-                weights = self.config.panel_weights
-                batch = self.batch([sample], [sample.caption], sigma, [generator], weights)
-                losses.append(batch.loss(self.transformer).item())
-        return sum(losses) / len(losses)
+    def contents(self) -> Mapping[str, Mapping[str, list[str]]]:
+        """Hashes of the pictures and the caption of each set."""
+        prior = {} if self.kept is None else {"prior": contents(self.kept)}
+        return {"root": contents(self.data), **prior}
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        """None beside the transformer."""
+        return {}
+
+    def examples(self, part: Part, batch_size: int) -> list[Example]:
+        """Sets, the latents of each panel weighted as the settings say."""
+        samples = self.data.batch_at(part.step, batch_size)[part.index :: part.count]
+        return [self._example(sample, self.config.loss.panel_weights) for sample in samples]
+
+    def prior(self, part: Part, batch_size: int) -> list[Example]:
+        """Single pictures that the transformer should keep drawing."""
+        if self.kept is None:
+            return []
+        samples = self.kept.batch_at(part.step, batch_size)[part.index :: part.count]
+        return [self._example(sample) for sample in samples]
+
+    def validation(self) -> Iterator[Example]:
+        """The sets for validation."""
+        for sample in () if self.held_out is None else self.held_out.samples:
+            yield self._example(sample, self.config.loss.panel_weights)
+
+    def embed(self, prompts: Sequence[str]) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B P"]]:
+        """Embeddings of captions."""
+        return self._ready.embed(prompts)
+
+    def drawings(self, pipe: Any) -> Iterator[Drawing]:
+        """A composite of each prompt, always from the same noise."""
+        grid, watch, seed = self.data[0].grid, self.config.watch, self.config.seed
+        for number, prompt in enumerate(watch.prompts):
+            call = sampling_arguments(watch, grid.height, grid.width, seed)
+            image = pipe(**prompt_arguments(pipe, self._ready, prompt), **call).images[0]
+            settings = {"prompt": prompt, "seed": seed, "steps": watch.sample_steps}
+            yield Drawing(str(number), image, settings)
+
+    @property
+    def _ready(self) -> Encoders:
+        assert self.encoders is not None, "not prepared"
+        return self.encoders
+
+    def _example(self, sample: Sample, weights: Sequence[float] = ()) -> Example:
+        latents = self._ready.latents(sample)["latents"]
+        return Example(sample.caption, latents, weight=loss_weight(sample.grid, weights) if weights else None)
 
 
-def drawing(*key: object) -> torch.Generator:
-    """A generator for what `key` names, unlike that of any other key."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+def sets_of(data: DataConfig, root: Path, seed: int) -> SetDataset:
+    """The sets in a folder, as the settings read them."""
+    return SetDataset(
+        root,
+        rows=data.rows,
+        columns=data.columns,
+        buckets=data.sizes,
+        fit=data.fit,
+        flip=data.flip,
+        seed=seed,
+        on_error=data.on_error,
+    )
 
 
-def _sigma(config: LossConfig, generator: torch.Generator) -> Tensor:
-    if config.timesteps == "uniform":
-        return torch.rand(1, generator=generator)
-    if config.timesteps == "mode":
-        return mode_sigmas(1, generator, scale=config.mode_scale)
-    return logit_normal_sigmas(1, generator, mean=config.timestep_mean, std=config.timestep_std)
-
-
-def _tokens(grid: Grid) -> int:
-    return grid.height * grid.width // PIXELS["tokens"] ** 2
+def warn_of_cuts(encoders: Encoders, captions: Iterable[str]) -> None:
+    """Warn of captions that are longer than what the text encoders read."""
+    pipe = encoders.pipe
+    names = sorted(name for name in pipe.components if name.startswith("tokenizer"))
+    limits = [None] * (len(names) - 1) + [encoders.tokens]  # the last is the T5
+    for caption in captions:
+        check_length([getattr(pipe, name) for name in names], caption, limits)

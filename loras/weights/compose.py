@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,10 +37,10 @@ def compose(transformer: nn.Module, parts: Sequence[tuple[Lora, Scale]]) -> Lora
         factor = _factor(scale, layout, f"parts[{place}]")
         for name, change in lora.modules.items():
             if at := factor(name):
-                stacks.setdefault(name, []).append(LowRank(change.a, change.b * at))
+                stacks.setdefault(name, []).append(replace(change, b=change.b * at))
     if not stacks:
         raise InputError("parts: expected at least one LoRA at a scale other than 0, got none")
-    return Lora({name: _stacked(changes) for name, changes in stacks.items()})
+    return Lora({name: _stacked(name, changes) for name, changes in stacks.items()})
 
 
 def set_scales(transformer: nn.Module, scales: Mapping[str, Scale]) -> None:
@@ -68,8 +69,11 @@ def _check_additive(lora: Lora, transformer: nn.Module, label: str) -> None:
     check_fits(lora, transformer, f"{label}: it")
 
 
-def _stacked(changes: Sequence[LowRank]) -> LowRank:
-    return LowRank(torch.cat([c.a for c in changes]), torch.cat([c.b for c in changes], 1))
+def _stacked(name: str, changes: Sequence[LowRank]) -> LowRank:
+    if len({change.channels for change in changes}) > 1:
+        raise InputError(f"parts: expected LoRAs that read the same inputs, those of '{name}' differ")
+    a, b = torch.cat([c.a for c in changes]), torch.cat([c.b for c in changes], 1)
+    return LowRank(a, b, kernel=changes[0].kernel)
 
 
 def _factor(scale: Scale, layout: HeadLayout, label: str) -> Callable[[str], float]:

@@ -23,7 +23,16 @@ from torch import nn
 from dit_heads.errors import InputError
 from dit_heads.io.atomic import write_tensors
 from dit_heads.loras.weights.formats import checked_suffix, read_lora
-from dit_heads.loras.weights.low_rank import PEFT, Lora, LowRank, check_fits, require_peft
+from dit_heads.loras.weights.low_rank import (
+    PEFT,
+    Lora,
+    LowRank,
+    check_fits,
+    input_projection,
+    missing_channels,
+    require_peft,
+)
+from dit_heads.training.widen import widen
 
 
 def save_lora(
@@ -68,8 +77,10 @@ def lora_of(transformer: nn.Module, adapter: str = "default") -> Lora:
     config = _config_of(transformer, adapter)
     if config.modules_to_save or config.bias != "none" or config.lora_bias:
         raise InputError(f"adapter: '{adapter}' trains biases or whole modules, expected linear weights only")
+    projection = input_projection(transformer)
+    whole = projection.path if projection else ""
     found = {
-        name.removeprefix(PEFT): _change(name, module, adapter)
+        name.removeprefix(PEFT): _change(name, module, adapter, convolution=name.removeprefix(PEFT) == whole)
         for name, module in _instances(transformer, layers)
         if adapter in module.lora_A
     }
@@ -87,15 +98,18 @@ def _config_of(transformer: nn.Module, adapter: str) -> Any:
     return config
 
 
-def _change(name: str, layer: Any, adapter: str) -> LowRank:
+def _change(name: str, layer: Any, adapter: str, *, convolution: bool) -> LowRank:
     a, b = (part[adapter].weight.detach().to("cpu", copy=True) for part in (layer.lora_A, layer.lora_B))
     dora = adapter in layer.lora_magnitude_vector
+    kernel = None
+    if convolution and a.ndim == 4 and len(a) == a[0].numel():  # trained whole
+        kernel, a, b = tuple(a.shape[1:]), a.flatten(1), b.flatten(1)
     if a.ndim != 2 or (adapter in layer.lora_variant and not dora):
         raise InputError(f"adapter: expected plain LoRA or DoRA of linear modules, '{name}' has another kind")
     magnitude = layer.lora_magnitude_vector[adapter].weight.detach().to("cpu", copy=True) if dora else None
     rank = layer.r[adapter]
     scale = layer.lora_alpha[adapter] / (math.sqrt(rank) if layer.use_rslora[adapter] else rank)
-    return LowRank(a, b * scale, magnitude)
+    return LowRank(a, b * scale, magnitude, kernel)
 
 
 def load_lora(pipe: DiffusionPipeline, path: str | Path, name: str) -> None:
@@ -108,17 +122,35 @@ def load_lora(pipe: DiffusionPipeline, path: str | Path, name: str) -> None:
 def add_lora(pipe: DiffusionPipeline, lora: Lora, name: str) -> None:
     """Give a pipeline's transformer the adapter `name`, which all of diffusers' methods for adapters know.
 
+    A LoRA that reads a source beside the noise widens the transformer's input (`training.widen`).
+
     Raises ValueError if the name is taken or the LoRA does not fit, with the pipeline as it was."""
     transformer: Any = _transformer_of(pipe)
     if not name or "." in name or name in (getattr(transformer, "peft_config", None) or {}):
         raise InputError(f"name: expected a new name without dots, got {name!r}")
     check_fits(lora, transformer)
-    with _undone_on_error(transformer, name), warnings.catch_warnings():
+    extra = missing_channels(lora, transformer)
+    with (
+        _widened_unless_it_fails(transformer, extra),
+        _undone_on_error(transformer, name),
+        warnings.catch_warnings(),
+    ):
         # peft warns of a second adapter, which a second name asks for, and of what diffusers undoes.
         warnings.filterwarnings("ignore", "Already found a `peft_config` attribute|Adapter .* now deleted")
         transformer.load_lora_adapter(
             lora.tensors(), adapter_name=name, metadata=lora.config(), _pipeline=pipe
         )
+
+
+@contextmanager
+def _widened_unless_it_fails(transformer: Any, extra: int) -> Iterator[None]:
+    undo = widen(transformer, extra) if extra else None
+    try:
+        yield
+    except Exception:
+        if undo is not None:
+            undo()
+        raise
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from dit_heads.loras.weights.low_rank import (
     Lora,
     LowRank,
     check_fits,
+    input_projection,
     linear_modules,
     raise_for,
     require_peft,
@@ -128,14 +129,16 @@ def _config(path: Path, header: Mapping[str, str], sources: Iterable[str]) -> di
 def _scaled(source: str, parts: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> LowRank:
     if not {"a", "b"} <= parts.keys():
         raise InputError("only one of A and B")
-    a, b = parts["a"], parts["b"]
+    a, b, kernel = parts["a"], parts["b"], None
+    if a.ndim == b.ndim == 4 and b.shape[2:] == (1, 1):
+        kernel, a, b = tuple(a.shape[1:]), a.flatten(1), b.flatten(1)
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
         raise InputError(f"expected B [O, R] and A [R, I], got {tuple(b.shape)} and {tuple(a.shape)}")
     if "alpha" in parts and parts["alpha"].numel() != 1:
         raise InputError(f"expected one number as alpha, got {tuple(parts['alpha'].shape)}")
     alpha = parts["alpha"].item() if "alpha" in parts else None
     scale = alpha / len(a) if alpha is not None else _config_scale(source, len(a), config)
-    return LowRank(a, b * scale, parts.get("magnitude"))
+    return LowRank(a, b * scale, parts.get("magnitude"), kernel)
 
 
 def _config_scale(source: str, rank: int, config: Mapping[str, Any] | None) -> float:
@@ -152,7 +155,9 @@ class _Names:
     """From the names that files give modules to those of a transformer."""
 
     def __init__(self, transformer: nn.Module) -> None:
-        linear = linear_modules(transformer)
+        linear = dict.fromkeys(linear_modules(transformer))
+        if projection := input_projection(transformer):
+            linear[projection.path] = None
         self.known = {name: name for name in linear}
         self.known |= {f"lora_transformer_{name.replace('.', '_')}": name for name in linear}
         self.dialects = family_of(transformer).lora_dialects

@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dit_heads.errors import InputError
+from dit_heads.families import family_of
+from dit_heads.families._family import InputProjection
 
 NEEDS = "peft is missing, which LoRAs need: pip install 'dit-heads[train]'"
 PREFIX, PEFT = "transformer.", "base_model.model."  # of names, in files of diffusers and of peft
@@ -22,16 +24,25 @@ _SHOWN = 5  # entries of a file that an error lists
 class LowRank:
     """The change `b @ a` of one linear weight [O, I], scale included.
 
+    The weight of a convolution is a matrix too, with a column for each of `kernel`: channels, height, width.
+    A weight that is trained whole has the identity for `a`.
+
     With a `magnitude`, the new weight is that of DoRA (arXiv 2402.09353, eq. 5): magnitude times the
     rows of weight + b @ a, each divided by its norm."""
 
     a: Float[Tensor, "rank inputs"]
     b: Float[Tensor, "outputs rank"]
     magnitude: Float[Tensor, " outputs"] | None = None
+    kernel: tuple[int, ...] | None = None
 
     @property
     def rank(self) -> int:
         return len(self.a)
+
+    @property
+    def channels(self) -> int:
+        """Inputs of the module."""
+        return self.kernel[0] if self.kernel else self.a.shape[1]
 
 
 @dataclass(frozen=True)
@@ -48,8 +59,9 @@ class Lora:
         """By diffusers' keys."""
         found = {}
         for name, change in self.modules.items():
-            found[f"{PREFIX}{name}.lora_A.weight"] = change.a
-            found[f"{PREFIX}{name}.lora_B.weight"] = change.b
+            convolution = change.kernel is not None
+            found[f"{PREFIX}{name}.lora_A.weight"] = change.a.unflatten(1, change.kernel or (-1,))
+            found[f"{PREFIX}{name}.lora_B.weight"] = change.b[..., None, None] if convolution else change.b
             if change.magnitude is not None:
                 found[f"{PREFIX}{name}.lora_magnitude_vector"] = change.magnitude
         return found
@@ -71,11 +83,15 @@ class Lora:
 
 def check_fits(lora: Lora, transformer: nn.Module, label: str = "lora: it") -> None:
     """Raise ValueError unless each module of the LoRA is a linear one of the transformer, of its shape, and
-    all have magnitudes or none; the message begins with `label`."""
-    linear = linear_modules(transformer)
+    all have magnitudes or none; the message begins with `label`. The input projection may be a convolution,
+    and the LoRA may read more channels than it does."""
+    linear, projection = linear_modules(transformer), input_projection(transformer)
     problems = {}
     for name, change in lora.modules.items():
-        if name not in linear:
+        if projection and name == projection.path and (change.kernel or _missing(change, transformer, name)):
+            if misfit := _input_misfit(change, transformer.get_submodule(name)):
+                problems[name] = misfit
+        elif name not in linear or change.kernel:
             problems[name] = "no such linear module"
         elif (change.b.shape[0], change.a.shape[1]) != linear[name]:
             got = f"{tuple(change.b.shape)} and {tuple(change.a.shape)}"
@@ -85,6 +101,37 @@ def check_fits(lora: Lora, transformer: nn.Module, label: str = "lora: it") -> N
         elif change.magnitude is not None and change.magnitude.shape != linear[name][:1]:
             problems[name] = f"expected {linear[name][0]} magnitudes, got {tuple(change.magnitude.shape)}"
     raise_for(problems, label, transformer)
+
+
+def _input_misfit(change: LowRank, module: Any) -> str | None:
+    """Why a change is none of the weight of this input projection, widened."""
+    outputs, inputs, *kernel = module.weight.shape
+    fits = change.b.shape[0] == outputs and change.channels >= inputs and change.magnitude is None
+    if fits and list(change.kernel or (0,))[1:] == kernel:
+        return None
+    got = f"{tuple(change.b.shape)} and {tuple(change.a.shape)}"
+    return f"expected B and A of a {tuple(module.weight.shape)} weight or a wider one, got {got}"
+
+
+def missing_channels(lora: Lora, transformer: nn.Module) -> int:
+    """Latent channels that the LoRA reads and the transformer does not."""
+    projection = input_projection(transformer)
+    if projection is None or projection.path not in lora.modules:
+        return 0
+    change = lora.modules[projection.path]
+    return max(0, _missing(change, transformer, projection.path) // projection.inputs)
+
+
+def _missing(change: LowRank, transformer: nn.Module, path: str) -> int:
+    module: Any = transformer.get_submodule(path)
+    return change.channels - module.weight.shape[1]
+
+
+def input_projection(transformer: nn.Module) -> InputProjection | None:
+    """What reads the latents of a transformer, None if its family does not say."""
+    base: Any = getattr(transformer, "get_base_model", lambda: transformer)()  # of peft's own wrapper
+    training = family_of(base).training
+    return None if training is None else training.input
 
 
 def linear_modules(transformer: nn.Module) -> dict[str, tuple[int, int]]:

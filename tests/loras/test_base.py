@@ -16,15 +16,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from dit_heads.loras import base
-from dit_heads.loras.base import (
-    add_adapter,
-    drop_text_encoders,
-    fill,
-    latent_encoder,
-    load_base,
-    targeted,
-    text_encoder,
-)
+from dit_heads.loras.adapter import add_adapter, targeted
+from dit_heads.loras.base import drop_text_encoders, fill, latent_encoder, load_base, text_encoder
 from dit_heads.loras.config import AdapterConfig
 from dit_heads.loras.sets.dataset import SetDataset
 from tests import tiny

@@ -13,9 +13,11 @@ import pytest
 from dit_heads.cli import main
 from dit_heads.errors import InputError
 from dit_heads.loras import train as trainer
-from dit_heads.loras.config import TrainConfig, config_of
-from dit_heads.loras.plan import check_plan, warn_of_captions
+from dit_heads.loras.config import DataConfig, TrainConfig, config_of
+from dit_heads.loras.plan import check_plan, check_task
+from dit_heads.loras.sets.checks import warn_of_captions, warn_of_prompts
 from dit_heads.loras.sets.dataset import SetDataset
+from dit_heads.loras.tasks import task_of
 from tests.loras.test_run_folder import pictures
 from tests.saved import tiny_flux_pipeline, tiny_pipeline, tiny_vae
 
@@ -45,7 +47,6 @@ PROBLEMS: list[tuple[str, dict[str, Any], str]] = [
     ("sd3", {"optimization": {"optimizer": "adamw8bit"}}, "optimizer: 8 bits need a CUDA GPU"),
     ("sd3", {"optimization": {"base": "8bit"}}, "base: "),
     ("sd3", {"optimization": {"base": "bfloat16"}}, "base: expected float32 for precision 'no'"),
-    ("sd3", {"watch": {"prompts": ["a", " "]}}, "prompts: expected words in each, got none in number 2$"),
 ]
 
 
@@ -59,29 +60,33 @@ def test_what_would_stop_a_run_later_is_told_from_configs(
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_every_size_must_fit_the_position_table(models: dict[str, Path]):
+def test_every_size_must_fit_the_position_table(models: dict[str, Path], tmp_path: Path):
     """Its 16 x 16 patches reach as far as a composite of 256 x 256."""
-    sizes = {"sizes": [[64, 64], [288, 64], [64, 128], [64, 144]]}
-    with pytest.raises(InputError) as error:
-        check_plan(config(models["sd3"], data=sizes), "no")
-    first, second = str(error.value).splitlines()
-    assert first.startswith("sizes: 1 x 2 panels of 288 x 64 do not fit: height: expected at most 256 pixels")
-    assert second.startswith("sizes: 1 x 2 panels of 64 x 144 do not fit: width: expected at most 256 pixels")
-    check_plan(config(models["flux"], data=sizes), "no")
+    data = {"root": str(pictures(tmp_path / "sets")), "sizes": [[64, 64], [288, 64], [64, 128], [64, 144]]}
+    for kind in ("sd3", "flux"):
+        asked = config(models[kind], data=data, watch={"prompts": ["a", " "]})
+        transformer, task = check_plan(asked, "no"), task_of(asked)
+        with pytest.raises(InputError) as error:
+            check_task(asked, task, transformer)
+        lines = str(error.value).splitlines()
+        if kind == "sd3":
+            start = "sizes: expected composites of at most 256 pixels a side for this model, got panels of "
+            assert lines == [
+                f"{start}288 x 64, whose composites are 288 x 128",
+                f"{start}64 x 144, whose composites are 64 x 288",
+            ]
+        else:
+            assert lines == ["prompts: expected words in each, got none in number 2"]
 
 
 def test_all_problems_are_told_at_once(models: dict[str, Path]):
     wrong = config(
-        models["sd3"],
-        data={"sizes": [[512, 512]]},
-        adapter={"targets": ["to_z"]},
-        optimization={"optimizer": "adamw8bit"},
-        watch={"prompts": [""]},
+        models["sd3"], adapter={"targets": ["to_z"]}, optimization={"optimizer": "adamw8bit", "base": "8bit"}
     )
     with pytest.raises(InputError) as error:
         check_plan(wrong, "no")
     names = [line.split(":")[0] for line in str(error.value).splitlines()]
-    assert names == ["optimizer", "targets", "sizes", "prompts"]
+    assert names == ["optimizer", "base", "targets"]
 
 
 def test_a_package_that_is_missing_is_named(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
@@ -108,19 +113,18 @@ def test_the_command_tells_all_of_it_before_it_reads_a_weight(
     capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.setattr(trainer, "load_base", lambda *_: pytest.fail("loaded"))
-    flags = ["--model", str(models["sd3"]), "--out", str(tmp_path / "run"), "--targets", "to_z"]
-    assert main(["train", *flags, "--root", str(pictures(tmp_path / "sets"))]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("dit-heads: error: targets: ") and lines[1].startswith("sizes: ")
+    start = ["train", "--model", str(models["sd3"]), "--out", str(tmp_path / "run")]
+    start += ["--root", str(pictures(tmp_path / "sets"))]
+    for flags, name in ((["--targets", "to_z"], "targets"), (["--sizes", "512", "512"], "sizes")):
+        assert main([*start, *flags]) == 2
+        assert capsys.readouterr().err.startswith(f"dit-heads: error: {name}: ")
     assert not (tmp_path / "run").exists()
 
 
 # --- what is only said ---
 
 
-def test_prompts_that_the_pipeline_would_refuse_are_named(
-    models: dict[str, Path], caplog: pytest.LogCaptureFixture
-):
+def test_prompts_that_the_pipeline_would_refuse_are_named(caplog: pytest.LogCaptureFixture):
     good = ["One. [LEFT] a [RIGHT] b", "One. [IMAGE1] a [IMAGE2] b"]
     bad = [
         "a cat",
@@ -128,12 +132,11 @@ def test_prompts_that_the_pipeline_would_refuse_are_named(
         "One. [TOP] a [BOTTOM] b",
         "One. [left] a [right] b",
     ]
-    check_plan(config(models["sd3"], watch={"prompts": good + bad}), "no")
+    warn_of_prompts(good + bad, DataConfig())
     assert len(caplog.messages) == len(bad)
     assert all(f"'{prompt}'" in message for prompt, message in zip(bad, caplog.messages, strict=True))
     caplog.clear()
-    single = {"sizes": [[64, 64]], "columns": 1}
-    check_plan(config(models["sd3"], data=single, watch={"prompts": ["a cat"]}), "no")
+    warn_of_prompts(["a cat"], DataConfig(columns=1))
     assert not caplog.messages
 
 
@@ -144,8 +147,9 @@ def test_captions_that_the_pipeline_would_refuse_are_named(tmp_path: Path, caplo
     def data() -> SetDataset:
         return SetDataset(root, rows=1, columns=2, buckets=[(64, 64)])
 
-    warn_of_captions(data(), config("embedded"))
-    assert "the captions of three, two have no markers such as [LEFT] [RIGHT]" in caplog.text
+    warn_of_captions(data(), DataConfig())
+    assert "captions have no markers such as [LEFT] [RIGHT], which" in caplog.text
+    assert caplog.text.strip().endswith(": three, two")
     for caption in ("[TOP] a [BOTTOM] b", "[RIGHT] a [LEFT] b", "[left] a [right] b", "[LEFT] a [IMAGE2] b"):
         (root / "one/caption.txt").write_text(caption)
         with pytest.raises(InputError, match=r"one: (caption|markers|panels): expected "):

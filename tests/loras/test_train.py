@@ -30,10 +30,12 @@ from dit_heads.cli import main
 from dit_heads.loras import train as trainer
 from dit_heads.loras.config import TrainConfig, as_mapping, config_of, shared
 from dit_heads.loras.sets.captions import markers
-from dit_heads.loras.tasks.in_context import SetLoss, drawing
+from dit_heads.loras.tasks.in_context import sets_of
+from dit_heads.loras.tasks.loss import FlowLoss
 from dit_heads.loras.train import train
 from dit_heads.training import loop
 from dit_heads.training.checkpoints import read_average
+from dit_heads.training.generators import keyed_generator
 from dit_heads.training.loop import Part
 from tests.loras.sets.test_dataset import PHOTOS
 from tests.saved import tiny_flux_pipeline, tiny_pipeline, tiny_vae
@@ -125,7 +127,7 @@ def asked(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor,
     with its gradients."""
     found: list[Any] = []
 
-    def fit(model: Any, loss: SetLoss, *_: Any, **__: Any) -> None:
+    def fit(model: Any, loss: FlowLoss, *_: Any, **__: Any) -> None:
         g = torch.Generator().manual_seed(9)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -145,7 +147,7 @@ def draws(data: Any, count: int, shift: float) -> tuple[list[str], list[str], Te
     captions = [sample.caption for sample in data.batch_at(STEP, count)]
     said, sigmas, noise = [], [], []
     for place, caption in enumerate(captions):
-        g = drawing(SEED, "set", STEP, place)
+        g = keyed_generator(SEED, "set", STEP, place)
         said.append("" if torch.rand((), generator=g).item() < DROPOUT else caption)
         u = 1 / (1 + torch.exp(-torch.randn(1, generator=g)))
         sigmas.append(shift / (shift + 1 / u - 1))
@@ -162,7 +164,7 @@ def pixels(sets: Path, caption: str) -> Tensor:
 
 def by_hand(kind: str, pipe: Any, lora: dict[str, Tensor], sets: Path, scale: float) -> Tensor:
     """The loss of the step, weights W + scale B A written out."""
-    data: Any = trainer._sets(settings("", sets, Path()).data, sets, SEED)
+    data: Any = sets_of(settings("", sets, Path()).data, sets, SEED)
     tokens = (64 // 16) * (128 // 16)
     shift = 3.0 if kind == "sd3" else float(np.exp(calculate_shift(tokens, 256, 4096, 0.5, 1.15)))
     captions, said, s, noises = draws(data, 3, shift)
@@ -210,6 +212,7 @@ def test_loss_and_gradients_of_a_step_equal_those_by_hand(
         optimization={"batch_size": 3},
     )
     loss, model = asked(config, monkeypatch)
+    model = model["transformer"]
     ours = {name.replace(".default.weight", ""): p for name, p in model.named_parameters() if p.requires_grad}
     pipe = DiffusionPipeline.from_pretrained(models[kind])
     lora = {name: p.detach().clone().requires_grad_() for name, p in ours.items()}
@@ -282,7 +285,7 @@ def test_a_run_leaves_its_files_and_learns(models: dict[str, Path], sets: Path, 
     average, step, _ = read_average(config.out)
     assert step == 30
     for name, tensor in weights(config.out).items():
-        inside = name.removeprefix("transformer.").replace(".weight", ".default.weight")
+        inside = name.replace(".weight", ".default.weight")
         assert torch.equal(tensor, average[inside])
 
 
@@ -303,7 +306,7 @@ def test_the_embedded_model_trains_faster_in_bf16_and_to_the_same(
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss, model = asked(config, monkeypatch)
         losses.append(loss.item())
-        kinds.append({type(p).__name__ for p in model.attn_processors.values()})
+        kinds.append({type(p).__name__ for p in model["transformer"].attn_processors.values()})
     assert kinds == [{"JointAttnProcessor2_0"}, {"ExplicitJointAttention"}]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
@@ -395,14 +398,14 @@ def test_a_loss_that_is_not_a_number_ends_the_run_and_harms_nothing(
     models: dict[str, Path], sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     config = settings(models["sd3"], sets, tmp_path / "run", watch={"checkpoint_minutes": 0})
-    call = SetLoss.__call__
+    call = FlowLoss.__call__
 
-    def broken(self: SetLoss, part: Part, g: torch.Generator) -> tuple[Tensor, Mapping[str, Any]]:
+    def broken(self: FlowLoss, part: Part, g: torch.Generator) -> tuple[Tensor, Mapping[str, Any]]:
         loss, figures = call(self, part, g)
         return (loss * float("nan") if part.step == 3 else loss), figures
 
     with monkeypatch.context() as patch:
-        patch.setattr(SetLoss, "__call__", broken)
+        patch.setattr(FlowLoss, "__call__", broken)
         with pytest.raises(
             ValueError, match=r"loss: expected a finite gradient, got nan at step 3; .* is kept"
         ):
@@ -597,7 +600,7 @@ def test_the_command_says_where_the_file_is(models: dict[str, Path], sets: Path,
     ("changes", "message"),
     [
         ({"data": {"root": "nowhere"}}, "data: expected a folder, got 'nowhere'"),
-        ({"model": "/nowhere/model"}, "model: expected embedded"),
+        ({"model": "/nowhere/model"}, "model: expected embedded, embedded/sd3, embedded/flux, a folder, "),
         ({"adapter": {"blocks": "L7"}}, "blocks: "),
     ],
 )

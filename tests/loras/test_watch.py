@@ -15,10 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from dit_heads.io.pictures import read_image, read_settings
-from dit_heads.loras.base import add_adapter, drop_text_encoders, latent_encoder, text_encoder
+from dit_heads.loras.adapter import add_adapter
+from dit_heads.loras.base import Encoders, drop_text_encoders, latent_encoder, text_encoder
 from dit_heads.loras.config import AdapterConfig, LossConfig, OptimizerConfig, TrainConfig, WatchConfig
 from dit_heads.loras.sets.dataset import SetDataset
-from dit_heads.loras.tasks.in_context import SetLoss
+from dit_heads.loras.tasks.in_context import InContext
+from dit_heads.loras.tasks.loss import FlowLoss
 from dit_heads.loras.watch import Watcher, averaged, check_tracking
 from dit_heads.loras.weights.files import lora_of
 from dit_heads.loras.weights.formats import read_lora
@@ -45,18 +47,18 @@ def make(out: Path, *, flux: bool = False, precision: str = "no", steps: int = 7
         texts(caption)
     drop_text_encoders(pipe)
     add_adapter(pipe.transformer, AdapterConfig(rank=2), 0)
-    settings = {"batch_size": 2, "seed": 0, "shift": 1.0}
-    loss = SetLoss(pipe.transformer, data, latents, texts, LossConfig(), **settings)
     options = {"prompts": (PROMPT,), "sample_every": 2, "sample_steps": 1} | watch
     config = TrainConfig(
         out=out / "run", optimization=OptimizerConfig(steps=steps), watch=WatchConfig(**options)
     )
     config.out.mkdir(exist_ok=True)
-    return Watcher(pipe, loss, config, data, precision)
+    task = InContext(config, data, data, encoders=Encoders(pipe, latents, texts, 8, None))
+    loss = FlowLoss(pipe.transformer, task, LossConfig(), batch_size=2, seed=0, shift=1.0)
+    return Watcher(torch.nn.ModuleDict({"transformer": pipe.transformer}), pipe, loss, config, precision)
 
 
 def trained(watcher: Watcher) -> dict[str, Tensor]:
-    return {n: p.detach() for n, p in watcher.pipe.transformer.named_parameters() if p.requires_grad}
+    return {n: p.detach() for n, p in watcher.model.named_parameters() if p.requires_grad}
 
 
 def average_of(watcher: Watcher, seed: int = 1) -> dict[str, Tensor]:
@@ -113,7 +115,8 @@ def test_the_averaged_weights_are_drawn_and_kept_and_the_others_come_back(tmp_pa
     pipe: Any = tiny_flux_pipeline() if flux else tiny_pipeline()
     pipe.set_progress_bar_config(disable=True)
     add_adapter(pipe.transformer, AdapterConfig(rank=2), 5)
-    pipe.transformer.load_state_dict(average, strict=False)
+    watched = {name.removeprefix("transformer."): tensor for name, tensor in average.items()}
+    pipe.transformer.load_state_dict(watched, strict=False)
     options = {"height": 32, "width": 64, "num_inference_steps": 2, "guidance_scale": 2.0}
     generator = torch.Generator().manual_seed(0)
     shown = pipe(PROMPT, max_sequence_length=8, generator=generator, **options).images[0]
@@ -122,13 +125,12 @@ def test_the_averaged_weights_are_drawn_and_kept_and_the_others_come_back(tmp_pa
     kept = read_lora(watcher.config.out / "lora-000002.safetensors", pipe.transformer)
     expected = lora_of(pipe.transformer)
     assert all(torch.equal(expected.tensors()[n], t) for n, t in kept.tensors().items())
-    loss = replace_model(watcher.loss, pipe.transformer).validation(watcher.loss.data)
+    loss = replace_model(watcher.loss, pipe.transformer).validation()
     assert validated(watcher) == [f"2,{loss:.6f}"]
 
 
-def replace_model(loss: SetLoss, model: Any) -> SetLoss:
-    options = {"batch_size": 2, "seed": 0, "shift": 1.0}
-    return SetLoss(model.eval(), loss.data, loss.latents, loss.texts, loss.config, **options)
+def replace_model(loss: FlowLoss, model: Any) -> FlowLoss:
+    return FlowLoss(model.eval(), loss.task, loss.config, batch_size=2, seed=0, shift=1.0)
 
 
 def test_weights_come_back_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -177,7 +179,7 @@ def test_a_run_that_is_stopped_and_resumed_has_each_line_once(tmp_path: Path):
         for until in [*stops, None]:
             watcher = make(tmp_path / name, steps=6, prompts=())
             out = watcher.config.out
-            fit(watcher.pipe.transformer, watcher.loss, config, out, watch=watcher, until=until)
+            fit(watcher.model, watcher.loss, config, out, watch=watcher, until=until)
         lines.append((tmp_path / name / "run/validation.csv").read_text().splitlines())
     assert lines[0] == lines[1] and [row.split(",")[0] for row in lines[0]] == ["step", "2", "4", "6"]
 

@@ -108,9 +108,7 @@ def test_split_undoes_join_of_images(grid, fit):
 
 
 @settings(max_examples=30)
-@given(
-    grid=LAYOUTS, fit=st.sampled_from(["crop", "pad"]), kind=st.sampled_from([torch.uint8, torch.float32])
-)
+@given(grid=LAYOUTS, fit=st.sampled_from(["crop", "pad"]), kind=st.sampled_from([torch.uint8, torch.float32]))
 def test_split_undoes_join_of_tensors(grid, fit, kind):
     sizes = [(2, 3, box.height, box.width) for box in grid.boxes()]
     panels = [torch.randint(256, size).to(kind) for size in sizes]

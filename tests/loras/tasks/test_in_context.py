@@ -17,13 +17,17 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from dit_heads.families.velocity import velocity_of
+from dit_heads.loras.base import Encoders
 from dit_heads.loras.cache import CachedEncoder
-from dit_heads.loras.config import LossConfig
+from dit_heads.loras.config import LossConfig, TrainConfig
 from dit_heads.loras.sets.dataset import Sample, SetDataset
 from dit_heads.loras.sets.panels import split
-from dit_heads.loras.tasks.in_context import LEVELS, UNSAID, SetLoss, drawing
+from dit_heads.loras.tasks import EMPTY_CAPTION
+from dit_heads.loras.tasks.in_context import InContext
+from dit_heads.loras.tasks.loss import VALIDATION_SIGMAS, FlowLoss
 from dit_heads.training.batch import Batch
 from dit_heads.training.flow import flow_matching_loss
+from dit_heads.training.generators import keyed_generator
 from dit_heads.training.loop import Part
 from tests import tiny
 
@@ -61,22 +65,32 @@ class Fixture:
     def data(self, root: Path) -> SetDataset:
         return SetDataset(root, rows=1, columns=2, buckets=self.buckets, flip=self.flip, seed=self.seed)
 
-    def make(self) -> SetLoss:
-        return SetLoss(
-            tiny.flux(torch.float32) if self.kind == "flux" else tiny.sd3(dtype=torch.float32),
+    def make(self) -> FlowLoss:
+        task = InContext(
+            TrainConfig(loss=self.config, seed=self.seed),
             self.data(self.sets),
-            CachedEncoder(latents_of, self.folder, {}),
-            CachedEncoder(embedding_of, self.folder, {}),
+            held_out=self.data(self.sets),
+            kept=self.prior and self.data(self.prior),
+            encoders=encoders(
+                CachedEncoder(latents_of, self.folder, {}), CachedEncoder(embedding_of, self.folder, {})
+            ),
+        )
+        return FlowLoss(
+            tiny.flux(torch.float32) if self.kind == "flux" else tiny.sd3(dtype=torch.float32),
+            task,
             self.config,
             batch_size=self.batch_size,
             seed=self.seed,
             shift=self.shift,
-            prior=self.prior and self.data(self.prior),
         )
 
 
+def encoders(latents: CachedEncoder, texts: CachedEncoder) -> Encoders:
+    return Encoders(None, latents, texts, tiny.TEXT, None)
+
+
 def numbers(*key: object, shape: Sequence[int]) -> Tensor:
-    return torch.randn(*shape, generator=drawing(*key))
+    return torch.randn(*shape, generator=keyed_generator(*key))
 
 
 def latents_of(sample: Sample) -> dict[str, Tensor]:
@@ -99,7 +113,7 @@ def base(sets: Path, tmp_path: Path) -> Fixture:
     return Fixture(tmp_path / "cache", sets)
 
 
-def asked(loss: SetLoss, part: Part, monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
+def asked(loss: FlowLoss, part: Part, monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
     """The batches of a part, which the model does not see."""
     seen: list[Batch] = []
     with monkeypatch.context() as patch:
@@ -108,7 +122,7 @@ def asked(loss: SetLoss, part: Part, monkeypatch: pytest.MonkeyPatch) -> list[Ba
     return seen
 
 
-def gradients(loss: SetLoss, step: int, count: int) -> tuple[Tensor, dict[str, Tensor]]:
+def gradients(loss: FlowLoss, step: int, count: int) -> tuple[Tensor, dict[str, Tensor]]:
     """The mean of the parts' losses, and its gradients."""
     loss.transformer.zero_grad()
     mean = torch.zeros(())
@@ -178,8 +192,8 @@ def test_the_error_of_a_panel_of_weight_zero_does_not_count(base: Fixture):
     assert not outputs[0].grad[..., :4].any() and outputs[0].grad[..., 4:].all()  # 4 latents are 32 pixels
     ours = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    samples = loss.data.batch_at(2, 4)
-    generators = [drawing(0, "set", 2, place) for place in range(4)]
+    samples = base.data(base.sets).batch_at(2, 4)
+    generators = [keyed_generator(0, "set", 2, place) for place in range(4)]
     sigmas, noise = [], []
     for g in generators:
         torch.rand((), generator=g)  # whether the caption is dropped
@@ -205,7 +219,7 @@ def test_the_error_of_a_panel_of_weight_zero_does_not_count(base: Fixture):
 
 def test_captions_are_dropped_as_often_as_asked(base: Fixture, monkeypatch: Any):
     loss = replace(base, batch_size=10, config=LossConfig(caption_dropout=0.25)).make()
-    unsaid = embedding_of(UNSAID)
+    unsaid = embedding_of(EMPTY_CAPTION)
     batches = [batch for step in range(60) for batch in asked(loss, Part(step), monkeypatch)]
     dropped = torch.cat([(batch.text == unsaid["text"]).all((1, 2)) for batch in batches])
     assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.05)  # 0.018 is one sigma
@@ -232,15 +246,17 @@ def test_validation_is_the_mean_over_levels_and_always_the_same(
 ):
     fixture = replace(base, kind=kind, config=LossConfig(panel_weights=weights))
     loss, data = fixture.make(), base.data(base.sets)
-    found = loss.validation(data)
+    found = loss.validation()
     torch.manual_seed(5)
-    assert loss.validation(data) == fixture.make().validation(data) == found
+    assert loss.validation() == fixture.make().validation() == found
     assert not any(p.grad is not None for p in loss.transformer.parameters())
     errors = []
     for number, sample in enumerate(data.samples):
         text, x = embedding_of(sample.caption), latents_of(sample)["latents"][None]
-        for level in LEVELS:
-            noise = torch.randn(x.shape[1:], generator=drawing(0, "validation", number, int(1000 * level)))
+        for level in VALIDATION_SIGMAS:
+            noise = torch.randn(
+                x.shape[1:], generator=keyed_generator(0, "validation", number, int(1000 * level))
+            )
             velocity = velocity_of(loss.transformer, text["text"][None], text["pooled"][None])
             right = lambda x_s, s, v=velocity: v(x_s, s)[..., 4:]  # noqa: E731
             if weights:
@@ -320,18 +336,17 @@ def test_each_sample_has_its_own_latents_and_caption(
     folder, pairs = tmp_path_factory.mktemp("cache"), Pairs()
     data = SetDataset(sets, rows=1, columns=2, buckets=[(64, 64), (128, 64)], flip=flip, seed=seed)
     latents, texts = CachedEncoder(pairs.picture, folder, {}), CachedEncoder(pairs.text, folder, {})
-    loss = SetLoss(
+    chosen = LossConfig(caption_dropout=dropout)
+    loss = FlowLoss(
         torch.nn.Linear(1, 1),
-        data,
-        latents,
-        texts,
-        LossConfig(caption_dropout=dropout),
+        InContext(TrainConfig(loss=chosen), data, encoders=encoders(latents, texts)),
+        chosen,
         batch_size=batch * split_in,
         seed=seed,
         shift=1.0,
     )
     if warm:
-        for item in (*data.views(), UNSAID, *(sample.caption for sample in data.samples)):
+        for item in (*data.views(), EMPTY_CAPTION, *(sample.caption for sample in data.samples)):
             (latents if isinstance(item, Sample) else texts)(item)
     encoded = pairs.count
     for step in steps:
