@@ -21,21 +21,24 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from scipy.stats import bootstrap, spearmanr
 
 from dit_heads import HeadGuidance, HeadHunter, HeadId, HeadSet
-from dit_heads.embedded.evaluate import OWN_TEXT_TOKENS, cell, interval, paint, unseen_scenes
+from dit_heads.embedded import TEXT_TOKENS
+from dit_heads.embedded.evaluate import cell, interval, paint, unseen_scenes
 from dit_heads.embedded.export import load_judge
 from dit_heads.embedded.nets.judge import verdict
+from dit_heads.embedded.objective import embedded_clip
 from dit_heads.embedded.world.captions import caption, content
 from dit_heads.embedded.world.scenes import STYLES, Scene
 from dit_heads.hunt.config import HuntConfig
 from dit_heads.hunt.halving import cost, rungs
-from dit_heads.hunt.hunter import Result
 from dit_heads.hunt.plots import draw_grid
+from dit_heads.hunt.report import Result
+from dit_heads.hunt.scorer import Scorer
 from dit_heads.hunt.trials import batches_of
 from dit_heads.io.atomic import write_text
 from dit_heads.models import load_pipeline
-from dit_heads.objectives import embedded_clip
 
 GENERAL = HuntConfig(per_round=4, scale=2.0, steps=10, batch=16)
 STYLE = replace(GENERAL, rounds=3, per_round=1)
@@ -60,9 +63,8 @@ class Guided:
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    """Rank correlation; equal values are not expected."""
-    ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+    """Rank correlation."""
+    return float(spearmanr(a, b).statistic)
 
 
 def split_half(scores: np.ndarray, rounds: int = 200) -> float:
@@ -79,9 +81,13 @@ def split_half(scores: np.ndarray, rounds: int = 200) -> float:
 
 def share_interval(part: np.ndarray, whole: np.ndarray, rounds: int = 2000) -> tuple[float, float]:
     """95 % bootstrap interval of the mean of `part` over that of `whole`, pairs resampled together."""
-    which = np.random.default_rng(0).integers(len(part), size=(rounds, len(part)))
-    low, high = np.percentile(part[which].mean(1) / whole[which].mean(1), [2.5, 97.5])
-    return float(low), float(high)
+
+    def share(part: np.ndarray, whole: np.ndarray, axis: int = -1) -> np.ndarray:
+        return part.mean(axis) / whole.mean(axis)
+
+    options: dict[str, Any] = {"paired": True, "method": "percentile", "n_resamples": rounds, "rng": 0}
+    found = bootstrap((part, whole), share, **options).confidence_interval
+    return float(found.low), float(found.high)
 
 
 def makespan(times: Sequence[float], workers: int) -> float:
@@ -112,7 +118,7 @@ class Bench:
         self.scenes = unseen_scenes("test", count, solids=SOLIDS)
 
     def hunter(self, name: str, prompts: Sequence[str], config: HuntConfig) -> HeadHunter:
-        call, config = {"max_sequence_length": OWN_TEXT_TOKENS}, replace(config, batch=self.batch)
+        call, config = {"max_sequence_length": TEXT_TOKENS}, replace(config, batch=self.batch)
         return HeadHunter(self.pipe, self.clip, prompts, self.folder / name, config, call=call)
 
     def general_prompts(self) -> list[str]:
@@ -169,7 +175,7 @@ class Bench:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Attributes right, in %, and CLIP score x 100 of a picture of each prompt."""
         heads = guided and HeadGuidance(self.pipe, guided.heads, scale=guided.scale, softness=guided.softness)
-        call: dict[str, Any] = {"num_inference_steps": STEPS, "max_sequence_length": OWN_TEXT_TOKENS}
+        call: dict[str, Any] = {"num_inference_steps": STEPS, "max_sequence_length": TEXT_TOKENS}
         call |= {"guidance_scale": cfg, "batch": self.batch}
         pictures = paint(self.pipe, scenes, prompts=prompts, guidance=heads, **call)
         pairs = zip(pictures.split(1), prompts, strict=True)
@@ -341,11 +347,12 @@ def cost_model(bench: Bench) -> None:
 def _task_times(bench: Bench, count: int = 6) -> list[float]:
     """Seconds of batches of a search."""
     hunter = bench.hunter("general", bench.general_prompts(), GENERAL)
+    scorer = Scorer(bench.pipe, bench.clip, {"guidance_scale": 1.0, "max_sequence_length": TEXT_TOKENS})
     trials = [hunter._trial(HeadSet([head]), *pair) for head in hunter.candidates for pair in hunter.pairs]
     times = []
     for batch in batches_of(trials, bench.batch)[:: len(trials) // bench.batch // count][:count]:
         began = time.perf_counter()
-        hunter.scorer(batch)
+        scorer(batch)
         times.append(time.perf_counter() - began)
     return times
 

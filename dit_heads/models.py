@@ -12,14 +12,11 @@ import transformers
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, DiffusionPipeline
 
-from dit_heads.embedded import WEIGHTS, load_embedded
+from dit_heads.embedded import TEXT_TOKENS, WEIGHTS, load_embedded
 from dit_heads.errors import InputError
 from dit_heads.families import FAMILIES, HeadLayout, family_of, layout_of
 
 EMBEDDED = {"embedded": "sd3", "embedded/sd3": "sd3", "embedded/flux": "flux"}
-# The embedded models have read captions of this length in most of their training, and the 256 tokens that
-# SD3's pipeline pads to by default cost more than the picture itself.
-EMBEDDED_TEXT_TOKENS = 64
 
 
 def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> Any:
@@ -43,7 +40,7 @@ def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> Any:
 
 def text_arguments(model: str) -> dict[str, Any]:
     """The arguments about text of a pipeline's call that a model wants otherwise than by default."""
-    return {"max_sequence_length": EMBEDDED_TEXT_TOKENS} if model in EMBEDDED else {}
+    return {"max_sequence_length": TEXT_TOKENS} if model in EMBEDDED else {}
 
 
 def empty_transformer(model: str) -> torch.nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from dit_heads.families import (
     training_of,
 )
 from dit_heads.families.latents import encoded
-from dit_heads.hunt.trials import fingerprint
+from dit_heads.io.fingerprints import fingerprint
 from dit_heads.loras.cache import CachedEncoder, Picture, Policy
 from dit_heads.loras.config import DataConfig
 from dit_heads.loras.sets.folders import content_hash
@@ -32,14 +32,23 @@ from dit_heads.models import EMBEDDED, load_pipeline, quiet_loading
 from dit_heads.training.optimizers import require_bitsandbytes
 from dit_heads.training.processes import wait_for_all
 
+Encode = Callable[[Any], dict[str, Tensor]]
 MEMORY = 2**28  # bytes of the latest pictures, and as many of the latest captions, that stay in memory
 
 
 def load_base(model: str, base: str, precision: str, device: torch.device) -> Any:
-    """A pipeline whose transformer has the number format `base`; "auto" is that of the computation.
+    """The frozen model of a run, its autoencoder in float32.
 
-    The autoencoder is in float32. Raises ValueError for a base that the precision cannot train, for another
-    kind of pipeline, and for 8 bits where they cannot be had."""
+    Args:
+        model: see `TrainConfig.model`.
+        base: number format of the transformer's weights; "auto" is that of the computation.
+        precision: of the computation: "no", "bf16" or "fp16".
+        device: where the model goes.
+
+    Raises:
+        InputError: for a base that the precision cannot train, for a pipeline of another kind, and for 8 bits
+            where they cannot be had.
+    """
     name = base_format(model, base, precision)
     if name == "8bit":
         pipe = _eight_bit(model, device)
@@ -103,7 +112,7 @@ def _large_parts(index: Any) -> list[str]:
 def latent_encoder(pipe: Any, folder: Path, policy: Policy = "all", memory: int = 0) -> CachedEncoder:
     """An encoder of pictures: {"latents": [C, h, w]}, normalised, by the posterior's mean."""
 
-    @torch.no_grad()
+    @_alone(pipe)
     def encode(picture: Picture) -> dict[str, Tensor]:
         return {"latents": latents_of(pipe, picture.composite())}
 
@@ -111,6 +120,19 @@ def latent_encoder(pipe: Any, folder: Path, policy: Policy = "all", memory: int 
     scale = [vae.config.shift_factor, vae.config.scaling_factor]
     settings = {"autoencoder": fingerprint(vae), "scale": scale}
     return CachedEncoder(encode, folder, settings, policy, memory)
+
+
+def _alone(pipe: Any) -> Callable[[Encode], Encode]:
+    """Let an encoder work as it does before training, also amid a step: without gradients or autocast."""
+
+    def wrapped(encode: Encode) -> Encode:
+        def alone(item: Any) -> dict[str, Tensor]:
+            with torch.no_grad(), torch.autocast(pipe.device.type, enabled=False):
+                return encode(item)
+
+        return alone
+
+    return wrapped
 
 
 @torch.no_grad()
@@ -128,7 +150,7 @@ def text_encoder(
     encode_prompt = training_of(pipe.transformer).encode_prompt
     length = tokens or pipelines_of(pipe.transformer).text_tokens
 
-    @torch.no_grad()
+    @_alone(pipe)
     def encode(caption: str) -> dict[str, Tensor]:
         text, pooled = encode_prompt(pipe, caption, length)
         return {"text": text[0], "pooled": pooled[0]}

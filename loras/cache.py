@@ -159,5 +159,5 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     value = 0
     for name, tensor in sorted(tensors.items()):
         value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
-        value = zlib.crc32(tensor.flatten().view(torch.uint8).numpy(), value)
+        value = zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data, value)
     return f"{value:08x}"

@@ -88,7 +88,7 @@ class DataConfig:
     """Folder for encoded pictures and captions. The default is `cache` in the run's folder."""
     encode: Literal["all", "lazy", "off"] = "all"
     """When pictures and captions are encoded: all before training, lazy when each is needed first, or off for
-    every time, which keeps no files. Text encoders stay in memory but for all."""
+    every time, which keeps no files. With lazy and off, text encoders stay in memory."""
     text_tokens: Annotated[int, Field(ge=1, le=512)] | None = None
     """Number of tokens that the T5 encoder reads, up to 512. The default is the pipeline's own."""
 

@@ -25,6 +25,11 @@ from diffusers.pipelines.auto_pipeline import (
 from dit_heads.errors import InputError
 from dit_heads.guidance import HeadGuidance
 
+_TASKS: tuple[Any, ...] = (
+    AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
+    AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
+    AUTO_INPAINT_PIPELINES_MAPPING,
+)
 # Arguments that `__call__` takes beyond the parent's -> those of HeadGuidance.
 _OPTIONS = {
     "head_guidance_scale": "scale",
@@ -55,10 +60,20 @@ class HeadsMixin:
         if not hasattr(cls, "stock"):  # a subclass of a drop-in class has it, and its guided call
             cls.stock = next(kind for kind in cls.__mro__ if not issubclass(kind, HeadsMixin))
             cls.__call__ = _guided(cls.stock.__call__)
+            _link(cls)
 
     def to_json_string(self) -> str:
         config = json.loads(super().to_json_string())  # pyright: ignore[reportAttributeAccessIssue]
         return json.dumps(config | {"_class_name": self.stock.__name__}, indent=2, sort_keys=True) + "\n"
+
+
+def _link(cls: type[HeadsMixin]) -> None:
+    """Let `from_pipe` of diffusers' AutoPipelines, which finds the classes of a model here by name, make the
+    drop-in pipeline of one task from that of another."""
+    for task in _TASKS:
+        model = next((model for model, kind in task.items() if kind is cls.stock), None)
+        if model is not None:
+            task[f"{model}-heads"] = cls
 
 
 def _guided(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -113,19 +128,3 @@ class FluxHeadsImg2ImgPipeline(HeadsMixin, FluxImg2ImgPipeline):
 
 class FluxHeadsInpaintPipeline(HeadsMixin, FluxInpaintPipeline):
     """`FluxInpaintPipeline` guided by attention heads."""
-
-
-# `from_pipe` of diffusers' AutoPipelines finds the classes of one model here, by name; a drop-in pipeline
-# becomes a drop-in pipeline of another task.
-AUTO_TEXT2IMAGE_PIPELINES_MAPPING |= {
-    "stable-diffusion-3-heads": StableDiffusion3HeadsPipeline,
-    "flux-heads": FluxHeadsPipeline,
-}
-AUTO_IMAGE2IMAGE_PIPELINES_MAPPING |= {
-    "stable-diffusion-3-heads": StableDiffusion3HeadsImg2ImgPipeline,
-    "flux-heads": FluxHeadsImg2ImgPipeline,
-}
-AUTO_INPAINT_PIPELINES_MAPPING |= {
-    "stable-diffusion-3-heads": StableDiffusion3HeadsInpaintPipeline,
-    "flux-heads": FluxHeadsInpaintPipeline,
-}

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Iterator
 from contextlib import ExitStack
-from types import FrameType
 from typing import Any
 
 from diffusers.configuration_utils import register_to_config
@@ -19,6 +16,7 @@ from dit_heads.families import layout_of
 from dit_heads.guidance.branch import BranchRunner, weights_of
 from dit_heads.guidance.checks import softness_of
 from dit_heads.guidance.perturb import Perturbation
+from dit_heads.guidance.runs import frames
 from dit_heads.heads import HeadSet
 
 
@@ -66,6 +64,7 @@ class HeadPerturbationGuidance(BaseGuidance):
         self.head_guidance_scale, self.guidance_scale = head_guidance_scale, guidance_scale
         self.head_guidance_start, self.head_guidance_stop = head_guidance_start, head_guidance_stop
         self._undo = ExitStack()
+        self._gave_up = False  # whether a perturbed prediction was taken for one that was interrupted
 
     def set_state(self, *args: Any, **kwargs: Any) -> None:
         self._undo.close()  # what a step that was interrupted has left
@@ -73,12 +72,18 @@ class HeadPerturbationGuidance(BaseGuidance):
 
     def prepare_models(self, denoiser: nn.Module) -> None:
         self._undo.close()
+        self._gave_up = False
         self._count_prepared += 1
         if self._predictions()[self._count_prepared - 1] == "pred_perturbed":
             self._perturb(denoiser)
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
         self._undo.close()
+        if self._gave_up:
+            raise InputError(
+                "guider: its model was called by something other than what had called `prepare_models`, so "
+                "its heads were not perturbed"
+            )
 
     def prepare_inputs(self, data: Any) -> list[Any]:
         return [self._prepare_batch(data, int(name == "pred_uncond"), name) for name in self._predictions()]
@@ -123,23 +128,17 @@ class HeadPerturbationGuidance(BaseGuidance):
         blocks = sorted({head.block for head in softness})
         runner = BranchRunner(denoiser, layout, blocks, self.perturbation, lambda *_: None)
         self._undo.callback(runner.remove)
-        denoising = [sys._getframe(2)]  # the frame that has prepared the model and is about to call it
+        # The frame that has prepared the model and is about to call it.
+        denoising = [next(frame for frame in frames() if frame.f_locals.get("self") is not self)]
         self._undo.callback(denoising.clear)
 
         def perturbed(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if denoising[0] not in _frames():  # it was interrupted before it could clean up
+            if denoising[0] not in frames():  # it was interrupted before it could clean up
                 self._undo.close()
+                self._gave_up = True
                 return None
             arguments = runner.arguments(args, kwargs)
             like = arguments[layout.family.arguments.latents]
             return (), runner.perturbed(arguments, weights_of(layout, [softness] * len(like), like))
 
         self._undo.callback(denoiser.register_forward_pre_hook(perturbed, with_kwargs=True).remove)
-
-
-def _frames() -> Iterator[FrameType]:
-    """The frames that we are in, from the inside out."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        yield frame
-        frame = frame.f_back

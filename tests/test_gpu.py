@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from dit_heads import HeadGuidance, HeadHunter, load_embedded
+from dit_heads.embedded.objective import embedded_clip
 from dit_heads.embedded.sets import split_sets, write_sets
 from dit_heads.hunt.config import HuntConfig
 from dit_heads.loras import Grid
 from dit_heads.loras.config import config_of
 from dit_heads.loras.train import train
-from dit_heads.objectives import embedded_clip
 from dit_heads.pipelines import InContextPipeline
 from tests.saved import tiny_flux_pipeline, tiny_pipeline, tiny_vae
 

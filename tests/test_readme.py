@@ -1,4 +1,4 @@
-"""README's code blocks run. A comment above each says so, or says why not."""
+"""The code blocks of README and of the manual run. A comment above each says so, or says why not."""
 
 import os
 import re
@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+MANUAL = ("README.md", "docs/guidance.md", "docs/hunt.md", "docs/loras.md")
 BLOCK = re.compile(
     r"^(?:<!-- (?P<mark>.*?) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
-BLOCKS = [match.groupdict() for match in BLOCK.finditer(README)]
+BLOCKS = [
+    {"page": page, **match.groupdict()}
+    for page in MANUAL
+    for match in BLOCK.finditer((ROOT / page).read_text())
+]
 PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 RUNNABLE = [block for block in BLOCKS if block["mark"] == "runs"]
 
@@ -32,7 +36,7 @@ def test_every_block_says_whether_it_runs():
     assert {block["language"] for block in RUNNABLE} == {"python", "bash"}
 
 
-@pytest.mark.parametrize("block", RUNNABLE, ids=lambda block: block["language"])
+@pytest.mark.parametrize("block", RUNNABLE, ids=lambda block: f"{block['page']}-{block['language']}")
 def test_a_runnable_block_runs(block, tmp_path):
     shell = {"python": [sys.executable, "-c"], "bash": ["bash", "-euo", "pipefail", "-c"]}[block["language"]]
     done = subprocess.run(

@@ -33,9 +33,9 @@ def check_model(settings: Settings, heads: HeadSet | None) -> Settings:
     check_size(settings.model, transformer, width=settings.width, height=settings.height)
     if settings.negative_prompt:
         _check_negative_prompt(settings, layout.family)
-    if settings.guidance_scale != Settings().guidance_scale and not transformer.config.get(
-        "guidance_embeds", True
-    ):
+    drawn = layout.family.pipelines
+    asked = settings.guidance_scale != Settings().guidance_scale
+    if asked and drawn is not None and not drawn.reads_guidance(transformer):
         warn("guidance_scale: no guidance is distilled into this model, so it has no effect")
     if settings.model in EMBEDDED:
         _warn_of_unknown_words(settings)

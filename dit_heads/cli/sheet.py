@@ -13,10 +13,11 @@ from PIL import Image
 
 from dit_heads import HeadGuidance, __version__
 from dit_heads.cli.draw import finite_pictures
+from dit_heads.embedded import TEXT_TOKENS
 from dit_heads.heads.presets import FOLDER, Preset, PresetFile, read_presets
 from dit_heads.io.pictures import write_png
 from dit_heads.io.sheets import Column, contact_sheet
-from dit_heads.models import EMBEDDED_TEXT_TOKENS, load_pipeline
+from dit_heads.models import load_pipeline
 from dit_heads.settings import as_mapping
 
 PRESETS = FOLDER / "embedded-sd3.json"
@@ -64,7 +65,7 @@ def draw_column(
             guidance_scale=column.cfg,
             num_inference_steps=steps,
             generator=[torch.Generator("cpu").manual_seed(seed + row) for row in range(len(prompts))],
-            max_sequence_length=EMBEDDED_TEXT_TOKENS,
+            max_sequence_length=TEXT_TOKENS,
         )
 
 

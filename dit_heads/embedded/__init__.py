@@ -7,6 +7,9 @@ from typing import Any
 from dit_heads.errors import InputError
 
 WEIGHTS = Path(__file__).with_name("weights")
+# T5 tokens that the embedded models read in most of their training. The 256 that SD3's pipeline pads to by
+# default cost more than the picture itself.
+TEXT_TOKENS = 64
 
 
 def load_embedded(name: str = "sd3") -> Any:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from dit_heads.embedded import load_embedded
+from dit_heads.embedded import TEXT_TOKENS, load_embedded
 from dit_heads.embedded.export import load_judge
 from dit_heads.embedded.nets.judge import Verdict, verdict
 from dit_heads.embedded.world.captions import caption
@@ -24,7 +24,6 @@ from dit_heads.families import pipelines_of
 from dit_heads.io.pictures import write_png
 from dit_heads.io.sheets import plain_grid
 
-OWN_TEXT_TOKENS = 64
 KINDS = ((1, False), (2, False), (3, False), (1, True))  # objects, and whether a combination is held out
 EVALUATED = 5_000_000  # evaluation scenes start here in a split, far from those that training validates on
 
@@ -92,12 +91,12 @@ def cell(values: NDArray[np.float64], digits: int = 2) -> str:
 def settings_of(pipe: Any, guidance: Sequence[float], stock: bool) -> dict[str, dict[str, Any]]:
     """Calls of the pipeline by what they are named in the table; for FLUX, `guidance` is the embedded one."""
     name = "guidance" if pipelines_of(pipe.transformer).distilled else "CFG"
-    own = {"num_inference_steps": 28, "max_sequence_length": OWN_TEXT_TOKENS}
+    own = {"num_inference_steps": 28, "max_sequence_length": TEXT_TOKENS}
     settings = {f"{name} {g:g}": {"guidance_scale": g, **own} for g in guidance}
     return settings | ({"stock defaults": {}} if stock else {})
 
 
-def _pipeline(model: str) -> Any:
+def load(model: str) -> Any:
     """An embedded pipeline by its name, or one in a folder, fp32."""
     if Path(model).is_dir():
         return DiffusionPipeline.from_pretrained(model, dtype=torch.float32)
@@ -118,7 +117,7 @@ def main(
     "sd3", "flux" or a folder, `stock` adds the pipeline's own defaults, `only` is a number of objects to keep
     to, `sheet` is a PNG for the first 16 of each four of the first setting; `batch` are painted at a time, on
     `device`."""
-    pipe, judge, shown = _pipeline(model).to(device), load_judge(), []
+    pipe, judge, shown = load(model).to(device), load_judge(), []
     for number, (name, call) in enumerate(settings_of(pipe, guidance, stock).items()):
         for solids, held_out in KINDS if only is None else ((only, False),):
             scenes = unseen_scenes("test", count, solids=solids, held_out=held_out)

@@ -18,6 +18,8 @@ from dit_heads.embedded.nets.judge import Judge
 from dit_heads.embedded.nets.sd3 import Student, assemble
 from dit_heads.io.atomic import write_tensors
 
+SHARD_SIZE = "15MB"  # of a file of weights, so that every one of them is under 16 MiB
+
 
 def export_weights(
     student: Student,
@@ -31,7 +33,8 @@ def export_weights(
     file's dtype, and a plain `from_pretrained` must not mix fp16 encoders with an fp32 transformer. The
     models given are in fp16 afterwards."""
     pipe = assemble(student.transformer.half(), vae.half(), towers.text, towers.text_2, t5)
-    pipe.save_pretrained(folder / "sd3", safe_serialization=True)
+    _forget_shards(folder / "sd3")
+    pipe.save_pretrained(folder / "sd3", safe_serialization=True, max_shard_size=SHARD_SIZE)
     towers.image.half().save_pretrained(folder / "clip")
     (folder / "judge").mkdir(exist_ok=True)
     halves = {k: v.half() for k, v in judge.state_dict().items()}
@@ -41,8 +44,15 @@ def export_weights(
 def export_flux_weights(student: FluxStudent, folder: Path = WEIGHTS) -> None:
     """Write FLUX's transformer in fp16 and the index of its pipeline, whose other parts are SD3's. The
     transformer given is in fp16 afterwards."""
-    student.transformer.half().save_pretrained(folder / "flux" / "transformer")
+    _forget_shards(folder / "flux")
+    student.transformer.half().save_pretrained(folder / "flux" / "transformer", max_shard_size=SHARD_SIZE)
     load_flux(folder).save_config(folder / "flux")
+
+
+def _forget_shards(folder: Path) -> None:
+    """Delete the weights of an earlier export, which may lie in other files than those of the next one."""
+    for path in [*folder.rglob("*.safetensors"), *folder.rglob("*.safetensors.index.json")]:
+        path.unlink()
 
 
 # Where a trained module's parameters are, by the prefix of their names.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -19,17 +19,18 @@ import torch
 import tyro
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from transformers import T5EncoderModel
 
 from dit_heads.embedded import WEIGHTS, load_embedded
 from dit_heads.embedded.export import export_flux_weights, export_weights, packaged
 from dit_heads.embedded.nets import flux, sd3
 from dit_heads.embedded.nets.clip import Clip, ClipLoss, retrieval
+from dit_heads.embedded.nets.corpus import STOCK, Corpus, encode_latents, make_composites
 from dit_heads.embedded.nets.judge import Judge, JudgeLoss, labels, verdict
-from dit_heads.embedded.nets.reader import Reader, ReaderLoss, make_directed_t5, reading
+from dit_heads.embedded.nets.reader import Reader, ReaderLoss, joint, make_directed_t5, reading
 from dit_heads.embedded.nets.vae import VaeLoss, latent_statistics, make_vae, reconstruction_psnr, to_tensor
-from dit_heads.embedded.world.captions import caption
+from dit_heads.embedded.world.captions import GRIDS, caption
 from dit_heads.embedded.world.data import cache_folder, load_shards, scene_of
 from dit_heads.embedded.world.scenes import Scene
 from dit_heads.embedded.world.text import make_clip_tokenizer, make_t5_tokenizer
@@ -39,7 +40,9 @@ from dit_heads.training.loop import FitConfig, fit
 from dit_heads.training.precision import bf16_is_faster
 
 M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T")
 DISTILLED = "flux-distilled"
+COMPOSITES = (1200, 700, 900, 900, 700, 200)  # how many of each of `GRIDS`
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if DEVICE.type == "cpu":
     # oneDNN's flash attention has a slow backward in bf16; the plain kernel trains 1.5 times faster.
@@ -145,24 +148,40 @@ class Recipe:
     """How much more often scenes with dotted solids are drawn."""
     panels: float = 0.1
     """Share of batches that are composites of unrelated panels."""
-    deaf: float = 0.0
-    """Share of captions that T5 has to read alone, as CLIP hears nothing (arXiv 2403.03206)."""
+    composites: int = 1
+    """Times 5,100 of them are made."""
+    clip_dropout: float = 0.0
+    """Share of captions that T5 reads alone, without CLIP (arXiv 2403.03206)."""
+    rate: float = 1.5e-3
+    """Peak learning rate."""
+    probe: bool = False
+    """Keep the probe in a run that begins with the shipped weights."""
     decline: float = 0.3
     """The last part of the run, in which the rate falls."""
+    precision: str = "auto"
+    """no, bf16, or auto: a stopwatch's word, which other work on the machine can change."""
 
     def fit(self, part: str, student: sd3.Probed, loss: sd3.ProbedLoss, seed: int) -> None:
         if self.warm:
             load_weights(student, packaged(part))
         config = FitConfig(
-            self.steps, 1.5e-3, "muon", decline=self.decline, ema=0.9995, weight_decay=0.01, seed=seed
+            self.steps,
+            self.rate,
+            "muon",
+            decline=self.decline,
+            ema=0.9995,
+            weight_decay=0.01,
+            precision=self.precision,
+            seed=seed,
         )
         fit(student, loss, config, _folder(_run(part, self.warm)), until=_until(self.hours))
 
-    def corpus(self, stock: int) -> sd3.Corpus:
-        return _corpus(self.shards, self.batch, stock, dots=self.dots, panels=self.panels, deaf=self.deaf)
+    def corpus(self, stock: int) -> Corpus:
+        draws = {"dots": self.dots, "panels": self.panels, "clip_dropout": self.clip_dropout}
+        return _corpus(self.shards, self.batch, stock, self.composites, **draws)
 
     def weights(self) -> dict[str, Any]:
-        return {"shift": self.shift, "objects": self.objects, "probed": not self.warm}
+        return {"shift": self.shift, "objects": self.objects, "probed": self.probe or not self.warm}
 
 
 Options = Annotated[Recipe, tyro.conf.arg(name="")]
@@ -174,19 +193,37 @@ def sd3_model(recipe: Options) -> None:
     texts = sd3.TextEncoders(towers.text, towers.text_2, _t5())
     torch.manual_seed(0)
     student = sd3.Student()
-    corpus = recipe.corpus(sd3.STOCK)
+    corpus = recipe.corpus(STOCK)
     loss = sd3.Sd3Loss(student, texts, corpus, recipe.steps, **recipe.weights())
     recipe.fit("sd3", student, loss, seed=4)
 
 
-def t5(steps: int = 700, shards: int = 6) -> None:
-    """T5, before the transformers that read it: which attribute belongs to which solid, and their order."""
+def t5(steps: int = 1500, shards: int = 6, warm: bool = False) -> None:
+    """T5, before the transformers that read it: which attribute belongs to which solid of which panel. A warm
+    run begins with the shipped T5 and keeps its tokens of single captions close."""
     scenes, tokenizer, model = _scenes(4000 * shards), make_t5_tokenizer(), _new_reader()
-    config = FitConfig(steps, 2e-3, "muon", warmup=100, ema=0.995, weight_decay=0.01, seed=7)
-    fit(model, ReaderLoss(model, tokenizer, scenes), config, _folder("t5-v1"))
+    kept = None
+    if warm:
+        load_weights(model, packaged("t5"))
+        kept = copy.deepcopy(model.t5).eval().requires_grad_(False)
+        kept.to(DEVICE)  # pyright: ignore[reportArgumentType]
+    config = FitConfig(steps, 2e-3, "muon", warmup=100, ema=0.995, weight_decay=0.01, seed=7, log_every=20)
+    fit(model, ReaderLoss(model, tokenizer, scenes, anchor=kept), config, _folder("t5-v2"))
+    _report_reading(model.cpu(), tokenizer)
+
+
+def _report_reading(model: Reader, tokenizer: Any) -> None:
+    """Print which share of the solids of unseen captions a reader reads right, by number of panels."""
+    rng = np.random.default_rng(0)
     unseen = _scenes(1000, "validation")
-    right = reading(model.cpu(), tokenizer, unseen, [caption(scene) for scene in unseen])
+    right = reading(model, tokenizer, unseen, [caption(scene) for scene in unseen])
     print(f"solids of 1000 unseen captions read right: {right:.1%}")
+    for rows, columns in GRIDS:
+        panels = rows * columns
+        sheets = [unseen[at : at + panels] for at in range(0, len(unseen) - panels + 1, panels)]
+        texts = [joint(scenes, rows, columns, rng) for scenes in sheets]
+        right = reading(model, tokenizer, [s for scenes in sheets for s in scenes], texts, panels)
+        print(f"solids of {len(texts)} joint captions of {rows} x {columns} panels: {right:.1%}")
 
 
 def _new_reader() -> Reader:
@@ -195,7 +232,7 @@ def _new_reader() -> Reader:
 
 
 def _t5() -> T5EncoderModel:
-    return trained(_new_reader(), "t5-v1").t5
+    return trained(_new_reader(), "t5-v2").t5
 
 
 def flux_model(recipe: Options) -> None:
@@ -240,32 +277,40 @@ def normalised_vae() -> AutoencoderKL:
     return model
 
 
-def _corpus(shards: int, batch: int, stock: int = sd3.STOCK, **draws: float) -> sd3.Corpus:
-    """The training set as latents, encoded once and kept in the cache folder."""
-    path = _folder(f"latents-v1-{shards}.pt")
+def _corpus(shards: int, batch: int, stock: int, times: int = 1, **draws: float) -> Corpus:
+    """The training set as latents, encoded once and kept in the cache folder, with `times` `COMPOSITES`."""
     data = list(load_shards("train", shards))
-    coverage = np.concatenate([c for _, c in data])
+    images, coverage = (np.concatenate(part) for part in zip(*data, strict=True))
+    vae = _channels_last(normalised_vae())
+    vae = vae.bfloat16() if bf16_is_faster() else vae
+    singles = [_cached(f"latents-v2/{k}.pt", encode_latents, vae, shard) for k, (shard, _) in enumerate(data)]
+    composites = [
+        _cached(_sheets(grid, times * count), make_composites, vae, images, grid, times * count)
+        for grid, count in zip(GRIDS, COMPOSITES, strict=True)
+    ]
+    return Corpus(torch.cat(singles), coverage, _scenes(len(coverage)), composites, batch, stock, **draws)
+
+
+def _sheets(grid: tuple[int, int], count: int) -> str:
+    return f"latents-v2/{grid[0]}x{grid[1]}-{count}.pt"
+
+
+def _cached(name: str, make: Callable[..., T], *arguments: Any) -> T:
+    """What `make` returns, kept in a file of the cache folder."""
+    path = _folder(name)
     if not path.exists():
-        latents, composites = _encode([images for images, _ in data])
+        made = make(*arguments)
         with atomic_file(path) as file:
-            torch.save({"latents": latents, "composites": composites}, file)
-    stored = torch.load(path, weights_only=True)
-    scenes = _scenes(len(coverage))
-    return sd3.Corpus(stored["latents"], coverage, scenes, stored["composites"], batch, stock, **draws)
+            torch.save(made, file)
+    return torch.load(path, weights_only=True)
 
 
-def _encode(shards: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, list[tuple[Tensor, list[list[int]]]]]:
-    model = _channels_last(normalised_vae())
-    model = model.bfloat16() if bf16_is_faster() else model
-    latents = torch.cat([sd3.encode_latents(model, images) for images in shards])
-    return latents, sd3.make_composites(model, shards[0], per_grid=400)
-
-
-def export() -> None:
-    """Write the package's weights from the runs in the cache folder; parts without a run stay as they are."""
+def export(out: Path = WEIGHTS) -> None:
+    """Write weights from the runs in the cache folder, finished or not, to the package or another folder;
+    parts without a run are the shipped ones."""
     student = trained(sd3.Student(), _last("sd3"))
     towers = trained(Clip(len(make_clip_tokenizer())), "clip-v1")
-    export_weights(student, towers, _t5(), normalised_vae(), trained(Judge(), "judge-v1"))
+    export_weights(student, towers, _t5(), normalised_vae(), trained(Judge(), "judge-v1"), out)
 
 
 def export_flux() -> None:

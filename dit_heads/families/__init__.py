@@ -8,14 +8,36 @@ from typing import Any
 from torch import nn
 
 from dit_heads.errors import InputError
-from dit_heads.families._family import Family, HeadLayout, Pipelines, Training, class_names
+from dit_heads.families._family import (
+    Arguments,
+    Call,
+    Carrier,
+    Family,
+    HeadLayout,
+    InputProjection,
+    Keywords,
+    LoraDialect,
+    Pipelines,
+    Residuals,
+    Training,
+    class_names,
+)
 from dit_heads.families.flux import FLUX
 from dit_heads.families.sd3 import SD3
 
 __all__ = [
     "FAMILIES",
+    "Arguments",
+    "Call",
+    "Carrier",
     "Family",
     "HeadLayout",
+    "InputProjection",
+    "Keywords",
+    "LoraDialect",
+    "Pipelines",
+    "Residuals",
+    "Training",
     "class_names",
     "family_of",
     "layout_of",

@@ -159,6 +159,7 @@ class Pipelines:
 
     text_to_image, fill: names of their classes in diffusers (fill: it paints what a mask leaves free).
     distilled: its guidance scale is an input of the model; no call reads a negative prompt by default.
+    reads_guidance: whether the guidance scale has an effect on this transformer at all.
     text_tokens: tokens that the last text encoder reads by default.
     pack, unpack: latents [B, C, h, w] as the pipeline keeps them, and back for this height and width.
     latent_size: height and width of a call's latents. Raises InputError if other tokens are among them.
@@ -171,6 +172,7 @@ class Pipelines:
     text_to_image: str
     fill: str | None
     distilled: bool
+    reads_guidance: Callable[[Any], bool]
     text_tokens: int
     pack: Callable[[Tensor], Tensor]
     unpack: Callable[[Tensor, int, int], Tensor]

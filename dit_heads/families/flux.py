@@ -250,6 +250,7 @@ FLUX = Family(
         text_to_image="FluxPipeline",
         fill="FluxFillPipeline",
         distilled=True,
+        reads_guidance=lambda transformer: transformer.config.guidance_embeds,
         text_tokens=512,
         pack=pack,
         unpack=unpack,

@@ -183,6 +183,7 @@ SD3 = Family(
         text_to_image="StableDiffusion3Pipeline",
         fill=None,
         distilled=False,
+        reads_guidance=lambda transformer: True,
         text_tokens=256,
         pack=lambda latents: latents,
         unpack=lambda latents, height, width: latents,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dit_heads.errors import InputError
 from dit_heads.families import HeadLayout
-from dit_heads.families.compat import kept_processors
+from dit_heads.families.compat import kept_processors, surface
 from dit_heads.families.processors import HEAD_WEIGHTS, HeadProcessor, HeadWeights
 from dit_heads.guidance.checks import check_runs_hooks
 from dit_heads.guidance.perturb import Perturbation
@@ -107,7 +107,8 @@ class BranchRunner:
     ) -> None:
         self.transformer, self.layout, self.fork = transformer, layout, min(blocks)
         self._carrier = layout.family.carrier
-        self._signature = inspect.signature(type(transformer).forward)
+        self._latents = layout.family.arguments.latents
+        self._positional = _positional(type(transformer), self._latents)
         self._count = count
         self._current: Forked | None = None  # of the call under way: each call sets it anew
         self._undo = ExitStack()
@@ -119,7 +120,9 @@ class BranchRunner:
             for index, path in enumerate(layout.blocks):
                 self._hook(path, partial(self._enter_block, index))
             self._hook(layout.final, self._enter_final)
-            self._state = self._seen()
+            self._processors = [attn.processor for _, attn in self._attentions()]
+            self._modules = list(transformer.modules())
+            self._surfaces = [surface(module) for module in self._modules]
         except BaseException:
             self.remove()
             raise
@@ -148,19 +151,22 @@ class BranchRunner:
     def check_untouched(self) -> None:
         """Raise InputError if the model was changed since in a way that hides calls or heads: an attention
         processor from the fork on, modules that came or went (a LoRA), a cache, compilation."""
-        check_runs_hooks(self.transformer, self.layout)
-        before, known = self._state
-        for (path, attn), processor in zip(self._attentions(), before, strict=True):
-            if id(attn.processor) != processor:
+        surfaces = [surface(module) for module in self._modules]
+        changed = surfaces != self._surfaces
+        if changed:
+            check_runs_hooks(self.transformer, self.layout)
+        for (path, attn), processor in zip(self._attentions(), self._processors, strict=True):
+            if attn.processor is not processor:
                 raise InputError(
                     f"{path}: its attention processor was replaced by {type(attn.processor).__name__} while "
                     "head guidance is attached; detach, change the model, attach again"
                 )
-        if [id(module) for module in self.transformer.modules()] != known:
+        if changed and list(map(id, self.transformer.modules())) != list(map(id, self._modules)):
             raise InputError(
                 f"{self.layout.model}: its modules were changed (a LoRA loaded?) while head guidance is "
                 "attached; detach, change the model, attach again"
             )
+        self._surfaces = surfaces  # with changes by offloading, casting and the like
 
     def _attentions(self) -> list[tuple[str, Any]]:
         """Path and module of every attention from the fork on."""
@@ -168,19 +174,19 @@ class BranchRunner:
         paths = [f"{self.layout.blocks[b]}.{name}" for b in blocks for name in self.layout.attentions(b)]
         return [(path, self.transformer.get_submodule(path)) for path in paths]
 
-    def _seen(self) -> tuple[list[int], list[int]]:
-        processors = [id(attn.processor) for _, attn in self._attentions()]
-        return processors, [id(module) for module in self.transformer.modules()]
-
     # --- calls ---
 
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call of the transformer by name. A branch that an interrupted call has left is
         forgotten."""
         self._current = None
-        bound = self._signature.bind(self.transformer, *args, **kwargs).arguments
-        bound.pop(next(iter(self._signature.parameters)))
-        return dict(bound)
+        named = dict(zip(self._positional, args, strict=False)) | dict(kwargs)
+        if self._latents not in named or len(args) > len(self._positional):
+            raise InputError(
+                f"pipe: expected calls of its transformer with {self._latents} and at most "
+                f"{len(self._positional)} positional arguments, got {len(args)} and {', '.join(kwargs)}"
+            )
+        return named
 
     def forked(self, arguments: dict[str, Any], weights: Weights, rows: slice) -> dict[str, Any]:
         """Arguments of a call that returns the perturbed rows after those of the batch."""
@@ -249,6 +255,14 @@ class BranchRunner:
                     for block, t in zip(kind.blocks, picked, strict=True)
                 ]
         return found
+
+
+def _positional(kind: type, latents: str) -> list[str]:
+    """Names of the positional arguments of a transformer's `forward`. One that takes any arguments hands them
+    to that of a parent class."""
+    forwards = [vars(parent)["forward"] for parent in kind.__mro__ if "forward" in vars(parent)]
+    names = [list(inspect.signature(forward).parameters) for forward in forwards]
+    return next(found for found in names if latents in found)[1:]
 
 
 def _by_row(value: Any, batch: int, change: Callable[[Tensor], Tensor]) -> Any:

@@ -147,7 +147,7 @@ class HeadGuidance:
             if self.pipe is None:
                 self._run = self._last = Run(self.plan, *mode)
             else:
-                own = self.pipe.progress_bar
+                own = self.pipe.progress_bar  # pyright: ignore[reportAttributeAccessIssue]
                 undo.enter_context(shadowed(self.pipe, "progress_bar", self._marking_runs(own, mode)))
             self._undo = undo.pop_all()
         return self
@@ -155,6 +155,8 @@ class HeadGuidance:
     def detach(self) -> None:
         """Put the model and the pipeline back exactly as they were. Does nothing if not attached."""
         self._undo.close()
+        if self._run is not None:
+            self._run.leave()
         self._run = self._runner = None
 
     def _is_off(self) -> bool:

@@ -78,7 +78,8 @@ class Run:
         self._step, self._calls = 0, 0  # steps done, and calls of the next one
         self._level: Callable[[], float] = float  # the noise level of the first of these
         self._ended_at = 0  # the line of the loop at which the last step ended
-        self._in_call = False
+        self._call: FrameType | None = None  # makes the call of the transformer that is under way
+        self.is_over = self._is_left = False
         self.evaluates = False  # whether the call under way evaluates the perturbed branch
         self.rows, self.batch = slice(0), 0  # the conditional rows of the call that evaluates, and all
         self.difference: Tensor | None = None  # what every call of the step gets
@@ -106,12 +107,13 @@ class Run:
                 "pipe: its transformer was called in another thread, so by something other than a run of the "
                 "one that attached head guidance"
             )
-        if self.steps is None:
-            self._calls = 0  # an earlier call may have raised
-        elif self._in_call:
-            raise InputError(
-                "pipe: its transformer was called inside a call of it (by a hook?), which is no step of a run"
-            )
+        if self._call is not None:
+            if self._call in frames():
+                raise InputError(
+                    "pipe: its transformer was called inside a call of it (by a hook?), which is no step of "
+                    "a run"
+                )
+            self._calls -= 1  # it has raised, and the caller tries again
         if self._calls == 0:
             self._begin_step()
             self._level = noise_level  # for a second call alone: on a GPU it waits
@@ -119,7 +121,7 @@ class Run:
             self._check_level(noise_level())
             self.evaluates = False
         self._calls += 1
-        self._in_call = True
+        self._call = sys._getframe(2)  # what runs the hook that calls this
 
     def _begin_step(self) -> None:
         if self._loop is not None and self._step and self._loop.f_lineno > self._ended_at:
@@ -141,25 +143,39 @@ class Run:
 
     def end_call(self) -> None:
         """A call of the transformer has returned."""
-        self._in_call = False
+        self._call = None
         if self._calls == 1 and self.difference is not None:
             self._guided.append(self._step)
         if self.steps is None:
             self.end_step()
 
     def end_step(self) -> None:
-        """`scheduler.step` was called. A call of it before any of the transformer's ends no step of ours."""
-        if not self._calls:
+        """The pipeline calls `scheduler.step`. Raises InputError if this ends no step of the run."""
+        if self._is_left:
             return
+        if self.is_over or not self._calls:
+            raise InputError(
+                "pipe: its scheduler's step was called by something other than the loop of a guided run (a "
+                "callback, or through a copy of the scheduler made there?)"
+            )
         self._step, self._calls = self._step + 1, 0
+        self._level = float  # lets go of the arguments of the step's first call
         self._ended_at = self._loop.f_lineno if self._loop is not None else 0
 
+    def leave(self) -> None:
+        """Head guidance was detached during the run, which goes on without it."""
+        self._is_left = True
+
     def close(self) -> None:
-        """Let go of the loop, whose frame holds all that the pipeline's call works with."""
-        self._loop = self.difference = None
+        """The run is over. Let go of its loop and calls, which hold all that the pipeline works with."""
+        self.is_over = True
+        self._loop = self._call = self.difference = None
+        self._level = float
 
     def finish(self, interrupted: bool) -> None:
         """Raise InputError unless the steps that were guided are those that were to be."""
+        if self._is_left:
+            return
         assert self.steps is not None
         expected = self.plan.guided(self._step, self.steps)
         if self._guided != expected or (self._step != self.steps and not interrupted):
@@ -176,10 +192,15 @@ def loop_of(pipe: Any) -> FrameType | None:
     """The frame of `pipe`'s own `__call__` that we are in; None if we are in none, or in another one's."""
     calls = [vars(kind)["__call__"] for kind in type(pipe).__mro__ if "__call__" in vars(kind)]
     codes = {call.__code__ for call in map(inspect.unwrap, calls) if hasattr(call, "__code__")}
+    return next((f for f in frames() if f.f_code in codes and f.f_locals.get("self") is pipe), None)
+
+
+def frames() -> Iterator[FrameType]:
+    """The frames that we are in, from the inside out."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and not (frame.f_code in codes and frame.f_locals.get("self") is pipe):
+    while frame is not None:
+        yield frame
         frame = frame.f_back
-    return frame
 
 
 @contextmanager
@@ -203,9 +224,8 @@ class StepOf:
         self._own, self._run = scheduler.step, run
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        result = self._own(*args, **kwargs)
         self._run.end_step()
-        return result
+        return self._own(*args, **kwargs)
 
     def __deepcopy__(self, memo: object) -> StepOf:
         raise InputError("pipe: its scheduler cannot be copied during a guided run")

@@ -1,20 +1,27 @@
 """A search on a Ray cluster: batches go to workers that each hold the model; needs `dit-heads[search]`.
 
-A batch is computed whole by one worker with a fixed number of threads, so results depend neither on how many
-workers there are nor on which of them die: Ray starts a dead one again and repeats what it was doing.
+A batch is computed whole by one worker with a fixed number of threads, so results depend neither on the
+number of workers nor on which of them die: a new worker takes a dead one's place and its batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from dit_heads.errors import InputError
-from dit_heads.hunt.trials import Batch, Execute, Scorer, fingerprint
+from dit_heads.hunt.cost import ScreenCost
+from dit_heads.hunt.log import differences
+from dit_heads.hunt.scorer import HeadCounts, Scorer
+from dit_heads.hunt.screen import Screening
+from dit_heads.hunt.trials import TrialBatch
 
 NEEDS = "Ray is missing, which workers need: pip install 'dit-heads[search]'"
+DEATHS = 3  # of workers over the same batch, before the search ends
 
 
 class _Worker:
@@ -22,32 +29,115 @@ class _Worker:
 
     def __init__(self, load: Callable[[], Scorer], threads: int) -> None:
         torch.set_num_threads(threads)
-        self.scorer = load()
-        self.scorer.pipe.set_progress_bar_config(disable=True)
+        self._load = load
 
-    def weights(self) -> str:
-        return fingerprint(self.scorer.pipe.transformer)
+    @cached_property
+    def scorer(self) -> Scorer:
+        """Loaded by the first call: what a constructor raises Ray takes for a death."""
+        scorer = self._load()
+        scorer.pipe.set_progress_bar_config(disable=True)
+        return scorer
 
-    def score(self, batch: Batch) -> tuple[Batch, list[float]]:
-        return batch, self.scorer(batch)
+    def facts(self) -> tuple[dict[str, Any], HeadCounts]:
+        return self.scorer.identity, self.scorer.head_counts
+
+    def score(self, batch: TrialBatch) -> list[float]:
+        return self.scorer(batch)
+
+    def paint(self, batch: TrialBatch) -> torch.Tensor:
+        return self.scorer.paint(batch).cpu()
+
+    def screen(self, batch: TrialBatch, screening: Screening) -> Any:
+        return self.scorer.screen(batch, screening)
+
+    def cost(self, *args: Any) -> ScreenCost:
+        return self.scorer.cost(*args)
+
+
+class RayWorkers:
+    """A backend of worker processes; `on_ray` makes one. Called with batches, it scores them.
+
+    A worker that dies is replaced. Raises InputError with the reason once three have died of the same batch.
+    """
+
+    def __init__(self, ray: Any, start: Callable[[], Any], workers: int) -> None:
+        self._ray, self._start = ray, start
+        self._actors = [start() for _ in range(workers)]
+        found = [facts for _, facts in self._spread("facts", [()] * workers)]
+        self.identity, self.head_counts = found[0]
+        for other, _ in found[1:]:
+            self.check_same(other)
+
+    def __call__(self, batches: Sequence[TrialBatch]) -> Iterator[tuple[TrialBatch, list[float]]]:
+        return self.score(batches)
+
+    def check_same(self, identity: Mapping[str, Any]) -> None:
+        """Raise InputError unless scores of the workers depend on just this."""
+        if odd := "; ".join(differences(self.identity, identity)):
+            raise InputError(f"workers: expected the same pipeline and objective everywhere, got {odd}")
+
+    def score(self, batches: Sequence[TrialBatch]) -> Iterator[tuple[TrialBatch, list[float]]]:
+        return self._by_batch("score", batches)
+
+    def paint(self, batches: Sequence[TrialBatch]) -> Iterator[tuple[TrialBatch, torch.Tensor]]:
+        return self._by_batch("paint", batches)
+
+    def screen(
+        self, batches: Sequence[TrialBatch], screening: Screening
+    ) -> Iterator[tuple[TrialBatch, tuple[list[float], dict[Any, float]]]]:
+        return self._by_batch("screen", batches, screening)
+
+    def cost(self, prompt: str, pictures: int, micro_batch: int | None) -> ScreenCost:
+        ((_, found),) = self._spread("cost", [(prompt, pictures, micro_batch)])
+        return found
+
+    def _by_batch(self, method: str, batches: Sequence[TrialBatch], *rest: Any) -> Iterator[Any]:
+        for (batch, *_), found in self._spread(method, [(batch, *rest) for batch in batches]):
+            yield batch, found
+
+    def _spread(self, method: str, calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+        """Each call of a worker's method with its result, in the order in which they finish."""
+        waiting, idle, deaths = deque(enumerate(calls)), set(range(len(self._actors))), Counter[int]()
+        running: dict[Any, tuple[int, int]] = {}
+        while waiting or running:
+            while waiting and idle:
+                slot, (number, call) = idle.pop(), waiting.popleft()
+                running[getattr(self._actors[slot], method).remote(*call)] = slot, number
+            (done,), _ = self._ray.wait(list(running), num_returns=1)
+            slot, number = running.pop(done)
+            idle.add(slot)
+            try:
+                yield calls[number], self._ray.get(done)
+            except self._deadly() as error:
+                deaths[number] += 1
+                if deaths[number] == DEATHS:
+                    raise InputError(_why(method, calls[number], error)) from error
+                self._actors[slot] = self._start()
+                waiting.appendleft((number, calls[number]))
+            except self._ray.exceptions.RayTaskError as error:
+                raise error.cause from error
+
+    def _deadly(self) -> tuple[type[Exception], ...]:
+        known = self._ray.exceptions
+        return known.RayActorError, known.OutOfMemoryError, known.WorkerCrashedError
 
 
 def on_ray(
-    load: Callable[[], Scorer],
-    workers: int,
-    *,
-    weights: str,
-    address: str | None = None,
-    threads: int = 1,
-) -> Execute:
-    """Batches by `workers` processes of a Ray cluster, each of which calls `load` once.
+    load: Callable[[], Scorer], workers: int, *, address: str | None = None, threads: int = 1
+) -> RayWorkers:
+    """Workers on a Ray cluster, each of which calls `load` once.
 
-    address: of a running cluster ("auto" finds the one of this machine); without, one is started here for as
-    long as this process lives. threads: CPU threads of a worker. Where the cluster has GPUs a worker takes
-    one of them. weights: the fingerprint of the transformer that the search is about.
+    Args:
+        load: makes the scorer, in the worker's process.
+        workers: number of processes. Where the cluster has GPUs each takes one of them.
+        address: of a running cluster ("auto" finds the one of this machine). Without it a cluster is started
+            here for as long as this process lives.
+        threads: CPU threads of a worker.
 
-    Raises ValueError if Ray is missing, for fewer than one worker or more than the cluster has room for, and
-    for workers whose weights are others."""
+    Raises:
+        InputError: if Ray is missing, for fewer than one worker or more than the cluster has room for, and
+            for workers whose pipelines differ.
+    """
     ray = _ray()
     if workers < 1:
         raise InputError(f"workers: expected at least 1, got {workers}")
@@ -61,26 +151,20 @@ def on_ray(
             f"workers: {workers} need {workers * each} {resource}s, and the cluster has {room:g}"
         )
     options = {"num_gpus": 1, "num_cpus": 0} if resource == "GPU" else {"num_cpus": threads}
-    kind = ray.remote(max_restarts=-1, max_task_retries=-1, **options)(_Worker)
-    actors = [kind.remote(load, threads) for _ in range(workers)]
-    _check_weights(ray.get([actor.weights.remote() for actor in actors]), weights)
-
-    def execute(batches: Sequence[Batch]) -> Iterator[tuple[Batch, list[float]]]:
-        pool: Any = ray.util.ActorPool(actors)
-        yield from pool.map_unordered(lambda actor, batch: actor.score.remote(batch), batches)
-
-    return execute
+    kind = ray.remote(max_restarts=0, max_task_retries=0, **options)(_Worker)
+    return RayWorkers(ray, lambda: kind.remote(load, threads), workers)
 
 
-def _check_weights(found: Sequence[str], expected: str) -> None:
-    if odd := sorted({one for one in found if one != expected}):
-        raise InputError(f"workers: expected a model of weights {expected}, and some have {', '.join(odd)}")
+def _why(method: str, call: tuple[Any, ...], error: Exception) -> str:
+    what = f"a batch of {len(call[0])} pictures" if method in ("score", "paint", "screen") else method
+    reason = " ".join(str(error).split())[:500]
+    return f"batch: {DEATHS} workers died of {what} (out of memory? a smaller batch takes less): {reason}"
 
 
 def _ray() -> Any:
     try:
         import ray
-        import ray.util
+        import ray.exceptions
     except ImportError as error:
         raise InputError(NEEDS) from error
     return ray

@@ -1,17 +1,14 @@
 """HeadHunter: the attention heads that raise an objective (arXiv 2506.10978, algorithm 1), exactly or fast.
 
-The fast search screens all heads by gradients and draws pictures of the most promising alone, most of them of
-the best. What it chooses is chosen by real pictures, as in the exhaustive search.
+The fast search screens all heads by gradients. It draws pictures only for the most promising heads, and more
+pictures the better a head does. It chooses by real pictures, as the exhaustive search does.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,79 +20,17 @@ from tqdm import tqdm
 
 from dit_heads import __version__
 from dit_heads.errors import InputError
-from dit_heads.families import layout_of
-from dit_heads.guidance.perturb import Perturbation
 from dit_heads.heads import HeadId, HeadSet
 from dit_heads.hunt.config import HuntConfig
+from dit_heads.hunt.cost import ScreenCost
 from dit_heads.hunt.halving import Rung, cost, rungs
-from dit_heads.hunt.plots import draw_curve, draw_head_map
-from dit_heads.hunt.screen import Recorder, screened
-from dit_heads.hunt.trials import (
-    Execute,
-    Scorer,
-    Trial,
-    TrialLog,
-    batches_of,
-    evaluate,
-    fingerprint,
-    in_process,
-)
-from dit_heads.io.atomic import atomic_file
-from dit_heads.io.pictures import write_png
-from dit_heads.io.sheets import Column, contact_sheet
-from dit_heads.objectives import Objective, name_of
-
-
-@dataclass(frozen=True)
-class Round:
-    """What a round found: the heads it added, best first, and the scores of candidates, a number for each
-    (prompt, seed) pair, of pictures guided by the heads chosen before and the candidate.
-
-    A fast round has `slopes` of every head, and scores of some, some of them for the first pairs only."""
-
-    chosen: tuple[HeadId, ...]
-    scores: Mapping[HeadId, Sequence[float]]
-    slopes: Mapping[HeadId, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Result:
-    """The outcome of a search; `unguided` are the scores without heads, `pictures` what it took."""
-
-    rounds: tuple[Round, ...]
-    unguided: Sequence[float]
-    pictures: int
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def chosen(self) -> tuple[HeadId, ...]:
-        """Every chosen head, in the order of choice."""
-        return tuple(head for found in self.rounds for head in found.chosen)
-
-    @property
-    def heads(self) -> HeadSet:
-        return HeadSet(self.chosen)
-
-    def __str__(self) -> str:
-        lines = [f"without heads {fmean(self.unguided):.4f}, mean of {len(self.unguided)} pictures"]
-        for number, found in enumerate(self.rounds, 1):
-            best = ", ".join(f"{head} {fmean(found.scores[head]):.4f}" for head in found.chosen)
-            lines.append(f"round {number}: {best}")
-        return "\n".join([*lines, f"heads: {self.heads}", f"{self.pictures} pictures in all"])
-
-    def to_json(self) -> dict[str, Any]:
-        """`HeadSet.load` reads it, and whoever wants the figures."""
-        means = [{str(h): fmean(s) for h, s in found.scores.items()} for found in self.rounds]
-        chosen = [[str(h) for h in found.chosen] for found in self.rounds]
-        return {
-            **self.heads.to_json(),
-            "order": chosen,
-            "unguided": fmean(self.unguided),
-            "scores": means,
-            "slopes": [{str(h): slope for h, slope in found.slopes.items()} for found in self.rounds],
-            "pictures": self.pictures,
-            "provenance": dict(self.provenance),
-        }
+from dit_heads.hunt.log import TrialLog
+from dit_heads.hunt.report import Pair, Result, Round, check_folder, pictures, result_sheet, write_result
+from dit_heads.hunt.scorer import Backend, HeadCounts, InProcess, Scorer
+from dit_heads.hunt.screen import Screening
+from dit_heads.hunt.stored import read_slopes, write_slopes
+from dit_heads.hunt.trials import Execute, Strength, Trial, TrialBatch, batches_of, evaluate
+from dit_heads.objectives import Objective
 
 
 class HeadHunter:
@@ -104,11 +39,18 @@ class HeadHunter:
     >>> hunter = HeadHunter(pipe, embedded_clip(), prompts, Path("hunts/night"))   # doctest: +SKIP
     >>> result = hunter.run()                                                      # doctest: +SKIP
 
-    prompts: each is drawn with every seed of the config. folder: where the log is; the same search started
-    again goes on where it was, another one is refused. candidates: the heads to choose among, all by default.
-    call: further arguments of the pipeline. execute: runs batches, in this process by default.
+    Args:
+        pipe: a text-to-image pipeline.
+        objective: what scores its pictures.
+        prompts: each is drawn with every seed of the config.
+        folder: where the log is. The same search resumes there; another one is refused.
+        config: the settings.
+        candidates: the heads to choose among. Default: all.
+        call: further arguments of the pipeline.
+        execute: scores batches. Default: in this process.
 
-    Raises ValueError for bad arguments, and for an objective that does not give one finite number a picture.
+    Raises:
+        InputError: for bad arguments, and for an objective that does not give one finite number a picture.
     """
 
     def __init__(
@@ -123,54 +65,74 @@ class HeadHunter:
         call: Mapping[str, Any] | None = None,
         execute: Execute | None = None,
     ) -> None:
-        if not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
-            raise InputError(f"prompts: expected at least one, and none empty, got {list(prompts)}")
-        self.config = config = config or HuntConfig()
-        self.pairs = [(prompt, seed) for seed in config.seeds for prompt in prompts]
-        self.candidates = _candidates(pipe, candidates)
+        config = config or HuntConfig()
+        given = {"guidance_scale": config.guidance_scale, **(call or {})}
+        kind = {name: getattr(config, name) for name in ("perturbation", "region", "temperature")}
+        scorer = Scorer(pipe, objective, given, **kind)
+        _check_prompts(prompts)
+        self._start(InProcess(scorer, execute), prompts, folder, config, candidates)
+
+    @classmethod
+    def on(
+        cls,
+        backend: Backend,
+        prompts: Sequence[str],
+        folder: Path,
+        config: HuntConfig,
+        *,
+        candidates: HeadSet | str | None = None,
+    ) -> HeadHunter:
+        """A search whose pipeline and objective only the workers of `backend` hold."""
+        hunter = cls.__new__(cls)
+        _check_prompts(prompts)
+        hunter._start(backend, prompts, folder, config, candidates)
+        return hunter
+
+    def _start(
+        self,
+        backend: Backend,
+        prompts: Sequence[str],
+        folder: Path,
+        config: HuntConfig,
+        candidates: HeadSet | str | None,
+    ) -> None:
+        self.backend, self.config, self.folder = backend, config, Path(folder)
+        self.pairs: list[Pair] = [(prompt, seed) for seed in config.seeds for prompt in prompts]
+        self.candidates = _candidates(backend.head_counts, candidates)
         if config.rounds * config.per_round > len(self.candidates):
             raise InputError(
                 f"rounds, per_round: expected at most {len(self.candidates)} heads in all, the number of "
                 f"candidates, got {config.rounds} x {config.per_round}"
             )
-        call = {"guidance_scale": config.guidance_scale, **(call or {})}
-        scorer = Scorer(pipe, objective, call, perturbation=config.perturbation, region=config.region)
-        self.header = _header(pipe, objective, config, call)
-        self.folder = Path(folder)
+        # All that scores depend on; the rest of the settings each trial has itself, so that they may vary.
+        self.header = {**backend.identity, "batch": config.batch}
+        self.provenance = self._provenance(prompts)
         self.log = TrialLog(self.folder / "trials.jsonl", self.header)
-        self.scorer, self.execute = scorer, execute or in_process(scorer)
+        check_folder(self.folder, self.provenance)
+        self._drawn: set[Trial] = set()
 
     def run(self) -> Result:
-        """Search until the end, with a progress bar; interrupted, call it again."""
+        """Search until the end, with a progress bar. Interrupted, call it again."""
         rounds: list[Round] = []
         chosen: tuple[HeadId, ...] = ()
+        self._drawn.clear()
         search = self._fast_round if self.config.method == "fast" else self._round
         with tqdm(total=self._pictures(), unit="picture", desc="hunting") as bar:
             for _ in range(self.config.rounds):
                 rounds.append(search(chosen, bar))
                 chosen += rounds[-1].chosen
             unguided = self._score([None], self.pairs, bar)[0]
-        return Result(tuple(rounds), unguided, len(self.log), self._provenance())
+        return Result(tuple(rounds), unguided, len(self._drawn), self.provenance)
 
     def write(self, result: Result) -> list[Path]:
-        """Everything that shows a result, into the folder of the search: the head set with its scores
-        (`heads.json`, `scores.csv`), maps of each round, the curve of `curve` and the sheet of `sheet`."""
-        paths = [self.folder / name for name in ("heads.json", "scores.csv", "curve.png", "sheet.png")]
-        for path, text in zip(paths, (_json(result), _table(result, self.pairs)), strict=False):
-            with atomic_file(path) as file:
-                file.write(text.encode())
-        curve = self.curve(result)
-        draw_curve([fmean(scores) for scores in curve], paths[2], title=self.header["objective"])
-        write_png(self.sheet(result), paths[3], {"heads": str(result.heads), **self.header})
-        for number, found in enumerate(result.rounds, 1):
-            paths.append(self.folder / f"round-{number}.png")
-            gains = {head: fmean(s) - fmean(result.unguided[: len(s)]) for head, s in found.scores.items()}
-            title = f"round {number}: gain over no heads"
-            draw_head_map(gains, paths[-1], chosen=found.chosen, title=title)
-            if found.slopes:
-                paths.append(self.folder / f"screen-{number}.png")
-                draw_head_map(found.slopes, paths[-1], chosen=found.chosen, title=f"round {number}: slopes")
-        return paths
+        """Write everything that shows a result into the folder of the search; see `report.write_result`."""
+        return write_result(self.folder, result, self.pairs, self.curve(result), self.sheet(result))
+
+    def cost(self) -> ScreenCost | None:
+        """What the gradient screen of a round takes; None for an exhaustive search, which has none."""
+        if self.config.method != "fast":
+            return None
+        return self.backend.cost(self.pairs[0][0], len(self.pairs), self.config.micro_batch)
 
     def curve(self, result: Result) -> list[list[float]]:
         """Scores of the first 0, 1, 2 ... chosen heads, a number for each pair."""
@@ -179,9 +141,13 @@ class HeadHunter:
     def scores(
         self, sets: Sequence[HeadSet | None], *, scale: float | None = None, softness: float | None = None
     ) -> list[list[float]]:
-        """Scores of head sets, a number for each pair, from the log or from pictures that are drawn now;
-        `scale` and `softness` are those of the search unless given. None draws without guidance."""
-        strength = (
+        """Scores of head sets, a number for each pair, from the log or from pictures that are drawn now.
+
+        Args:
+            sets: None stands for no guidance.
+            scale, softness: of the pictures. Default: those of the search.
+        """
+        strength = Strength(
             self.config.scale if scale is None else scale,
             self.config.softness if softness is None else softness,
         )
@@ -190,32 +156,21 @@ class HeadHunter:
 
     def sheet(self, result: Result, rows: int = 5) -> Image.Image:
         """Pictures without heads and after each round (columns) of the first pairs (rows)."""
-        after = list(itertools.accumulate((found.chosen for found in result.rounds), initial=()))
+        after = itertools.accumulate((found.chosen for found in result.rounds), initial=())
         pairs = self.pairs[:rows]
         cells = [self.draw(_set_of(heads), pairs) for heads in after]
-        labels = [Column("no heads")]
-        labels += [
-            Column(f"round {number}", f"+ {HeadSet(found.chosen)}")
-            for number, found in enumerate(result.rounds, 1)
-        ]
-        return contact_sheet(
-            [list(line) for line in zip(*cells, strict=True)],
-            labels,
-            [f"{prompt}\nseed {seed}" for prompt, seed in pairs],
-            title=f"Heads that raise {self.header['objective']}",
-            footer=f"scale {self.config.scale:g}, softness {self.config.softness:g}. AI-generated.",
-        )
+        footer = f"scale {self.config.scale:g}, softness {self.config.softness:g}"
+        return result_sheet(result, pairs, cells, footer)
 
     def draw(
-        self,
-        heads: HeadSet | None,
-        pairs: Sequence[tuple[str, int]],
-        strength: tuple[float, float] | None = None,
+        self, heads: HeadSet | None, pairs: Sequence[Pair], strength: Strength | None = None
     ) -> list[Image.Image]:
-        """Pictures of (prompt, seed) pairs with a head set; `strength` is scale and softness."""
+        """Pictures of (prompt, seed) pairs with a head set; the strength is that of the search by default."""
         batches = batches_of([self._trial(heads, *pair, strength) for pair in pairs], self.config.batch)
-        images = torch.cat([self.scorer.paint(batch) for batch in batches])
-        return self.scorer.pipe.image_processor.postprocess(images, do_denormalize=[False] * len(images))
+        found = dict(self.backend.paint(batches))
+        return pictures(torch.cat([found[batch] for batch in batches]))
+
+    # --- rounds ---
 
     def _round(self, chosen: tuple[HeadId, ...], bar: Any) -> Round:
         """Every head that is not chosen yet, together with those that are; the best of them."""
@@ -248,68 +203,77 @@ class HeadHunter:
 
     def _slopes(self, chosen: tuple[HeadId, ...], bar: Any) -> dict[HeadId, float]:
         """The gradient screen of a round on the pictures of its heads so far, or what is stored of it."""
-        config, path = self.config, self.folder / f"screen-{len(chosen) // self.config.per_round + 1}.json"
+        path = self.folder / f"screen-{len(chosen) // self.config.per_round + 1}.json"
         trials = [self._trial(_set_of(chosen), *pair) for pair in self.pairs]
-        asked = json.loads(json.dumps({"scale": config.scale, "of": [asdict(trial) for trial in trials]}))
-        if path.exists() and (stored := json.loads(path.read_text()))["asked"] == asked:
+        self._drawn.update(trials)
+        asked = {"header": self.header, "scale": self.config.scale, "of": [asdict(trial) for trial in trials]}
+        every = _every_head(self.backend.head_counts)
+        if (stored := read_slopes(path, asked, every)) is not None:
             bar.update(len(trials) if chosen else 0)
-            return {head: stored["slopes"][str(head)] for head in self._every_head()}
-        runs = []
-        for batch in batches_of(trials, config.batch):
-            with Recorder(self.scorer.pipe) as recorder:
-                self.log.add(batch, self.scorer(batch))
-            runs.append(([trial.prompt for trial in batch], recorder.calls))
-            bar.update(len(batch) if chosen else 0)  # those without heads count when `run` reads their scores
-        slopes = screened(
-            self.scorer.pipe,
-            self.scorer.objective,
-            runs,
-            scale=config.scale,
-            chosen=dict.fromkeys(chosen, config.softness),
-            perturbation=Perturbation(config.perturbation, config.region),
-        )
-        with atomic_file(path) as file:
-            named = {str(head): slope for head, slope in slopes.items()}
-            file.write(json.dumps({"asked": asked, "slopes": named}).encode())
+            return stored
+        slopes = self._screened(trials, chosen, bar)
+        write_slopes(path, asked, slopes)
         return slopes
 
-    def _every_head(self) -> tuple[HeadId, ...]:
-        return layout_of(self.scorer.pipe.transformer).every_head()
+    def _screened(self, trials: Sequence[Trial], chosen: tuple[HeadId, ...], bar: Any) -> dict[HeadId, float]:
+        """The mean of slopes over all pictures, added up in one order whoever was first."""
+        config, found = self.config, dict[TrialBatch, dict[HeadId, float]]()
+        screening = Screening(config.scale, dict.fromkeys(chosen, config.softness), config.micro_batch)
+        batches = batches_of(trials, config.batch)
+        for batch, (scores, slopes) in self.backend.screen(batches, screening):
+            self.log.add(batch, scores)
+            found[batch] = slopes
+            bar.update(len(batch) if chosen else 0)  # those without heads count when `run` reads their scores
+        every = found[batches[0]]
+        return {h: sum(found[b][h] * len(b) for b in batches) / len(trials) for h in every}
 
     def _left(self, chosen: tuple[HeadId, ...]) -> list[HeadId]:
         return [head for head in self.candidates if head not in chosen]
 
+    # --- pictures ---
+
     def _score(
         self,
         sets: Sequence[HeadSet | None],
-        pairs: Sequence[tuple[str, int]],
+        pairs: Sequence[Pair],
         bar: Any,
-        strength: tuple[float, float] | None = None,
+        strength: Strength | None = None,
     ) -> list[list[float]]:
         trials = [[self._trial(heads, *pair, strength) for pair in pairs] for heads in sets]
         flat = list(itertools.chain.from_iterable(trials))
-        found = evaluate(flat, self.log, self.execute, size=self.config.batch, done=bar.update)
+        self._drawn.update(flat)
+        found = evaluate(flat, self.log, self.backend.score, size=self.config.batch, done=bar.update)
         return [[found[trial] for trial in of_set] for of_set in trials]
 
     def _trial(
-        self, heads: HeadSet | None, prompt: str, seed: int, strength: tuple[float, float] | None = None
+        self, heads: HeadSet | None, prompt: str, seed: int, strength: Strength | None = None
     ) -> Trial:
-        config = self.config
         if heads is None:
-            return Trial("", prompt, seed, config.steps, 0.0, 0.0)
-        return Trial(str(heads), prompt, seed, config.steps, *(strength or (config.scale, config.softness)))
-
-    def _provenance(self) -> dict[str, Any]:
-        versions = {"dit_heads": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
-        prompts = list(dict.fromkeys(prompt for prompt, _ in self.pairs))
-        return {**self.header, **asdict(self.config), "prompts": prompts, "versions": versions}
+            return Trial("", prompt, seed, self.config.steps, 0.0, 0.0)
+        scale, softness = strength or (self.config.scale, self.config.softness)
+        return Trial(str(heads), prompt, seed, self.config.steps, scale, softness)
 
     def _pictures(self) -> int:
-        """How many pictures the search takes."""
+        """The number of pictures that the search takes."""
         left = [len(self.candidates) - r * self.config.per_round for r in range(self.config.rounds)]
         if self.config.method == "exhaustive":
             return len(self.pairs) * (1 + sum(left))
         return len(self.pairs) * len(left) + sum(cost(self._rungs(n)) for n in left)
+
+    def _provenance(self, prompts: Sequence[str]) -> dict[str, Any]:
+        versions = {"dit_heads": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
+        return {
+            **self.header,
+            **asdict(self.config),
+            "prompts": list(prompts),
+            "candidates": str(HeadSet(self.candidates)),
+            "versions": versions,
+        }
+
+
+def _check_prompts(prompts: Sequence[str]) -> None:
+    if not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
+        raise InputError(f"prompts: expected at least one, and none empty, got {list(prompts)}")
 
 
 def _set_of(heads: Sequence[HeadId]) -> HeadSet | None:
@@ -321,37 +285,12 @@ def _ranked(scores: Mapping[HeadId, Sequence[float]]) -> list[HeadId]:
     return sorted(scores, key=lambda head: (-fmean(scores[head]), head))
 
 
-def _candidates(pipe: Any, heads: HeadSet | str | None) -> tuple[HeadId, ...]:
-    layout = layout_of(pipe.transformer)
+def _candidates(counts: HeadCounts, heads: HeadSet | str | None) -> tuple[HeadId, ...]:
     if heads is None:
-        return layout.every_head()
-    return layout.resolve(HeadSet.parse(heads) if isinstance(heads, str) else heads)
+        return _every_head(counts)
+    return (HeadSet.parse(heads) if isinstance(heads, str) else heads).resolve(*counts)
 
 
-def _header(pipe: Any, objective: Objective, config: HuntConfig, call: Mapping[str, Any]) -> dict[str, Any]:
-    """What every score depends on; the rest of the settings each trial has itself, so that they may vary."""
-    return {
-        "pipeline": type(pipe).__name__,
-        "weights": fingerprint(pipe.transformer),
-        "objective": name_of(objective),
-        "call": dict(call),
-        "perturbation": config.perturbation,
-        "region": config.region,
-        "batch": config.batch,
-    }
-
-
-def _json(result: Result) -> str:
-    return json.dumps(result.to_json(), indent=1) + "\n"
-
-
-def _table(result: Result, pairs: Sequence[tuple[str, int]]) -> str:
-    """Every score as CSV: a line for each round, head and pair."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("round", "head", "chosen", "prompt", "seed", "score"))
-    for number, found in enumerate(result.rounds, 1):
-        for head, scores in found.scores.items():
-            for (prompt, seed), score in zip(pairs, scores, strict=False):  # fast: the first ones
-                writer.writerow((number, head, int(head in found.chosen), prompt, seed, score))
-    return text.getvalue()
+def _every_head(counts: HeadCounts) -> tuple[HeadId, ...]:
+    blocks = ((only, block, count) for only in (0, 1) for block, count in enumerate(counts[only]))
+    return tuple(sorted(HeadId(block, h, bool(only)) for only, block, count in blocks for h in range(count)))

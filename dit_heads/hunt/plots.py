@@ -21,11 +21,11 @@ def draw_head_map(
 ) -> None:
     """Write a PNG of what each head gains: a column a block, a row a head, blue worse and red better than
     without it, the chosen ones numbered in their order. Image-only heads have a map of their own."""
-    plot = drawing()
+    matplotlib = require_matplotlib()
     kinds = [only for only in (False, True) if any(head.image_only is only for head in gains)]
     shape = _shape(gains)
     size = (len(kinds) * (1.8 + 0.34 * shape[0]), 1.4 + 0.32 * shape[1])
-    figure = plot.figure.Figure(figsize=size, layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, len(kinds), squeeze=False)
     limit = max(map(abs, gains.values())) or 1.0
     for axis, only in zip(axes[0], kinds, strict=True):
@@ -37,7 +37,7 @@ def draw_head_map(
         for number, head in enumerate(chosen, 1):
             if head.image_only is only:
                 place = head.block, head.head
-                axis.add_patch(plot.patches.Circle(place, 0.4, facecolor="white", edgecolor="black"))
+                axis.add_patch(matplotlib.patches.Circle(place, 0.4, facecolor="white", edgecolor="black"))
                 axis.annotate(str(number), place, ha="center", va="center", fontsize=8)
         axis.set(xlabel="block", ylabel="head", title="image-only attention" if only else "")
         axis.set_xticks(range(0, shape[0], max(1, shape[0] // 12)))
@@ -51,7 +51,7 @@ def draw_curve(
     means: Sequence[float], path: Path, *, intervals: Sequence[tuple[float, float]] = (), title: str = ""
 ) -> None:
     """Write a PNG of the score with 0, 1, 2 ... heads; `intervals` are drawn as a band."""
-    figure = drawing().figure.Figure(figsize=(5.2, 3.2))
+    figure = require_matplotlib().figure.Figure(figsize=(5.2, 3.2))
     axis = figure.subplots()
     if intervals:
         axis.fill_between(range(len(means)), *zip(*intervals, strict=True), color="tab:blue", alpha=0.15)
@@ -74,10 +74,10 @@ def draw_grid(
 ) -> None:
     """Write a PNG of a table as colours, blue below 0 and red above, each value written in its cell; `rows`
     and `columns` are what they are and their labels. NaN is left white."""
-    plot = drawing()
+    matplotlib = require_matplotlib()
     limit = max((abs(v) for row in values for v in row if v == v), default=0.0) or 1.0
     size = (2.2 + 0.62 * len(columns[1]), 1.6 + 0.42 * len(rows[1]))
-    figure = plot.figure.Figure(figsize=size, layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
     axis = figure.subplots()
     axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     for y, row in enumerate(values):
@@ -104,7 +104,7 @@ def _save(figure: Any, path: Path) -> None:
         figure.savefig(file, format="png", dpi=130, bbox_inches="tight")
 
 
-def drawing() -> Any:
+def require_matplotlib() -> Any:
     """matplotlib, for figures that are files: no window and no backend of the process is touched. Raises
     ValueError that says what to install if it is missing."""
     try:

@@ -4,55 +4,99 @@ With the weights U of all heads at 0 (or at those of a chosen set) the guided pr
 differentiable in U, and from it follows an estimate of the clean picture, x - s v. The slope of the objective
 of that picture at U says what a little of each head would do, for all heads at once (attribution patching,
 arXiv 2310.10348). It is a first-order estimate at single noise levels; real pictures must confirm it.
+
+Transformer and decoder keep the inputs of their blocks alone and run them again on the way back (gradient
+checkpointing, arXiv 1604.06174), a micro-batch of pictures at a time: see `cost` for the memory.
 """
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from dit_heads.errors import InputError
 from dit_heads.families import HeadLayout, family_of, layout_of, pipelines_of
 from dit_heads.families.latents import denormalised
 from dit_heads.guidance.branch import BranchRunner
 from dit_heads.guidance.perturb import Perturbation
+from dit_heads.guidance.runs import shadowed
 from dit_heads.heads import HeadId
+from dit_heads.hunt.cost import micro_batch_of, picture_size
 from dit_heads.objectives import Objective, name_of
 
 LEVELS = (0.5, 0.3, 0.15)  # noise levels of the screen; at higher ones slopes tell little of the picture
+Slopes = dict[HeadId, float]
+
+
+@dataclass(frozen=True)
+class Screening:
+    """What is screened: pictures guided at `scale` by `chosen` heads, each at its softness."""
+
+    scale: float
+    chosen: Mapping[HeadId, float] = field(default_factory=dict)
+    micro_batch: int | None = None
 
 
 class Recorder:
-    """Keeps what the transformer is called with in a run, at the steps whose noise is nearest to `levels`.
+    """Keeps the arguments of the transformer at the steps of a run whose noise is nearest to `levels`.
 
-    `calls` are the first ones of these steps, arguments by name, all rows of the batch."""
+    `calls[i]`: keyword arguments, on the CPU, of the first call of such a step, all rows of the batch. With
+    SD3's CFG the rows of the negative prompts come first. Steps are counted by `scheduler.step`.
+
+    Raises:
+        InputError: at the end of a run that did not come to all of these steps.
+    """
 
     def __init__(self, pipe: Any, levels: Sequence[float] = LEVELS) -> None:
         self.pipe, self.levels = pipe, levels
         self.calls: list[dict[str, Any]] = []
-        self._wanted: set[float] | None = None
+        self._step, self._wanted, self._undo = 0, set[int](), ExitStack()
 
     def __enter__(self) -> Recorder:
-        self._handle = self.pipe.transformer.register_forward_pre_hook(self._keep, with_kwargs=True)
+        transformer, scheduler = self.pipe.transformer, self.pipe.scheduler
+        self._undo.callback(transformer.register_forward_pre_hook(self._keep, with_kwargs=True).remove)
+        own = scheduler.step
+
+        def step(*args: Any, **kwargs: Any) -> Any:
+            self._step += 1
+            return own(*args, **kwargs)
+
+        self._undo.enter_context(shadowed(scheduler, "step", step))
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._handle.remove()
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._undo.close()
+        if kind is None and (self._wanted or not self.calls):
+            raise InputError(
+                "steps: expected the run to come to the steps that are nearest to the noise levels "
+                f"{', '.join(map(str, self.levels))}; it ended after {self._step} steps"
+            )
 
-    def _keep(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._wanted is None:
-            noise = [round(t / 1000, 4) for t in self.pipe.scheduler.timesteps.tolist()]
-            self._wanted = {min(noise, key=lambda s, level=level: abs(s - level)) for level in self.levels}
-        now = round(noise_of(self.pipe.transformer, kwargs), 4)
-        if now in self._wanted:
-            self._wanted.remove(now)
-            self.calls.append(kwargs)
+    def _keep(self, transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self.calls and not self._wanted:
+            self._wanted = _nearest_steps(self.pipe.scheduler, self.levels)
+        if self._step in self._wanted:
+            self._wanted.remove(self._step)
+            call = inspect.signature(type(transformer).forward).bind(transformer, *args, **kwargs).arguments
+            named = {name: value for name, value in call.items() if value is not transformer}
+            self.calls.append(tree_map_only(Tensor, lambda t: t.detach().cpu(), named))
+
+
+def _nearest_steps(scheduler: Any, levels: Sequence[float]) -> set[int]:
+    """Indices of the steps whose noise is nearest to each level. Rounding of what a transformer is called
+    with (FLUX in bf16) does not matter."""
+    noise = [t / scheduler.config.num_train_timesteps for t in scheduler.timesteps.tolist()]
+    return {min(range(len(noise)), key=lambda i, level=level: abs(noise[i] - level)) for level in levels}
 
 
 def noise_of(transformer: Any, call: Mapping[str, Any]) -> float:
@@ -75,21 +119,39 @@ def screened(
     pipe: Any,
     objective: Objective,
     runs: Sequence[tuple[Sequence[str], Sequence[Mapping[str, Any]]]],
+    *,
+    micro_batch: int | None = None,
     **options: Any,
-) -> dict[HeadId, float]:
-    """Slopes of every head, the mean over the recorded calls of runs and their pictures; a run is its prompts
-    and its calls. `options` go to `slopes`."""
+) -> Slopes:
+    """Slopes of every head, the mean over recorded calls and their pictures.
+
+    Args:
+        pipe: the pipeline that was recorded.
+        objective: a score that has a gradient.
+        runs: prompts and recorded calls of each run.
+        micro_batch: pictures whose gradient is taken at once. Default: see `cost.micro_batch_of`.
+        options: `scale`, `chosen` and `perturbation` of `slopes`.
+
+    Raises:
+        InputError: for slopes that are not finite, and as `slopes`.
+    """
     sums: defaultdict[HeadId, float] = defaultdict(float)
-    for prompts, calls in runs:
-        for call in calls:
-            arguments = _conditional_rows(pipe, call, len(prompts))
+    with _checkpointed(pipe.transformer), _checkpointed(pipe.vae), _frozen(pipe.vae):
+        for prompts, calls in runs:
+            for call in calls:
+                for some, part in _micro_batches(pipe, call, prompts, micro_batch):
 
-            def clean(latents: Tensor, velocity: Tensor, call: Mapping[str, Any] = arguments) -> Tensor:
-                return estimated_pictures(pipe, call, latents, velocity)
+                    def clean(latents: Tensor, velocity: Tensor, part: Mapping[str, Any] = part) -> Tensor:
+                        return estimated_pictures(pipe, part, latents, velocity)
 
-            for head, slope in slopes(pipe, objective, prompts, arguments, clean, **options).items():
-                sums[head] += slope * len(prompts)
+                    for head, slope in slopes(pipe, objective, some, part, clean, **options).items():
+                        sums[head] += slope * len(some)
     total = sum(len(prompts) * len(calls) for prompts, calls in runs)
+    if odd := [str(head) for head, slope in sums.items() if not math.isfinite(slope)]:
+        raise InputError(
+            f"objective: its slopes are not finite for {', '.join(odd[:5])} (too large for half precision?); "
+            "search with method exhaustive"
+        )
     return {head: slope / total for head, slope in sums.items()}
 
 
@@ -103,34 +165,45 @@ def slopes(
     scale: float,
     chosen: Mapping[HeadId, float],
     perturbation: Perturbation,
-) -> dict[HeadId, float]:
+) -> Slopes:
     """d objective / d u of every head, the mean over a batch, at one recorded call of the transformer.
 
-    `call` are its arguments; `clean(latents, velocity)` gives pictures in [0, 1] from latents and a predicted
-    velocity at the call's noise level; `chosen` heads are perturbed already. Raises ValueError for an
-    objective that has no gradient."""
+    Args:
+        pipe: its `transformer` is evaluated twice, once with gradients.
+        objective: a score that has a gradient.
+        prompts: one a picture.
+        call: arguments of the transformer by name.
+        clean: (latents, predicted velocity) -> pictures in [0, 1].
+        scale: head guidance scale w.
+        chosen: heads that are perturbed already, each with its softness.
+        perturbation: what is done to heads.
+
+    Raises:
+        InputError: for an objective that has no gradient.
+    """
     layout = layout_of(pipe.transformer)
     latents = call[layout.family.arguments.latents]
     u = _leaves(layout, len(prompts), chosen, latents[0])
-    with _frozen(pipe.transformer):
-        runner = BranchRunner(pipe.transformer, layout, list(u), perturbation, lambda *_: None)
-        try:
+    runner = BranchRunner(pipe.transformer, layout, list(u), perturbation, lambda *_: None)
+    try:
+        with _frozen(pipe.transformer):
             arguments = runner.arguments((), {**call, "return_dict": False})
             with torch.no_grad():
                 plain = layout.family.prediction(pipe.transformer(**arguments))
             perturbed = layout.family.prediction(pipe.transformer(**runner.perturbed(arguments, u)))
-        finally:
-            runner.remove()
-        pictures = clean(latents, plain + scale * (plain - perturbed))
-        exact = pictures.to(torch.promote_types(pictures.dtype, torch.float32))
-        scores = objective(exact, prompts)
-        if not scores.requires_grad:
-            raise InputError(
-                f"objective: the fast search takes its gradient, which {name_of(objective)} does not give; "
-                "search with method exhaustive"
-            )
-        leaves = {(block, name): leaf for block, of_block in u.items() for name, leaf in of_block.items()}
-        gradients = torch.autograd.grad(scores.sum(), list(leaves.values()))
+            pictures = clean(latents, plain + scale * (plain - perturbed))
+            exact = pictures.to(torch.promote_types(pictures.dtype, torch.float32))
+            scores = objective(exact, prompts)
+            if not scores.requires_grad:
+                raise InputError(
+                    f"objective: the fast search takes its gradient, which {name_of(objective)} does not "
+                    "give; search with method exhaustive"
+                )
+            leaves = {(block, name): leaf for block, of_block in u.items() for name, leaf in of_block.items()}
+            # The hooks stay until here: checkpointed blocks run again.
+            gradients = torch.autograd.grad(scores.sum(), list(leaves.values()))
+    finally:
+        runner.remove()
     return {
         HeadId(block, head, name == layout.image_only): slope
         for (block, name), gradient in zip(leaves, gradients, strict=True)
@@ -138,18 +211,23 @@ def slopes(
     }
 
 
-def _conditional_rows(pipe: Any, call: Mapping[str, Any], prompts: int) -> dict[str, Any]:
-    """A recorded call with its conditional rows alone, one a prompt."""
+def _micro_batches(
+    pipe: Any, call: Mapping[str, Any], prompts: Sequence[str], size: int | None
+) -> Iterator[tuple[Sequence[str], dict[str, Any]]]:
+    """Prompts and the conditional rows of a recorded call, so many pictures at a time, on the GPU if any."""
     layout = layout_of(pipe.transformer)
-    found = layout.rows(call, layout.family.conditional_rows(pipe, layout.batch(call)))
-    if layout.batch(found) != prompts:
-        raise InputError(f"calls: expected {prompts} conditional rows, got {layout.batch(found)}")
-    return found
+    whole = layout.rows(call, layout.family.conditional_rows(pipe, layout.batch(call)))
+    if layout.batch(whole) != len(prompts):
+        raise InputError(f"calls: expected {len(prompts)} conditional rows, got {layout.batch(whole)}")
+    size = size or micro_batch_of(picture_size(pipe, whole))
+    for at in range(0, len(prompts), size):
+        part = layout.rows(whole, slice(at, at + size))
+        yield prompts[at : at + size], tree_map_only(Tensor, lambda t: t.to(pipe._execution_device), part)
 
 
 @contextmanager
 def _frozen(module: nn.Module) -> Iterator[None]:
-    """No gradient of a module's weights, nor what it would take to compute one."""
+    """No gradient of a module's weights, nor the tensors that it would take to compute one."""
     learning = [p for p in module.parameters() if p.requires_grad]
     for parameter in learning:
         parameter.requires_grad_(False)
@@ -158,6 +236,23 @@ def _frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter in learning:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def _checkpointed(model: Any) -> Iterator[None]:
+    """Gradient checkpointing of a diffusers model; attributes are put back as they were."""
+    names = ("gradient_checkpointing", "_gradient_checkpointing_func")
+    parts = [part for part in model.modules() if hasattr(part, names[0])]
+    before = [{name: vars(part)[name] for name in names if name in vars(part)} for part in parts]
+    if getattr(model, "_supports_gradient_checkpointing", False):
+        model.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        for part, had in zip(parts, before, strict=True):
+            for name in names:
+                vars(part).pop(name, None)
+            vars(part).update(had)
 
 
 def _leaves(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,10 @@ from dit_heads.errors import InputError
 from dit_heads.heads import HeadSet
 from dit_heads.hunt.hunter import HeadHunter
 from dit_heads.hunt.plots import draw_grid
+from dit_heads.hunt.trials import Strength
 from dit_heads.io.atomic import write_text
 from dit_heads.io.pictures import write_png
 from dit_heads.io.sheets import Column, contact_sheet
-
-Strength = tuple[float, float]  # scale, softness
 
 
 @dataclass(frozen=True)
@@ -48,21 +48,29 @@ class Tuning:
 
 
 def tune(hunter: HeadHunter, heads: HeadSet, scales: Sequence[float], softnesses: Sequence[float]) -> Tuning:
-    """Score `heads` at every scale and softness on the pairs of a search. Resumable as the search is. Raises
-    ValueError for a scale that is not positive or a softness outside (0, 1]."""
-    if not scales or min(scales) <= 0:
-        raise InputError(f"scales: expected positive numbers, got {tuple(scales)}")
-    if not softnesses or min(softnesses) <= 0 or max(softnesses) > 1:
-        raise InputError(f"softnesses: expected numbers above 0 and up to 1, got {tuple(softnesses)}")
+    """Score `heads` at every scale and softness on the pairs of a search. Run again, it resumes.
+
+    Raises:
+        InputError: for a scale that is not positive or a softness outside (0, 1].
+    """
+    check_grid(scales, softnesses)
     found = {
-        (scale, softness): hunter.scores([heads], scale=scale, softness=softness)[0]
+        Strength(scale, softness): hunter.scores([heads], scale=scale, softness=softness)[0]
         for scale, softness in itertools.product(scales, softnesses)
     }
     return Tuning(heads, found, hunter.scores([None])[0])
 
 
+def check_grid(scales: Sequence[float], softnesses: Sequence[float]) -> None:
+    """Raise InputError for a scale that is not positive or a softness outside (0, 1]."""
+    if not scales or not all(0 < scale < math.inf for scale in scales):
+        raise InputError(f"scales: expected positive numbers, got {tuple(scales)}")
+    if not softnesses or not all(0 < u <= 1 for u in softnesses):
+        raise InputError(f"softnesses: expected numbers above 0 and up to 1, got {tuple(softnesses)}")
+
+
 def write_tuning(hunter: HeadHunter, tuning: Tuning, folder: Path) -> list[Path]:
-    """The figures (`tune.json`), the grid of gains (`tune.png`) and the first pair's picture at every
+    """Write the figures (`tune.json`), the grid of gains (`tune.png`) and the first pair's picture at every
     strength (`tune-sheet.png`)."""
     paths = [folder / name for name in ("tune.json", "tune.png", "tune-sheet.png")]
     scales, softnesses = ([*dict.fromkeys(s[i] for s in tuning.scores)] for i in (0, 1))
@@ -74,18 +82,18 @@ def write_tuning(hunter: HeadHunter, tuning: Tuning, folder: Path) -> list[Path]
         "softness": softness,
         "unguided": fmean(tuning.unguided),
         "grid": rows,
-        "provenance": hunter.header,
+        "provenance": hunter.provenance,
     }
     write_text(paths[0], json.dumps(stored, indent=1) + "\n")
     draw_grid(
-        [[tuning.gain((w, u)) for w in scales] for u in softnesses],
+        [[tuning.gain(Strength(w, u)) for w in scales] for u in softnesses],
         paths[1],
         rows=("softness u", [f"{u:g}" for u in softnesses]),
         columns=("scale w", [f"{w:g}" for w in scales]),
         title=f"{tuning.heads}: gain over no heads",
     )
     pair = hunter.pairs[0]
-    cells = [[hunter.draw(tuning.heads, [pair], (w, u))[0] for w in scales] for u in softnesses]
+    cells = [[hunter.draw(tuning.heads, [pair], Strength(w, u))[0] for w in scales] for u in softnesses]
     sheet = contact_sheet(
         cells,
         [Column(f"scale {w:g}") for w in scales],
@@ -93,5 +101,5 @@ def write_tuning(hunter: HeadHunter, tuning: Tuning, folder: Path) -> list[Path]
         title=str(tuning.heads),
         footer=f"{pair[0]}, seed {pair[1]}. AI-generated.",
     )
-    write_png(sheet, paths[2], {"heads": str(tuning.heads), **hunter.header})
+    write_png(sheet, paths[2], {"heads": str(tuning.heads), **hunter.provenance})
     return paths

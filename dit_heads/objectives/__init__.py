@@ -1,25 +1,23 @@
 """What a search maximises: scores of pictures that can be differentiated."""
 
-from dit_heads.objectives.objectives import (
+from dit_heads.objectives.clip import (
     AestheticScore,
     ClipSimilarity,
-    Objective,
-    Threshold,
-    WeightedSum,
     aesthetic,
     aesthetic_head,
-    checked_scores,
     clip,
-    embedded_clip,
     hpsv2,
-    load_objective,
-    name_of,
     pickscore,
 )
+from dit_heads.objectives.combine import Threshold, WeightedSum
+from dit_heads.objectives.image_tower import ImageTower
+from dit_heads.objectives.named import load_objective
+from dit_heads.objectives.objective import Objective, checked_scores, name_of, parts_of
 
 __all__ = [
     "AestheticScore",
     "ClipSimilarity",
+    "ImageTower",
     "Objective",
     "Threshold",
     "WeightedSum",
@@ -27,9 +25,9 @@ __all__ = [
     "aesthetic_head",
     "checked_scores",
     "clip",
-    "embedded_clip",
     "hpsv2",
     "load_objective",
     "name_of",
+    "parts_of",
     "pickscore",
 ]

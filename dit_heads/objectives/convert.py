@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dit_heads.errors import InputError
 from dit_heads.io.atomic import write_tensors, write_text
-from dit_heads.objectives import aesthetic_head
+from dit_heads.objectives.clip import aesthetic_head
 
 # open_clip's names -> those of transformers; what a block has is listed once.
 _TOWERS = {
@@ -55,7 +55,7 @@ def convert_hpsv2(
 ) -> None:
     """HPSv2's checkpoint of open_clip's ViT-H-14 -> a CLIP folder of transformers, without a tokenizer.
 
-    `text_head`, `vision_head`: channels a head, which the weights do not tell. Raises ValueError for a file
+    `text_head`, `vision_head`: channels a head, which the weights do not tell. Raises InputError for a file
     that cannot be read and for names or shapes that are not those of such a model."""
     state = _read(pickle_path).get("state_dict")
     if not isinstance(state, Mapping):
@@ -72,7 +72,7 @@ def convert_hpsv2(
 def convert_aesthetic(pickle_path: str | Path, out: str | Path) -> None:
     """LAION's predictor, a pickle of `layers.0.weight` ..., -> a safetensors file of the same names.
 
-    Raises ValueError for a file that cannot be read or holds anything else."""
+    Raises InputError for a file that cannot be read or holds anything else."""
     weights = _read(pickle_path)
     aesthetic_head(weights)
     write_tensors(Path(out), dict(weights), {"format": "pt"})
@@ -80,7 +80,7 @@ def convert_aesthetic(pickle_path: str | Path, out: str | Path) -> None:
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """open_clip's weights of a CLIP of two ViTs, by the names of transformers' CLIPModel, copied. Raises
-    ValueError that names what is missing or unknown."""
+    InputError that names what is missing or unknown."""
     names = _names({tower: _depth(state, tower) for tower in _TOWERS})
     if names.keys() != state.keys():
         missing, unknown = _some(names.keys() - state.keys()), _some(state.keys() - names.keys())

@@ -34,6 +34,13 @@ class ImageTower:
         self.fit = fit or partial(middle, edge=size, crop=size)
         self.mean, self.std = (torch.tensor(v)[:, None, None] for v in (mean, std))
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How pictures are prepared."""
+        function, keywords = getattr(self.fit, "func", self.fit), getattr(self.fit, "keywords", {})
+        fit = {"fit": getattr(function, "__qualname__", type(function).__name__), **keywords}
+        return {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist(), **fit}
+
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         self.model.to(images.device)
         weight = self.model.visual_projection.weight

@@ -17,9 +17,15 @@ from dit_heads.training.flow import flow_matching_loss
 class Batch:
     """What a diffusion transformer is trained on in one pass.
 
-    Latents as the model reads them, prompt embeddings as the pipelines make them, a noise level in [0, 1] and
-    noise for each sample; `source` are latents that a widened input reads beside the noisy ones, `weight` is
-    what each latent's error counts."""
+    Args:
+        latents: normalised, as the model reads them.
+        text: prompt embeddings as the pipelines make them.
+        pooled: pooled prompt embeddings.
+        sigmas: noise levels in [0, 1]; 1 is noise.
+        noise: of each sample.
+        source: latents that a widened input reads beside the noisy ones.
+        weight: of each latent's error in the loss, 1 by default.
+    """
 
     latents: Float[Tensor, "B C H W"]
     text: Float[Tensor, "B L D"]
@@ -30,12 +36,12 @@ class Batch:
     weight: Float[Tensor, "B 1 H W"] | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The same on a device."""
+        """The same batch on a device."""
         tensors: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         moved = {name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None}
         return replace(self, **moved)
 
     def loss(self, transformer: Any) -> Float[Tensor, ""]:
-        """The flow-matching loss (`flow.flow_matching_loss`), FLUX's guidance embedding at 1."""
+        """The flow-matching loss of a transformer, with a guidance embedding, if it has one, at 1."""
         velocity = velocity_of(transformer, self.text, self.pooled, source=self.source)
         return flow_matching_loss(velocity, self.latents, self.sigmas, self.noise, self.weight)

@@ -26,7 +26,7 @@ def wait_for_all(state: Any, limit: timedelta = timedelta(days=7)) -> None:
     """Wait for work of unequal length, such as encoding a data set: NCCL's barrier gives up after ten
     minutes."""
     if state.num_processes > 1:
-        group = distributed.new_group(backend="gloo", timeout=limit)
+        group: Any = distributed.new_group(backend="gloo", timeout=limit)
         distributed.barrier(group)
         distributed.destroy_process_group(group)
 

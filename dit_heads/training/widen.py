@@ -14,8 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dit_heads.errors import InputError
-from dit_heads.families import family_of
-from dit_heads.families._family import InputProjection
+from dit_heads.families import InputProjection, family_of
 
 
 def widen(transformer: Any, extra: int) -> Callable[[], None]:

@@ -20,8 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dit_heads.errors import InputError
-from dit_heads.families import family_of
-from dit_heads.families._family import LoraDialect
+from dit_heads.families import LoraDialect, family_of
 from dit_heads.loras.weights.low_rank import (
     PEFT,
     PREFIX,

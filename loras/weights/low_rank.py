@@ -12,8 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dit_heads.errors import InputError
-from dit_heads.families import family_of
-from dit_heads.families._family import InputProjection
+from dit_heads.families import InputProjection, family_of
 
 NEEDS = "peft is missing, which LoRAs need: pip install 'dit-heads[train]'"
 PREFIX, PEFT = "transformer.", "base_model.model."  # of names, in files of diffusers and of peft

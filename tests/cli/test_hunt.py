@@ -93,14 +93,22 @@ def test_tune_needs_a_folder_of_a_search(tmp_path, monkeypatch, error_line):
     [
         (["--candidates", "L9"], "the model has blocks L0 to L2"),
         (["--objective", "beauty"], "objective: expected clip, "),
-        (["--method", "quick"], "method: expected one of exhaustive, fast"),
-        (["--share", "0"], "share: expected more than 0"),
+        (["--method", "quick"], "method: expected"),
+        (["--share", "0"], "share: expected a number above 0"),
         (["--prompts", "none.txt"], "none.txt"),
         (["--prompts", "empty.txt"], "prompts: 'empty.txt' holds none"),
         (["--out", "empty.txt"], "is a file, not a folder"),
         (["--rounds", "0"], "rounds"),
-        (["--num-prompts", "0"], "num_prompts: expected at least 1"),
+        (["--num-prompts", "0"], "num_prompts: expected a whole number of at least 1"),
         (["--style", "at night", "--template", "{style}"], "template: expected {style} and {content}"),
+        (["--style", "at night", "--template", "{style} {content} {mood}"], "template: expected"),
+        (["--scale", "0"], "scale: expected a number above 0"),
+        (["--softness", "3"], "softness: expected a number above 0"),
+        (["--softness", "0"], "softness: expected a number above 0"),
+        (["--region", "sky"], "region: expected joint, image, image_to_image, got 'sky'"),
+        (["--perturbation", "temperature"], "temperature: expected a number"),
+        (["--seeds", "99999999999999999999999"], "seeds: expected"),
+        (["--objective", "mine:score"], "objective: cannot load 'mine:score': No module named 'mine'"),
     ],
 )
 def test_bad_input_of_hunt_is_one_line_and_leaves_nothing(
@@ -119,3 +127,43 @@ def test_hunt_says_before_it_searches_that_plots_cannot_be_drawn(model, tmp_path
     assert main(["hunt", "--model", model, "--out", "h"]) == 2
     assert "pip install 'dit-heads[search]'" in error_line()
     assert not (tmp_path / "h").exists()
+
+
+def test_an_objective_of_the_current_folder_is_found_from_the_console_script(model, tmp_path):
+    """A console script has its own folder, not the current one, on `sys.path`."""
+    (tmp_path / "mine.py").write_text("def score(images, prompts):\n    return images[:, 0].mean((1, 2))\n")
+    script = "import sys; from dit_heads.cli import main; sys.path.remove(''); sys.exit(main(sys.argv[1:]))"
+    asked = ["hunt", "--model", model, "--objective", "mine:score", "--num-prompts", "1", *HUNT, "--out", "h"]
+    asked += ["--per-round", "1"]
+    command = [sys.executable, "-c", script, *asked]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "h/heads.json").read_text())["provenance"]["objective"] == "mine:score"
+
+
+def test_a_fast_hunt_says_first_what_its_screen_takes(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    asked = ["hunt", "--model", model, "--objective", "tests.saved:red", "--num-prompts", "2", *HUNT]
+    assert main([*asked, "--method", "fast", "--share", "1", "--per-round", "1", "--out", "h"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert "screen of a round: gradients of 4 pictures at 3 noise levels, 108 block evaluations" in first
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "search: expected a mapping"),
+        ("3", "search: expected a mapping"),
+        ("not JSON", "search: cannot read"),
+        ('{"model": 3}', "model: expected text"),
+        ('{"config": {"rounds": "many"}}', "rounds: expected a whole number"),
+        ('{"method": "fast"}', "it belongs to the section 'config'"),
+    ],
+)
+def test_tune_names_what_is_wrong_with_the_stored_search(tmp_path, monkeypatch, error_line, text, message):
+    monkeypatch.chdir(tmp_path)
+    Path("h").mkdir()
+    Path("h/search.json").write_text(text)
+    Path("h/heads.json").write_text('{"heads": ["L1H0"]}')
+    assert main(["tune", "h"]) == 2
+    assert message in error_line()

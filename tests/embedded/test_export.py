@@ -65,6 +65,16 @@ def test_the_pipeline_is_stock_in_fp32_and_holds_the_trained_parts(
     assert pipe.tokenizer_3(prompt).input_ids == make_t5_tokenizer()(prompt).input_ids
 
 
+def test_every_file_of_weights_is_small_and_of_the_last_export(exported: tuple[Path, dict[str, Any]]):
+    folder, _ = exported
+    sizes = [path.stat().st_size for path in folder.rglob("*.safetensors")]
+    assert len(list((folder / "sd3/transformer").glob("*.safetensors"))) > 1 and max(sizes) < 16 * 2**20
+    for _ in range(2):
+        export_flux_weights(FluxStudent(), folder)
+    names = {path.name for path in (folder / "flux").rglob("*.safetensors")}
+    assert all("-of-0000" in name for name in names) and len(names) == 2
+
+
 def test_flux_is_a_stock_pipeline_that_shares_sd3s_autoencoder_and_texts(
     exported: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ):

@@ -9,8 +9,8 @@ import torch
 from diffusers import FluxPipeline, StableDiffusion3Pipeline
 
 from dit_heads import HeadGuidance, HeadSet, load_embedded
-from dit_heads.embedded import WEIGHTS, embedded_lora
-from dit_heads.embedded.evaluate import OWN_TEXT_TOKENS, paint, unseen_scenes
+from dit_heads.embedded import TEXT_TOKENS, WEIGHTS, embedded_lora
+from dit_heads.embedded.evaluate import paint, unseen_scenes
 from dit_heads.embedded.export import load_judge
 from dit_heads.embedded.nets.judge import verdict
 from dit_heads.embedded.nets.vae import reconstruction_psnr, to_tensor
@@ -21,7 +21,7 @@ from dit_heads.families import layout_of
 from dit_heads.loras import Grid
 from dit_heads.pipelines import InContextPipeline
 
-USUAL: dict[str, Any] = {"num_inference_steps": 28, "max_sequence_length": OWN_TEXT_TOKENS}
+USUAL: dict[str, Any] = {"num_inference_steps": 28, "max_sequence_length": TEXT_TOKENS}
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_a_lora_of_another_task_is_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_a_lora_draws_sets_that_the_base_model_does_not(pipe, task):
-    """docs/in-context.md has 79 to 84 % of attributes of 128 sets, 51 to 58 % without."""
+    """docs/loras.md has 79 to 84 % of attributes of 128 sets, 51 to 58 % without."""
     sets, kind = split_sets(task, "test", 8), task_of(task)
     grid = Grid.equal(kind.rows, kind.columns, height=128, width=128)
 

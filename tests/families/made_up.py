@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
-from dit_heads.families._family import Arguments, Call, Family, HeadLayout
+from dit_heads.families import Arguments, Call, Family, HeadLayout
 from dit_heads.families.processors import HEAD_WEIGHTS, HeadProcessor
 
 WIDTH, CHANNELS, REGISTERS, TEXT = 16, 3, 2, 4
@@ -129,7 +129,7 @@ class PlaidPipeline(DiffusionPipeline):
     ):
         self.scheduler.set_timesteps(steps)
         self._num_timesteps, self._cfg, doubled = steps, cfg, 2 if cfg else 1
-        with self.progress_bar(total=steps) as bar:
+        with self.progress_bar(total=steps) as bar:  # pyright: ignore[reportCallIssue]
             for t in self.scheduler.timesteps:
                 progress = (1 - t).expand(doubled * len(latents))
                 texts = torch.cat([cap, negative]) if cfg else cap

@@ -9,7 +9,7 @@ from torch import nn
 
 from dit_heads import HeadSet
 from dit_heads.errors import InputError
-from dit_heads.families import FAMILIES, family_of, layout_of, training_of
+from dit_heads.families import FAMILIES, family_of, layout_of, pipelines_of, training_of
 from tests import tiny
 
 # The published configs of the real models: what differs from the class's defaults, and how many heads.
@@ -136,3 +136,10 @@ def test_a_subclass_has_its_parents_layout():
 def test_other_models_are_refused():
     with pytest.raises(ValueError, match=r"expected one of SD3Transformer2DModel.*got UNet2DModel"):
         layout_of(UNet2DModel(block_out_channels=(8, 8, 8, 8), norm_num_groups=2, layers_per_block=1))
+
+
+def test_a_guidance_scale_has_an_effect_where_a_model_reads_one():
+    flux = tiny.flux()
+    schnell: Any = FluxTransformer2DModel.from_config({**flux.config, "guidance_embeds": False})
+    for model, reads in ((tiny.sd3(), True), (flux, True), (schnell, False)):
+        assert pipelines_of(model).reads_guidance(model) is reads

@@ -29,7 +29,7 @@ from tests.families.made_up import (
 
 TOKENS, SCALE = 6, 2.0
 HEADS = "L1H3, L2H0, L4"
-SOFTNESS = {"L1H3": 0.5, "L2H0": 1.0, "L4": 0.25}
+SOFTNESS: Any = {"L1H3": 0.5, "L2H0": 1.0, "L4": 0.25}
 KINDS = [Perturbation(), Perturbation("identity", "image"), Perturbation("uniform", "image")]
 Weights = Mapping[int, Tensor]  # block -> U [B, H]
 
@@ -170,7 +170,7 @@ def test_softness_0_changes_no_bit(model: Any, trunk: str):
     call = inputs(2)
     before = torch.stack(model(**call))
     # One head at 0 beside another that is perturbed: the branch runs, and its head 0 is untouched.
-    softness = {"L1H3": 0.0, "L4H1": 1.0}
+    softness: Any = {"L1H3": 0.0, "L4H1": 1.0}
     with (
         HeadGuidance(model, "L1H3, L4H1", softness=softness, trunk=trunk, conditional=slice(None)),
     ):

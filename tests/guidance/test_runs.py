@@ -191,7 +191,8 @@ def test_a_run_after_one_that_was_interrupted_inside_a_call_is_exact(kind, error
         last = made.transformer.get_submodule(guide.layout.blocks[-1])
 
         def interrupt(*_: Any):
-            if len(guide.report.guided) == 1 or guide._run.evaluates:
+            under_way: Any = guide._run
+            if len(guide.report.guided) == 1 or under_way.evaluates:
                 raise error
 
         hook = last.register_forward_hook(interrupt)
@@ -260,7 +261,7 @@ class Mixing(JointAttnProcessor2_0):
 
 @torch.no_grad()
 def test_auto_takes_two_passes_where_a_processor_is_unknown_and_says_so():
-    model = sd3()
+    model: Any = sd3()
     model.transformer_blocks[2].attn.processor = Mixing()
     options: dict[str, Any] = {"scale": 2.0, "conditional": slice(None)}
     with HeadGuidance(model, "L1H0", trunk="two_pass", **options):
@@ -319,7 +320,7 @@ def test_nothing_of_ours_stays_when_projections_are_fused_while_attached(pipe):
 def test_a_backend_set_while_attached_stays_set():
     from diffusers.models.attention_dispatch import attention_backend
 
-    model = tiny.flux()
+    model: Any = tiny.flux()
     with attention_backend("native"):
         with HeadGuidance(model, "L1H0", conditional=slice(None)):
             model.set_attention_backend("_native_math")

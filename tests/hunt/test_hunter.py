@@ -1,6 +1,7 @@
 """The search against algorithm 1 written out, resumption, and what it refuses."""
 
 import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -12,8 +13,8 @@ import torch
 from dit_heads import HeadGuidance, HeadId, HeadSet
 from dit_heads.hunt.config import HuntConfig, read_prompts, style_prompts
 from dit_heads.hunt.hunter import HeadHunter
-from dit_heads.hunt.trials import Scorer, in_process
-from tests.saved import red, tiny_pipeline
+from dit_heads.hunt.scorer import Scorer, in_process
+from tests.saved import red, tiny_flux_pipeline, tiny_pipeline
 
 PROMPTS = ("a cat", "two dogs")
 CONFIG = HuntConfig(rounds=2, per_round=2, scale=4.0, steps=2, seeds=(0, 5), batch=5)
@@ -141,6 +142,88 @@ def test_the_order_in_which_batches_come_back_does_not_matter(pipe, tmp_path):
     assert backwards == hunter(pipe, tmp_path / "b").run()
 
 
+@pytest.mark.parametrize("method", ["exhaustive", "fast"])
+def test_a_finished_search_that_runs_again_writes_the_same_files(pipe, tmp_path, method):
+    config = replace(CONFIG, method=method, share=0.9, seeds=(0,), per_round=1)
+    files = []
+    for _ in range(2):
+        search = hunter(pipe, tmp_path, config=config)
+        search.write(search.run())
+        search.scores([HeadSet.parse("L1H1")], scale=1.0)  # as `tune` does: not of this search
+        files.append({path.name: path.read_bytes() for path in tmp_path.iterdir()})
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("seeds", (0, 1), r"seeds: \[0, 1\] there, \[0, 5\] here"),
+        ("scale", 2.0, r"scale: 2\.0 there, 4\.0 here"),
+        ("softness", 0.5, r"softness: 0\.5 there, 1\.0 here"),
+        ("candidates", "L0", r"candidates: 'L0' there"),
+        ("prompts", ["a bird"], r"prompts: \['a bird'\] there"),
+    ],
+)
+def test_a_folder_with_results_of_other_pictures_is_refused(pipe, tmp_path, name, value, message):
+    stored = {**hunter(pipe, tmp_path).provenance, name: value}
+    (tmp_path / "heads.json").write_text(json.dumps({"heads": ["L0H0"], "provenance": stored}))
+    with pytest.raises(ValueError, match=rf"folder: '.*heads\.json' is of another search \({message}"):
+        hunter(pipe, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["notes", "{}", '{"heads": ["L0H1"]}', "[]"])
+def test_results_of_something_else_are_left_alone(pipe, tmp_path, text):
+    (tmp_path / "heads.json").write_text(text)
+    with pytest.raises(ValueError, match=r"heads\.json' is not the result of a search; choose"):
+        hunter(pipe, tmp_path)
+    assert (tmp_path / "heads.json").read_text() == text
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"asked": 1}'])
+def test_a_file_of_slopes_that_is_none_is_named(pipe, tmp_path, text):
+    (tmp_path / "screen-1.json").write_text(text)
+    with pytest.raises(ValueError, match=r"screen-1\.json' does not hold the slopes of a search"):
+        hunter(pipe, tmp_path, config=replace(CONFIG, method="fast", share=1.0)).run()
+
+
+def test_stored_slopes_of_another_model_are_not_taken(pipe, tmp_path):
+    config = replace(CONFIG, method="fast", share=1.0, rounds=1)
+    hunter(pipe, tmp_path / "a", config=config).run()
+    other = tiny_pipeline()
+    torch.nn.init.normal_(other.transformer.proj_out.weight)
+    other.set_progress_bar_config(disable=True)
+    fresh = hunter(other, tmp_path / "b", config=config).run()
+    (tmp_path / "c").mkdir()
+    (tmp_path / "a/screen-1.json").rename(tmp_path / "c/screen-1.json")
+    assert hunter(other, tmp_path / "c", config=config).run() == fresh
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_flux_is_searched_fast_in_half_precision(tmp_path, dtype):
+    """Its pipelines cast timesteps to the precision of the latents: steps are told by their index."""
+    flux = tiny_flux_pipeline()
+    flux.set_progress_bar_config(disable=True)
+    for part in (flux.transformer, flux.vae, flux.text_encoder, flux.text_encoder_2):
+        part.to(dtype)
+    config = HuntConfig(method="fast", share=1.0, per_round=1, steps=4, batch=2, micro_batch=1)
+    call = CALL | {"height": 16, "width": 16}
+    found = HeadHunter(flux, red, PROMPTS, tmp_path, config, call=call, candidates="L0H0, L2H1").run()
+    for each in found.rounds:
+        assert set(each.slopes) == {HeadId(b, h) for b in range(3) for h in range(4)}
+        assert any(each.slopes.values())
+
+
+def test_a_screen_that_is_broken_off_stores_nothing(pipe, tmp_path):
+    def flat(images, prompts):
+        return red(images.detach(), prompts)
+
+    flat.name = "flat"  # pyright: ignore[reportFunctionMemberAccess]
+    config = replace(CONFIG, method="fast", share=1.0)
+    with pytest.raises(ValueError, match="the fast search takes its gradient"):
+        HeadHunter(pipe, flat, PROMPTS, tmp_path, config, call=CALL).run()
+    assert [path.name for path in tmp_path.iterdir()] == ["trials.jsonl"]
+
+
 def test_every_head_is_a_candidate_by_default(pipe, tmp_path):
     found = hunter(pipe, tmp_path, candidates=None, config=HuntConfig(steps=1, per_round=1)).run()
     assert set(found.rounds[0].scores) == {HeadId(b, h) for b in range(3) for h in range(4)}
@@ -184,7 +267,7 @@ def test_no_prompts_or_empty_ones_are_refused(pipe, tmp_path, prompts):
     ("name", "value"), [("rounds", 0), ("per_round", 0), ("steps", 0), ("batch", 0), ("seeds", ())]
 )
 def test_bad_settings_are_refused(name, value):
-    with pytest.raises(ValueError, match=f"{name}: expected at least"):
+    with pytest.raises(ValueError, match=rf"{name}: expected a (whole number|list)"):
         HuntConfig(**{name: value})
 
 

@@ -11,7 +11,7 @@ from dit_heads.guidance.perturb import Perturbation
 from dit_heads.hunt.screen import Recorder, estimated_pictures, screened, slopes
 from tests import tiny
 from tests.saved import red as saved_red
-from tests.saved import tiny_pipeline
+from tests.saved import tiny_flux_pipeline, tiny_pipeline
 from tests.tiny import explicit
 
 SCALE, SIGMA, STEP = 2.0, 0.5, 1e-4
@@ -129,3 +129,84 @@ def test_an_objective_without_a_gradient_is_refused():
 
 def flat(images: torch.Tensor, prompts: Any) -> torch.Tensor:
     return saved_red(images.detach(), prompts)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("steps", [4, 10, 28])
+def test_steps_are_told_by_index_in_every_precision(steps, dtype):
+    pipe: Any = tiny_flux_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    pipe.transformer.to(dtype)
+    pipe.text_encoder.to(dtype)
+    pipe.text_encoder_2.to(dtype)
+    with Recorder(pipe, [0.5, 0.3, 0.15]) as recorder:
+        pipe("a cat", num_inference_steps=steps, output_type="latent")
+    noise = (pipe.scheduler.timesteps / 1000).tolist()
+    nearest = sorted({min(noise, key=lambda s, level=level: abs(s - level)) for level in (0.5, 0.3, 0.15)})
+    found = sorted(call["timestep"].item() for call in recorder.calls)
+    assert found == pytest.approx(nearest, rel=2**-7)  # rounded twice
+
+
+def test_a_run_that_does_not_come_to_a_level_is_refused():
+    pipe: Any = tiny_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+
+    def interrupt(pipe: Any, step: int, *_: Any) -> dict[str, Any]:
+        pipe._interrupt = step == 1
+        return {}
+
+    refused = pytest.raises(ValueError, match=r"noise levels 0\.9, 0\.1; it ended after")
+    with refused, Recorder(pipe, [0.9, 0.1]):
+        pipe("a cat", num_inference_steps=4, output_type="latent", callback_on_step_end=interrupt)
+    assert not pipe.transformer._forward_pre_hooks and "step" not in vars(pipe.scheduler)
+
+
+@pytest.mark.parametrize("make", [tiny_pipeline, tiny_flux_pipeline])
+@pytest.mark.parametrize("chosen", [{}, {HeadId(1, 2): 0.7}], ids=["none chosen", "one chosen"])
+def test_micro_batches_give_the_slopes_of_the_whole_batch(make, chosen):
+    pipe: Any = make()
+    pipe.set_progress_bar_config(disable=True)
+    prompts = ["a cat", "two dogs", "a"]
+    with Recorder(pipe, [0.6, 0.0]) as recorder:
+        pipe(prompts, num_inference_steps=4, output_type="latent")
+    options: Any = {"scale": 2.0, "chosen": chosen, "perturbation": Perturbation()}
+    found = [
+        screened(pipe, saved_red, [(prompts, recorder.calls)], micro_batch=size, **options)
+        for size in (None, 1, 2)
+    ]
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-4, abs=1e-7)
+
+
+def test_checkpointing_changes_no_slope_and_is_put_back():
+    pipe: Any = tiny_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    with Recorder(pipe, [0.3]) as recorder:
+        pipe("a cat", num_inference_steps=4, guidance_scale=1.0, output_type="latent")
+    (call,) = recorder.calls
+    before = [dict(vars(part)) for model in (pipe.transformer, pipe.vae) for part in model.modules()]
+
+    def clean(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return estimated_pictures(pipe, call, x, v)
+
+    options: Any = {"scale": 2.0, "chosen": {}, "perturbation": Perturbation()}
+    plain = slopes(pipe, saved_red, ["a cat"], call, clean, **options)
+    assert screened(pipe, saved_red, [(["a cat"], [call])], **options) == pytest.approx(plain, rel=1e-5)
+    after = [dict(vars(part)) for model in (pipe.transformer, pipe.vae) for part in model.modules()]
+    assert all(a.keys() == b.keys() for a, b in zip(before, after, strict=True))
+    assert not any(part.get("gradient_checkpointing") for part in after)
+    assert all(p.requires_grad for p in pipe.vae.parameters())
+
+
+def test_slopes_that_are_not_finite_are_refused():
+    pipe: Any = tiny_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    with Recorder(pipe, [0.3]) as recorder:
+        pipe("a cat", num_inference_steps=2, guidance_scale=1.0, output_type="latent")
+    runs = [(["a cat"], recorder.calls)]
+    with pytest.raises(ValueError, match="objective: its slopes are not finite for L0H0, L0H1"):
+        screened(pipe, steep, runs, scale=1.0, chosen={}, perturbation=Perturbation())
+
+
+def steep(images: torch.Tensor, prompts: Any) -> torch.Tensor:
+    return saved_red(images, prompts) * torch.inf

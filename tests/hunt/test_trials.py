@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from dit_heads import HeadGuidance
-from dit_heads.hunt import trials
-from dit_heads.hunt.trials import Scorer, Trial, TrialLog, batches_of, evaluate, fingerprint
+from dit_heads.hunt import log as trial_log
+from dit_heads.hunt.log import TrialLog
+from dit_heads.hunt.scorer import Scorer
+from dit_heads.hunt.trials import Trial, batches_of, evaluate
+from dit_heads.io.fingerprints import fingerprint
 from tests.saved import red, tiny_pipeline
 
 HEADER = {"weights": "abc", "objective": "red"}
@@ -157,11 +160,11 @@ def test_a_full_disk_leaves_the_log_as_it_was(tmp_path, monkeypatch):
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(trials.os, "fsync", full)
+    monkeypatch.setattr(trial_log.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         evaluate([trial(seed=1)], log, scored, size=3)
     assert path.read_bytes() == before
-    monkeypatch.setattr(trials.os, "fsync", os.fsync)
+    monkeypatch.setattr(trial_log.os, "fsync", os.fsync)
 
 
 def test_a_line_is_a_picture(tmp_path):

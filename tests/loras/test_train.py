@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch.func import functional_call
 from torch.testing import assert_close
 
 from dit_heads.cli import main
+from dit_heads.errors import InputError
 from dit_heads.loras import train as trainer
 from dit_heads.loras.config import TrainConfig, as_mapping, config_of, shared
 from dit_heads.loras.sets.captions import markers
@@ -369,6 +371,46 @@ def test_mistakes_are_named_before_a_model_is_loaded(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"adapter": {"targets": ["attn.to_qq"]}}, "targets: expected some of attention, .*got attn.to_qq"),
+        ({"adapter": {"blocks": "L7"}}, "blocks: "),
+        (
+            {"data": {"sizes": [[64, 64], [256, 160]]}},
+            "sizes: expected composites of at most 256 pixels a side .* panels of 256 x 160, .* 256 x 320",
+        ),
+        ({"optimization": {"optimizer": "adamw8bit"}}, "optimizer: 8 bits need a CUDA GPU"),
+        ({"task": "instruct"}, "task: expected one of in_context, got 'instruct'"),
+    ],
+)
+def test_what_configs_and_the_machine_tell_is_told_before_weights_are_loaded(
+    changes: dict[str, Any],
+    message: str,
+    models: dict[str, Path],
+    sets: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(trainer, "load_base", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=message):
+        train(settings(models["sd3"], sets, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_weights_do_not_depend_on_when_pictures_and_captions_are_encoded(
+    models: dict[str, Path], sets: Path, tmp_path: Path
+):
+    for encode in ("all", "lazy", "off"):
+        chosen = {"data": {"encode": encode}, "optimization": {"steps": 2, "precision": "bf16"}}
+        train(settings(models["sd3"], sets, tmp_path / encode, **chosen))
+        assert same(tmp_path / "all", tmp_path / encode)
+    kept = [len(list((tmp_path / encode / "cache").glob("*"))) for encode in ("all", "lazy")]
+    assert kept[0] == 5 + 5 + 1 and 0 < kept[1] <= kept[0]  # pictures, captions, and none
+    assert not (tmp_path / "off/cache").exists()
+
+
 def test_a_run_goes_on_with_its_own_settings_alone(
     models: dict[str, Path], sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -392,6 +434,21 @@ def test_a_run_goes_on_with_its_own_settings_alone(
     train(settings(models["sd3"], sets, tmp_path / "straight"))
     assert read_average(out)[1] == 6 and same(out, tmp_path / "straight")
     assert not all(torch.equal(first[name], tensor) for name, tensor in weights(out).items())
+
+
+def test_a_run_keeps_the_precision_that_its_weights_were_loaded_for(
+    models: dict[str, Path], sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    loaded: list[str] = []
+    load = trainer.load_base
+    monkeypatch.setattr(trainer, "load_base", lambda *args: loaded.append(args[2]) or load(*args))
+    for faster, steps in ((False, 1), (True, 2)):
+        monkeypatch.setattr("dit_heads.training.precision.bf16_is_faster", lambda faster=faster: faster)
+        chosen = {"optimization": {"steps": steps, "precision": "auto"}}
+        config = settings(models["sd3"], sets, tmp_path / "run", **chosen)
+        with pytest.warns(UserWarning, match="keeps 'no'") if faster else nullcontext():
+            train(config)
+    assert loaded == ["no", "no"] and '"precision": "no"' in (config.out / "config.json").read_text()
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run_and_harms_nothing(
@@ -531,11 +588,11 @@ def test_a_run_killed_at_random_ends_as_one_that_was_not(
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.usefixtures("single")
 def test_ctrl_c_leaves_a_checkpoint(models: dict[str, Path], sets: Path, tmp_path: Path):
-    chosen = {"optimization": {"steps": 40}}
+    chosen = {"optimization": {"steps": 25}}
     config = settings(models["sd3"], sets, tmp_path / "stopped", **chosen)
     said = outside(INTERRUPT, as_yaml(config, tmp_path / "run.yaml"), config.out)
     code, step = map(int, re.findall(r"\d+", said.splitlines()[0]))
-    assert code == 130 and 1 <= step < 40
+    assert code == 130 and 1 <= step < 25
     train(settings(models["sd3"], sets, tmp_path / "straight", **chosen))
     assert same(config.out, tmp_path / "straight")
 
@@ -553,7 +610,7 @@ def test_a_batch_in_parts_trains_as_a_whole_one(models: dict[str, Path], sets: P
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(models: dict[str, Path], sets: Path, tmp_path: Path):
-    """With a masked loss, a prior, and each process's share in two parts."""
+    """With a masked loss, a prior, and each process's share in two parts, as `torchrun` starts them."""
     prior = {"prior": str(tmp_path / "prior"), "prior_prompt": "an owl", "prior_count": 3}
     chosen: dict[str, Any] = {
         "loss": {**prior, "panel_weights": [1, 0]},
@@ -567,13 +624,14 @@ def test_two_processes_train_as_one(models: dict[str, Path], sets: Path, tmp_pat
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    launch = "--cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launch.split(), "--main_process_port"]
-    command += [port, "-m", "dit_heads.cli", "train", str(as_yaml(two, tmp_path / "two.yaml"))]
+    launch = f"--nproc_per_node 2 --master_port {port} --redirects 3 --log-dir {tmp_path / 'ranks'}"
+    command = [sys.executable, "-m", "torch.distributed.run", *launch.split(), "-m", "dit_heads.cli", "train"]
+    command += [str(as_yaml(two, tmp_path / "two.yaml"))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("wrote") == 1
+    said = [path.read_text() for path in (tmp_path / "ranks").rglob("stdout.log")]
+    assert len(said) == 2 and "".join(said).count("wrote") == 1
     assert_close(weights(two.out), weights(one.out), rtol=1e-3, atol=2e-5)
     for name in ("loss", "sets", "prior", "gradient"):
         ours, theirs = ([float(row[name]) for row in logged(out)] for out in (one.out, two.out))

@@ -17,6 +17,7 @@ from dit_heads.embedded.evaluate import unseen_scenes
 from dit_heads.embedded.export import load_clip
 from dit_heads.embedded.nets.clip import tokenize
 from dit_heads.embedded.nets.vae import to_tensor
+from dit_heads.embedded.objective import embedded_clip
 from dit_heads.embedded.world.captions import caption
 from dit_heads.embedded.world.render import render
 from dit_heads.embedded.world.text import make_clip_tokenizer
@@ -29,7 +30,6 @@ from dit_heads.objectives import (
     aesthetic,
     checked_scores,
     clip,
-    embedded_clip,
     load_objective,
     name_of,
     pickscore,
@@ -356,10 +356,12 @@ def test_what_has_no_stable_name_is_refused(nameless):
 
 # --- by name ---
 
+load = functools.partial(load_objective, more={"clip": embedded_clip})
+
 
 def test_a_loaded_objective_has_the_name_it_was_loaded_by(folder):
     for spec in ("clip", f"clip:{folder}", f"{__name__}:brightness"):
-        assert name_of(load_objective(spec)) == spec
+        assert name_of(load(spec)) == spec
 
 
 def test_the_aesthetic_predictor_is_named_by_its_file(folder, head):
@@ -377,7 +379,7 @@ EXPECTED = "expected clip, clip:MODEL, pickscore, hpsv2:FOLDER, aesthetic:FILE.s
 @pytest.mark.parametrize("spec", ["", "nothing", "clip:", "hpsv2", "hpsv2:", "aesthetic", "os:", ":", "CLIP"])
 def test_other_names_are_refused_with_the_choices(spec):
     with pytest.raises(ValueError, match=f"^objective: {EXPECTED}, got '{spec}'$"):
-        load_objective(spec)
+        load(spec)
 
 
 @pytest.mark.parametrize(
@@ -402,4 +404,4 @@ def test_what_cannot_be_loaded_is_refused_with_the_reason_and_the_choices(spec, 
     save_file({"other": torch.ones(1)}, tmp_path / "other.safetensors")
     spec = spec.format(module=__name__, tmp=tmp_path)
     with pytest.raises(ValueError, match=f"^objective: cannot load '{spec}': .*({why}).*; {EXPECTED}$"):
-        load_objective(spec)
+        load(spec)

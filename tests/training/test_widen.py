@@ -92,7 +92,7 @@ def test_the_number_of_outputs_does_not_follow_that_of_inputs():
 
 
 def test_what_cannot_be_widened_is_named():
-    model = tiny.flux()
+    model: Any = tiny.flux()
     for extra in (0, -1):
         with pytest.raises(ValueError, match=f"extra: expected at least 1 channel, got {extra}"):
             widen(model, extra)

@@ -21,11 +21,10 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderMo
 
 from dit_heads.embedded.nets.clip import WIDTH as CLIP_WIDTH
 from dit_heads.embedded.nets.clip import tokenize
+from dit_heads.embedded.nets.corpus import Corpus, Draw
 from dit_heads.embedded.nets.sd3 import (
     SHIFT,
     WIDTH,
-    Batch,
-    Corpus,
     Probed,
     ProbedLoss,
 )
@@ -84,7 +83,7 @@ class FluxTexts:
 class FluxLoss(ProbedLoss):
     """`ProbedLoss` of a `FluxStudent` and `FluxTexts`, the guidance embedding at 1."""
 
-    def velocity(self, batch: Batch) -> Velocity:
+    def velocity(self, batch: Draw) -> Velocity:
         text, pooled = self.texts(batch.captions, batch.length)
         return velocity_of(self.student.transformer, text, pooled)
 

@@ -9,6 +9,7 @@ be in each T5 token. A real T5 has it from pre-training on text; this one has it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,21 @@ from transformers import T5EncoderModel
 from dit_heads.embedded.nets.clip import tokenize
 from dit_heads.embedded.nets.judge import SLOTS, attribute_heads, attribute_logits, attribute_losses, labels
 from dit_heads.embedded.nets.sd3 import WIDTH, make_t5
-from dit_heads.embedded.world.captions import described, varied_caption
+from dit_heads.embedded.world.captions import (
+    GRIDS,
+    described,
+    joint_caption,
+    padded_length,
+    panel_caption,
+    varied_caption,
+)
+from dit_heads.embedded.world.data import ATTRIBUTES
 from dit_heads.embedded.world.scenes import Scene
 from dit_heads.training.loop import Part
 
 BACKWARD = 3  # heads of the T5 that begin by looking at earlier tokens alone
+PANELS = max(rows * columns for rows, columns in GRIDS)
+ANCHOR = 5.0  # what the distance to the T5 that is kept weighs
 LENGTHS = (32, 32, 32, 32, 64, 128)  # tokens: padding of any length says nothing
 
 
@@ -39,50 +50,102 @@ def make_directed_t5(vocab_size: int) -> T5EncoderModel:
 
 
 class Reader(nn.Module):
-    """A T5, and one attention layer by which the whole picture and each solid from left to right ask its
+    """A T5, and one attention layer by which each panel, and each solid in it from left to right, asks its
     tokens for their attributes. It has no positions of text, as FLUX has none."""
 
     def __init__(self, t5: T5EncoderModel) -> None:
         super().__init__()
         self.t5 = t5
-        self.query = nn.Parameter(torch.randn(1 + SLOTS, WIDTH) * 0.5)
+        self.query = nn.Parameter(torch.randn(PANELS, 1 + SLOTS, WIDTH) * 0.5)
         self.attention = nn.MultiheadAttention(WIDTH, 6, batch_first=True)
         self.norm = nn.LayerNorm(WIDTH)
         self.whole, self.solid = attribute_heads(WIDTH)
 
-    def forward(self, ids: Tensor) -> dict[str, Tensor]:
-        """Token ids [B, L] -> logits as the judge gives them of a picture."""
-        tokens = self.t5(input_ids=ids).last_hidden_state
-        asked = self.query.expand(len(ids), -1, -1)
-        read = self.norm(asked + self.attention(asked, tokens, tokens, need_weights=False)[0])
-        return attribute_logits(read, self.whole, self.solid)
+    def forward(self, tokens: Tensor, panels: int = 1) -> dict[str, Tensor]:
+        """T5's tokens [B, L, 192] of captions of `panels` panels -> the judge's logits of B * panels
+        pictures, the panels of a caption one after the other."""
+        queries = self.query[:panels].flatten(0, 1).expand(len(tokens), -1, -1)
+        answers = self.norm(queries + self.attention(queries, tokens, tokens, need_weights=False)[0])
+        answers = answers.unflatten(1, (panels, 1 + SLOTS)).flatten(0, 1)
+        return attribute_logits(answers, self.whole, self.solid)
+
+    def read(self, ids: Tensor, panels: int = 1) -> dict[str, Tensor]:
+        """The logits of token ids [B, L]."""
+        return self(self.t5(input_ids=ids).last_hidden_state, panels)
+
+
+@dataclass(frozen=True)
+class Captions:
+    """A batch of captions of as many panels each, and the scenes [B * panels] that they describe."""
+
+    texts: list[str]
+    scenes: Tensor
+    panels: int
+    length: int  # T5 tokens
 
 
 class ReaderLoss:
-    """Cross-entropy of every attribute of random captions of scenes."""
+    """Cross-entropy of every attribute of random captions, half of them joint captions of several panels.
 
-    def __init__(self, reader: Reader, tokenizer: Any, scenes: Sequence[Scene], batch: int = 64) -> None:
+    `anchor` is a frozen T5 whose tokens of single captions are to be kept: the mean squared distance to them,
+    relative to their size, is added, so that transformers that read that T5 have little to learn anew."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        tokenizer: Any,
+        scenes: Sequence[Scene],
+        batch: int = 64,
+        anchor: T5EncoderModel | None = None,
+    ) -> None:
         self.reader, self.tokenizer, self.scenes, self.batch = reader, tokenizer, scenes, batch
-        self.truth = labels(scenes)
+        self.truth, self.anchor = labels(scenes), anchor
 
     def __call__(self, part: Part, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float | Tensor]]:
-        which = torch.randint(len(self.scenes), (self.batch,), generator=generator)
-        length = LENGTHS[int(torch.randint(len(LENGTHS), (), generator=generator))]
         rng = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
-        say = described if length == max(LENGTHS) else varied_caption
-        captions = [say(self.scenes[i], rng) for i in which.tolist()]
+        drawn = self._joint(rng) if rng.random() < 0.5 else self._single(rng)
         device = self.reader.query.device
-        said = self.reader(tokenize(self.tokenizer, captions, length).to(device))
-        truth = {name: true[which].to(device) for name, true in self.truth.items()}
-        losses = attribute_losses(said, truth)
+        ids = tokenize(self.tokenizer, drawn.texts, drawn.length).to(device)
+        tokens = self.reader.t5(input_ids=ids).last_hidden_state
+        truth = {name: true[drawn.scenes].to(device) for name, true in self.truth.items()}
+        losses = attribute_losses(self.reader(tokens, drawn.panels), truth)
         total = torch.stack([*losses.values()]).sum()
-        return total, {k: losses[k] for k in ("shape", "colour", "count")}
+        kind = "joint" if drawn.panels > 1 else "single"
+        figures: dict[str, float | Tensor] = {f"{kind}_{k}": losses[k] for k in ("shape", "texture", "count")}
+        if self.anchor is not None and drawn.panels == 1:
+            with torch.no_grad():
+                kept = self.anchor(input_ids=ids).last_hidden_state
+            distance = (tokens - kept).pow(2).mean() / kept.pow(2).mean()
+            total, figures["distance"] = total + ANCHOR * distance, distance.detach()
+        return total, figures
+
+    def _single(self, rng: np.random.Generator) -> Captions:
+        length = int(rng.choice(LENGTHS))
+        which = rng.integers(len(self.scenes), size=self.batch)
+        say = described if length == max(LENGTHS) else varied_caption
+        return Captions([say(self.scenes[i], rng) for i in which], torch.from_numpy(which), 1, length)
+
+    def _joint(self, rng: np.random.Generator) -> Captions:
+        rows, columns = GRIDS[int(rng.integers(len(GRIDS)))]
+        panels = rows * columns
+        which = rng.integers(len(self.scenes), size=(max(2, 2 * self.batch // panels), panels))
+        texts = [joint([self.scenes[i] for i in each], rows, columns, rng) for each in which]
+        length = padded_length(texts) + int(rng.choice((0, 0, 0, 32, 96)))
+        return Captions(texts, torch.from_numpy(which).flatten(), panels, length)
+
+
+def joint(scenes: Sequence[Scene], rows: int, columns: int, rng: np.random.Generator) -> str:
+    """A joint caption of scenes, in reading order."""
+    return joint_caption([panel_caption(scene, rng) for scene in scenes], rows, columns, rng)
 
 
 @torch.no_grad()
-def reading(reader: Reader, tokenizer: Any, scenes: Sequence[Scene], captions: Sequence[str]) -> float:
-    """Share of the solids of captions whose shape and colour are read at their place from left to right."""
-    truth, said = labels(scenes), reader(tokenize(tokenizer, list(captions), max(LENGTHS)))
-    there = truth["shape"] >= 0
-    right = [said[name].argmax(-1) == truth[name] for name in ("shape", "colour")]
-    return (right[0] & right[1])[there].float().mean().item()
+def reading(
+    reader: Reader, tokenizer: Any, scenes: Sequence[Scene], captions: Sequence[str], panels: int = 1
+) -> float:
+    """Share of the solids of captions all of whose attributes are read at their place: panel by panel, from
+    left to right. The scenes of a caption's panels stand one after the other."""
+    truth = labels(scenes)
+    logits = reader.read(tokenize(tokenizer, list(captions), padded_length(captions)), panels)
+    right = torch.stack([logits[name].argmax(-1) == truth[name] for name in ATTRIBUTES]).all(0)
+    return right[truth["shape"] >= 0].float().mean().item()

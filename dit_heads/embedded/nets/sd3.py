@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import (
@@ -15,18 +12,16 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from dit_heads.embedded.nets.clip import WIDTH as CLIP_WIDTH
 from dit_heads.embedded.nets.clip import tokenize
-from dit_heads.embedded.nets.vae import LATENT_CHANNELS, to_tensor
-from dit_heads.embedded.world.captions import GRIDS, caption, described, joint_caption, varied_caption
+from dit_heads.embedded.nets.corpus import Corpus, Draw
+from dit_heads.embedded.nets.vae import LATENT_CHANNELS
 from dit_heads.embedded.world.data import COVERAGE_CHANNELS
-from dit_heads.embedded.world.scenes import SHAPES, Scene
+from dit_heads.embedded.world.scenes import SHAPES
 from dit_heads.embedded.world.text import make_clip_tokenizer, make_t5_tokenizer
-from dit_heads.families.latents import normalised
 from dit_heads.families.sd3 import ExplicitJointAttention
 from dit_heads.families.velocity import Velocity, velocity_of
 from dit_heads.training.flow import flow_matching_loss, logit_normal_sigmas
@@ -36,7 +31,6 @@ BLOCKS, HEADS, HEAD_WIDTH = 8, 12, 16
 WIDTH = HEADS * HEAD_WIDTH
 SHIFT = 2.0  # of the noise schedule, in training and in the pipeline's scheduler
 VISIBLE = 0.6  # the noise level below which a picture shows where its solids are
-SHORT, MEDIUM, LONG, STOCK = 32, 64, 128, 256  # T5 tokens; the last is the pipeline's default
 
 
 def make_transformer() -> SD3Transformer2DModel:
@@ -107,104 +101,6 @@ class Student(Probed):
         super().__init__(transformer, transformer.transformer_blocks[BLOCKS // 2], ExplicitJointAttention())
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What one training step sees; `coverage` is None for composites."""
-
-    latents: Tensor  # [B, C, h, w], normalised
-    captions: list[str]
-    length: int  # T5 tokens
-    coverage: Tensor | None  # [B, tokens, 19]
-    heard: list[str]  # what CLIP reads
-
-    def to(self, device: torch.device) -> Batch:
-        """The same on a device."""
-        coverage = None if self.coverage is None else self.coverage.to(device)
-        return replace(self, latents=self.latents.to(device), coverage=coverage)
-
-
-class Corpus:
-    """Latents, coverage and captions of single pictures, and composites of unrelated panels."""
-
-    def __init__(
-        self,
-        latents: Tensor,
-        coverage: NDArray[np.uint8],
-        scenes: Sequence[Scene],
-        composites: Sequence[tuple[Tensor, list[list[int]]]],
-        batch: int,
-        stock: int = STOCK,
-        dots: float = 1.0,
-        panels: float = 0.1,
-        deaf: float = 0.0,
-    ) -> None:
-        """`latents` [N, C, 16, 16]; `composites` has an entry for each of `GRIDS`: latents [n, C, h, w] and
-        the scenes of each one's panels. `stock`: T5 tokens of the pipeline's default. `dots`: how much more
-        often a scene with a dotted solid is drawn. `panels`: share of batches that are composites. `deaf`:
-        share of captions that T5 reads and CLIP does not."""
-        self.latents, self.coverage, self.scenes, self.batch = latents, coverage, scenes, batch
-        self.composites, self.stock, self.panels, self.deaf = composites, stock, panels, deaf
-        dotted = [any(solid.texture == "dotted" for solid in scene.solids) for scene in scenes]
-        odds = np.where(dotted, dots, 1.0)
-        self.odds = odds / odds.sum()
-
-    def draw(self, generator: torch.Generator, *, stock_length: bool) -> Batch:
-        """A batch of single pictures or of composites, a tenth of them without a caption; `stock_length` pads
-        every other batch to the pipeline's default."""
-        kind = torch.rand(2, generator=generator).tolist()
-        rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
-        if kind[0] < self.panels and self.composites:
-            return self._composites(rng)
-        length = self._length(kind[1], stock_length)
-        which = rng.choice(len(self.scenes), size=self._count(length), p=self.odds)
-        said = [self._say(self.scenes[i], length, rng) for i in which]
-        return self._batch(self.latents[which], said, length, self._cover(which), rng)
-
-    def _batch(
-        self,
-        latents: Tensor,
-        said: list[str],
-        length: int,
-        coverage: Tensor | None,
-        rng: np.random.Generator,
-    ) -> Batch:
-        said = _drop(said, rng, 0.1)
-        return Batch(latents.float(), said, length, coverage, _drop(said, rng, self.deaf))
-
-    def _length(self, draw: float, stock_length: bool) -> int:
-        """T5 is called without a mask, so it must learn that padding of any length says nothing."""
-        if stock_length and draw < 0.5:
-            return self.stock
-        return LONG if draw > 0.93 else (MEDIUM if draw > 0.83 else SHORT)
-
-    def _count(self, length: int) -> int:
-        """Fewer pictures of longer texts: about as many tokens a step."""
-        image = self.latents.shape[-2] * self.latents.shape[-1] // 4
-        return max(4, self.batch * (image + SHORT) // (image + length))
-
-    def _say(self, scene: Scene, length: int, rng: np.random.Generator) -> str:
-        if length >= LONG and rng.random() < 0.5:
-            return described(scene, rng)
-        said = varied_caption(scene, rng)
-        return said if len(said.split()) < length - 8 else caption(scene)
-
-    def _cover(self, which: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(self.coverage[which]).flatten(1, 2).float() / 255
-
-    def _composites(self, rng: np.random.Generator) -> Batch:
-        k = int(rng.integers(len(self.composites)))
-        (latents, panels), (rows, columns) = self.composites[k], GRIDS[k]
-        which = rng.integers(len(panels), size=max(4, self.batch // (2 * rows * columns)))
-        panel_captions = [[caption(self.scenes[i]) for i in panels[w]] for w in which]
-        said = [joint_caption(each, rows, columns, rng) for each in panel_captions]
-        longest = max(len(s.replace(",", " ,").replace(".", " .").split()) for s in said) + 1
-        return self._batch(latents[which], said, -(-longest // 32) * 32, None, rng)
-
-
-def _drop(captions: list[str], rng: np.random.Generator, share: float) -> list[str]:
-    return ["" if rng.random() < share else c for c in captions]
-
-
 class TextEncoders:
     """Both CLIP towers and T5, frozen, in the layout that SD3's pipeline makes of them."""
 
@@ -216,9 +112,9 @@ class TextEncoders:
         self.clip_tokenizer, self.t5_tokenizer = make_clip_tokenizer(), make_t5_tokenizer()
 
     @torch.no_grad()
-    def __call__(self, captions: list[str], length: int, heard: list[str]) -> tuple[Tensor, Tensor]:
-        """Joint text tokens [B, 32 + length, 192] and the pooled vector [B, 192]; CLIP reads `heard`."""
-        ids = tokenize(self.clip_tokenizer, heard).to(self.t5.device)
+    def __call__(self, captions: list[str], length: int, clip_captions: list[str]) -> tuple[Tensor, Tensor]:
+        """Joint text tokens [B, 32 + length, 192] and the pooled vector [B, 192] of what T5 and CLIP read."""
+        ids = tokenize(self.clip_tokenizer, clip_captions).to(self.t5.device)
         outs = [tower(input_ids=ids, output_hidden_states=True) for tower in self.towers]
         clip = torch.cat([o.hidden_states[-2] for o in outs], -1)
         pooled = torch.cat([o.text_embeds for o in outs], -1)
@@ -229,9 +125,9 @@ class TextEncoders:
 class ProbedLoss:
     """The flow-matching loss, and in the first part of training the probe's, of a model's `velocity`.
 
-    `shift` moves the noise levels of training; `objects` is how much more errors on solids weigh once noise
-    lets see where they are (most of a picture is ground, whose grain cannot be learned); `probed=False`
-    leaves the probe out, for a model that has learned what it teaches."""
+    `shift` moves the noise levels of training, those of composites further; `objects` is how much more errors
+    on solids weigh once noise lets see where they are (most of a picture is ground, whose grain cannot be
+    learned); `probed=False` leaves the probe out, for a model that has learned what it teaches."""
 
     def __init__(
         self,
@@ -247,7 +143,7 @@ class ProbedLoss:
         self.student, self.texts, self.corpus, self.steps = student, texts, corpus, steps
         self.shift, self.objects, self.probed = shift, objects, probed
 
-    def velocity(self, batch: Batch) -> Velocity:
+    def velocity(self, batch: Draw) -> Velocity:
         """The student's prediction for a batch, from latents [B, C, h, w] and noise levels [B]."""
         raise NotImplementedError
 
@@ -256,22 +152,28 @@ class ProbedLoss:
         device = self.student.transformer.device
         batch = self.corpus.draw(generator, stock_length=done > 0.9).to(device)
         velocity = self.velocity(batch)
-        sigmas = logit_normal_sigmas(len(batch.latents), generator, shift=self.shift).to(device)
+        # More noise for larger pictures, as it takes more to hide them (arXiv 2403.03206, eq. 23).
+        shift = self.shift * self._panels(batch) ** 0.5
+        sigmas = logit_normal_sigmas(len(batch.latents), generator, shift=shift).to(device)
         noise = torch.randn(batch.latents.shape, generator=generator).to(device)
         loss = flow_matching_loss(velocity, batch.latents, sigmas, noise, self._weight(batch, sigmas))
         seen = self.student.take_seen()
-        figures: dict[str, float | Tensor] = {"flow": loss.detach()}
+        kind = "" if self._panels(batch) == 1 else "_composites"
+        figures: dict[str, float | Tensor] = {"flow" + kind: loss.detach()}
         weight = max(0.0, 1 - done / 0.7) if self.probed else 0.0
-        if batch.coverage is not None and weight > 0:
+        if weight > 0:
             probe = F.binary_cross_entropy_with_logits(self.student.probe(seen).float(), batch.coverage)
-            figures["probe"] = probe.detach()
+            figures["probe" + kind] = probe.detach()
             loss = loss + weight * probe
         return loss, figures
 
-    def _weight(self, batch: Batch, sigmas: Tensor) -> Tensor | None:
+    def _panels(self, batch: Draw) -> int:
+        return batch.latents[0, 0].numel() // self.corpus.latents[0, 0].numel()
+
+    def _weight(self, batch: Draw, sigmas: Tensor) -> Tensor | None:
         """[B, 1, h, w]: 1, and more on solids below `VISIBLE` noise. Above it the weight would tell the model
         where solids are likely to be, which is not what the caption says."""
-        if not self.objects or batch.coverage is None:
+        if not self.objects:
             return None
         height, width = batch.latents.shape[2] // 2, batch.latents.shape[3] // 2
         solid = batch.coverage[..., : len(SHAPES)].sum(-1).unflatten(1, (1, height, width))
@@ -282,36 +184,9 @@ class ProbedLoss:
 class Sd3Loss(ProbedLoss):
     """`ProbedLoss` of a `Student` and `TextEncoders`."""
 
-    def velocity(self, batch: Batch) -> Velocity:
-        text, pooled = self.texts(batch.captions, batch.length, batch.heard)
+    def velocity(self, batch: Draw) -> Velocity:
+        text, pooled = self.texts(batch.captions, batch.length, batch.clip_captions)
         return velocity_of(self.student.transformer, text, pooled)
-
-
-@torch.no_grad()
-def encode_latents(vae: AutoencoderKL, images: NDArray[np.uint8], batch: int = 8) -> Tensor:
-    """Normalised latents [N, C, h, w] in fp16 of uint8 pictures, by the posterior's mean. Small batches fit
-    the cache of a CPU: 8 is 1.7 times as fast as 64."""
-    parts = []
-    for i in range(0, len(images), batch):
-        x = to_tensor(images[i : i + batch]).to(vae.device, vae.dtype)
-        x = x.contiguous(memory_format=torch.channels_last)
-        mean = vae.encode(x).latent_dist.mean  # pyright: ignore[reportAttributeAccessIssue]
-        parts.append(normalised(vae, mean.float()).half().cpu())
-    return torch.cat(parts)
-
-
-def make_composites(
-    vae: AutoencoderKL, images: NDArray[np.uint8], per_grid: int, seed: int = 0
-) -> list[tuple[Tensor, list[list[int]]]]:
-    """`per_grid` composites of random, unrelated panels for every grid shape, encoded whole."""
-    rng = np.random.default_rng(seed)
-    out = []
-    for rows, columns in GRIDS:
-        panels = rng.integers(len(images), size=(per_grid, rows * columns))
-        sheets = images[panels].reshape(per_grid, rows, columns, 128, 128, 3).transpose(0, 1, 3, 2, 4, 5)
-        sheets = sheets.reshape(per_grid, rows * 128, columns * 128, 3)
-        out.append((encode_latents(vae, sheets, batch=2), panels.tolist()))
-    return out
 
 
 def assemble(

@@ -202,24 +202,49 @@ def world_prompts(count: int, style: str | None = None) -> list[str]:
 
 # --- composites of panels ---
 
-GRIDS = ((1, 2), (2, 1), (2, 2), (1, 3), (2, 3))  # rows, columns
+GRIDS = ((1, 2), (2, 1), (2, 2), (1, 3), (3, 1), (2, 3))  # rows, columns
 CORNERS = ("[TOP-LEFT]", "[TOP-RIGHT]", "[BOTTOM-LEFT]", "[BOTTOM-RIGHT]")
+PLACES = {
+    (1, 2): ("[LEFT]", "[RIGHT]"),
+    (2, 1): ("[TOP]", "[BOTTOM]"),
+    (2, 2): CORNERS,
+    (1, 3): ("[LEFT]", "[MIDDLE]", "[RIGHT]"),
+    (3, 1): ("[TOP]", "[MIDDLE]", "[BOTTOM]"),
+}
+SUMMARIES = (
+    "{number} unrelated pictures.",
+    "{number} unrelated pictures in {rows} rows and {columns} columns.",
+    "{number} scenes.",
+    "A set of pictures.",
+    "{number} panels.",
+    "{number} views, each of another scene.",
+)
 
 
 def panel_markers(rows: int, columns: int, rng: np.random.Generator) -> list[str]:
     """One of the ways to name the panels of a grid, in reading order."""
     count = rows * columns
     ways = [[f"[SCENE-{k}]" for k in range(1, count + 1)], [f"[IMAGE{k}]" for k in range(1, count + 1)]]
-    places = {(1, 2): ["[LEFT]", "[RIGHT]"], (2, 1): ["[TOP]", "[BOTTOM]"], (2, 2): list(CORNERS)}
-    places[1, 3] = ["[LEFT]", "[MIDDLE]", "[RIGHT]"]
-    if (rows, columns) in places:
-        ways += [places[rows, columns]] * 2
+    if (rows, columns) in PLACES:
+        ways += [list(PLACES[rows, columns])] * 2
     return ways[int(rng.integers(len(ways)))]
+
+
+def panel_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """What a joint caption says of one panel: mostly the canonical caption, else a paraphrase."""
+    return caption(scene) if rng.random() < 0.75 else reworded(scene, rng)
 
 
 def joint_caption(panels: Sequence[str], rows: int, columns: int, rng: np.random.Generator) -> str:
     """A summary ("Four unrelated pictures.") and each panel's caption behind its marker, in reading order."""
-    summary = f"{NUMBERS[len(panels) - 1].capitalize()} unrelated pictures"
-    summary += "." if rng.random() < 0.5 else f" in {rows} rows and {columns} columns."
+    number = NUMBERS[len(panels) - 1].capitalize()
+    summary = SUMMARIES[int(rng.integers(len(SUMMARIES)))]
+    summary = summary.format(number=number, rows=rows, columns=columns)
     marked = [f"{m} {p}" for m, p in zip(panel_markers(rows, columns, rng), panels, strict=True)]
     return " ".join([summary, *marked])
+
+
+def padded_length(texts: Sequence[str]) -> int:
+    """T5 tokens that hold all texts, in steps of 32: a word or a mark is a token, and one ends the text."""
+    longest = max(len(t.replace(",", " ,").replace(".", " .").replace(":", " :").split()) for t in texts) + 1
+    return -(-longest // 32) * 32

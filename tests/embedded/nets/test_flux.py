@@ -13,8 +13,9 @@ from transformers import CLIPTextModel
 
 from dit_heads.embedded.nets import flux
 from dit_heads.embedded.nets.clip import make_text_tower
+from dit_heads.embedded.nets.corpus import Corpus
 from dit_heads.embedded.nets.flux import DistilledLoss, FluxLoss, FluxStudent, FluxTexts
-from dit_heads.embedded.nets.sd3 import Corpus, make_t5
+from dit_heads.embedded.nets.sd3 import make_t5
 from dit_heads.embedded.nets.vae import LATENT_CHANNELS, make_vae
 from dit_heads.embedded.world.captions import caption
 from dit_heads.embedded.world.data import COVERAGE_CHANNELS, scene_of

@@ -72,7 +72,8 @@ class Fixture:
             held_out=self.data(self.sets),
             kept=self.prior and self.data(self.prior),
             encoders=encoders(
-                CachedEncoder(latents_of, self.folder, {}), CachedEncoder(embedding_of, self.folder, {})
+                CachedEncoder(latents_of, self.folder, {}, memory=2**24),
+                CachedEncoder(embedding_of, self.folder, {}, memory=2**24),
             ),
         )
         return FlowLoss(

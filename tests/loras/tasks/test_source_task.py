@@ -65,7 +65,7 @@ class Repaint:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.pairs = [(Plain("black"), caption, Plain(caption.split()[1])) for caption in CAPTIONS[:3]]
-        self.offset = nn.Module()  # a part that is trained beside the transformer
+        self.offset: Any = nn.Module()  # a part that is trained beside the transformer
         self.offset.text = nn.Parameter(torch.zeros(32))
         self.planned: torch.device | None = None
 

@@ -1,0 +1,89 @@
+"""What tells models apart: a hash of everything they have learned, wherever their weights are."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from accelerate.utils import align_module_device
+from accelerate.utils.modeling import has_offloaded_params
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from dit_heads.errors import InputError
+
+_THREADS = min(8, os.cpu_count() or 1)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of the name, type, shape and every value of a model's weights and buffers.
+
+    It is a cache key: one changed bit changes it. It does not depend on the device, nor on whether weights
+    are offloaded to the CPU's memory. Quantised weights (torchao, bitsandbytes, GGUF) count as they are
+    stored. Large models are hashed by several threads, at the speed of memory.
+
+    Raises:
+        InputError: for weights that are not in memory.
+    """
+    found: dict[str, str] = {}
+    here: list[tuple[str, Tensor]] = []
+    for path, module in model.named_modules():
+        _check_in_memory(module, path)
+        if has_offloaded_params(module):
+            with align_module_device(module, torch.device("cpu")):
+                found |= {name: tensor_hash(tensor, name) for name, tensor in _own_tensors(module, path)}
+        else:
+            here += _own_tensors(module, path)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found |= pool.map(lambda named: (named[0], tensor_hash(named[1], named[0])), here)
+    return content_hash(*(f"{name} {found[name]}" for name in sorted(found)))
+
+
+def tensor_hash(tensor: Tensor, name: str = "tensor") -> str:
+    """A hash of a tensor's type, shape and values; those of the parts of a wrapper (torchao)."""
+    head = f"{tensor.dtype} {tuple(tensor.shape)}"
+    if is_traceable_wrapper_subclass(tensor):
+        parts, context = tensor.__tensor_flatten__()
+        inner = (tensor_hash(getattr(tensor, part), f"{name}.{part}") for part in parts)
+        return content_hash(head, type(tensor).__name__, re.sub("0x[0-9a-f]+", "", repr(context)), *inner)
+    if tensor.is_meta:
+        raise InputError(
+            f"{name}: expected a weight in memory, got one on the meta device (offloaded to disk?)"
+        )
+    with torch._C.DisableTorchFunctionSubclass():  # GGUF's parameters would come back as GGUF's
+        plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return content_hash(head, plain.numpy().data)
+
+
+def content_hash(*parts: str | bytes | memoryview) -> str:
+    """32 hexadecimal digits of texts and bytes in order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(f"{len(data)} ".encode())
+        digest.update(data)
+    return digest.hexdigest()[:32]
+
+
+def _own_tensors(module: nn.Module, path: str) -> Iterator[tuple[str, Tensor]]:
+    """Weights and buffers of a module without its children's, and what its quantisation keeps beside them."""
+    children = dict(module.named_children())
+    kept = module.state_dict(keep_vars=True) | dict(module.named_buffers(recurse=False))
+    for name, tensor in kept.items():
+        if name.split(".")[0] not in children and isinstance(tensor, Tensor):
+            yield f"{path}.{name}", tensor
+
+
+def _check_in_memory(module: nn.Module, path: str) -> None:
+    """diffusers' group offloading to disk leaves memory of any content in the place of weights."""
+    hooks: Any = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
+    group = getattr(hooks.get("group_offloading"), "group", None)
+    if getattr(group, "offload_to_disk_path", None) is not None:
+        raise InputError(
+            f"{path or 'model'}: expected weights in memory, got some that are offloaded to disk"
+        )
