@@ -32,10 +32,10 @@ from dit_heads.embedded.sets import TASKS, Agreement, SceneSet, agreement, split
 from dit_heads.embedded.world.render import SIZE, render
 from dit_heads.io.pictures import write_png
 from dit_heads.io.sheets import Column, contact_sheet
-from dit_heads.loras.sets.panels import Layout, join
+from dit_heads.loras import Grid, join
 from dit_heads.loras.weights.files import load_lora
 from dit_heads.models import load_pipeline
-from dit_heads.pipelines.in_context import InContextPipeline
+from dit_heads.pipelines import InContextPipeline
 
 MODELS = {"base": "", "LoRA": "{task}/lora.safetensors", "LoRA, panel loss": "{task}-panels/lora.safetensors"}
 MODES = ("generate", "fill")
@@ -45,9 +45,9 @@ SHOWN = 4  # sets of a contact sheet
 Pictures = Float[Tensor, "s p 3 128 128"]  # in [-1, 1]
 
 
-def layout_of(task: str) -> Layout:
+def grid_of(task: str) -> Grid:
     """128 x 384 pixels for a triptych, 256 x 256 for a grid of four."""
-    return Layout.grid(task_of(task).rows, task_of(task).columns, height=SIZE, width=SIZE)
+    return Grid.equal(task_of(task).rows, task_of(task).columns, height=SIZE, width=SIZE)
 
 
 def rendered(sets: Sequence[SceneSet]) -> Pictures:
@@ -61,13 +61,13 @@ def painted(
     pipe: Any, sets: Sequence[SceneSet], truth: Pictures, mode: str, steps: int, batch: int
 ) -> Pictures:
     """Panels from the sets' captions, set i from seed i whatever the batch."""
-    in_context, layout, parts = InContextPipeline(pipe), layout_of(sets[0].task), []
+    in_context, grid, parts = InContextPipeline(pipe), grid_of(sets[0].task), []
     for at in tqdm(range(0, len(sets), batch), desc=mode, leave=False):
         some = range(at, min(at + batch, len(sets)))
         given = [{0: truth[k, 0] / 2 + 0.5} for k in some] if mode == "fill" else None
         done = in_context(
             [sets[k].caption for k in some],
-            layout=layout,
+            grid=grid,
             given=given,
             generator=[torch.Generator().manual_seed(k) for k in some],
             output_type="pt",
@@ -115,12 +115,12 @@ def sheet(sets: Sequence[SceneSet], shown: dict[str, Pictures]) -> Image.Image:
     task = sets[0].task
     columns = [Column(f"set {k}", one.caption) for k, one in enumerate(sets[:SHOWN])]
     rows = [_composites(pictures[:SHOWN], task) for pictures in shown.values()]
-    return contact_sheet(rows, columns, list(shown), title=task, cell=layout_of(task).width)
+    return contact_sheet(rows, columns, list(shown), title=task, cell=grid_of(task).width)
 
 
 def _composites(pictures: Pictures, task: str) -> list[Image.Image]:
     pixels = ((pictures / 2 + 0.5).clamp(0, 1) * 255).round().byte()
-    composites = [join(list(panels), layout_of(task)) for panels in pixels]
+    composites = [join(list(panels), grid_of(task)) for panels in pixels]
     return [Image.fromarray(composite.permute(1, 2, 0).numpy()) for composite in composites]
 
 

@@ -7,3 +7,7 @@ class InputError(ValueError):
     The command shows it as one line and ends with exit code 2; any other exception is a bug, and shows its
     traceback.
     """
+
+
+class FileError(InputError, OSError):
+    """A file that cannot be written, as on a full disk: it names the file."""

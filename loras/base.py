@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusion3Pipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from dit_heads.errors import InputError
-from dit_heads.families import layout_of
+from dit_heads.families import (
+    FAMILIES,
+    class_names,
+    layout_of,
+    pipeline_names,
+    pipelines_of,
+    training_of,
+)
 from dit_heads.families.latents import encoded
 from dit_heads.hunt.trials import fingerprint
 from dit_heads.loras.cache import CachedEncoder
@@ -25,21 +32,6 @@ from dit_heads.loras.weights.compose import blocks_of
 from dit_heads.loras.weights.low_rank import linear_modules, require_peft
 from dit_heads.models import EMBEDDED, load_pipeline, quiet_loading
 from dit_heads.training.optimizers import require_bitsandbytes
-
-PIPELINES = (StableDiffusion3Pipeline, FluxPipeline)
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-# What ends a linear module's name, by what the module is part of.
-TARGETS: dict[str, tuple[str, ...]] = {
-    "attention": ATTENTION,
-    "mlp": ("net.0.proj", "net.2", "proj_mlp", "proj_out"),
-    "modulation": ("norm1.linear", "norm1_context.linear", "norm.linear"),
-}
-# In 16 bits a transformer and its T5 are too large for one GPU of 24 GB.
-EIGHT_BIT = {
-    "StableDiffusion3Pipeline": ["transformer", "text_encoder_3"],
-    "FluxPipeline": ["transformer", "text_encoder_2"],
-}
-TEXT_TOKENS = {"sd3": 256, "flux": 512}  # T5 tokens by default, as in the pipelines
 
 
 def load_base(model: str, base: str, precision: str, device: torch.device) -> Any:
@@ -54,8 +46,8 @@ def load_base(model: str, base: str, precision: str, device: torch.device) -> An
         pipe = _eight_bit(model, device)
     else:
         pipe = load_pipeline(model, name if device.type == "cuda" else "float32", str(device))
-    if not isinstance(pipe, PIPELINES):
-        names = " or ".join(kind.__name__ for kind in PIPELINES)
+    if not set(class_names(type(pipe))) & set(pipeline_names()):
+        names = " or ".join(pipeline_names())
         raise InputError(f"model: expected a {names}, '{model}' is a {type(pipe).__name__}")
     if name != "8bit":
         pipe.transformer.to(getattr(torch, name))
@@ -78,7 +70,7 @@ def _eight_bit(model: str, device: torch.device) -> Any:
         quantization = PipelineQuantizationConfig(
             quant_backend="bitsandbytes_8bit",
             quant_kwargs={"load_in_8bit": True},
-            components_to_quantize=EIGHT_BIT.get(index["_class_name"], ["transformer"]),
+            components_to_quantize=_large_parts(index),
         )
         with quiet_loading():
             pipe = DiffusionPipeline.from_pretrained(
@@ -88,6 +80,12 @@ def _eight_bit(model: str, device: torch.device) -> Any:
     except Exception as error:
         raise InputError(f"model: cannot load '{model}': {error}") from error
     return pipe.to(device)
+
+
+def _large_parts(index: Any) -> list[str]:
+    """The components of a pipeline, by its model_index.json, that are too large in 16 bits."""
+    family = FAMILIES.get(index.get("transformer", (None, None))[1])
+    return list(family.training.eight_bit) if family and family.training else ["transformer"]
 
 
 # --- encoders ---
@@ -115,17 +113,12 @@ def latents_of(pipe: Any, image: Image.Image) -> Tensor:
 
 def text_encoder(pipe: Any, folder: Path, tokens: int | None) -> CachedEncoder:
     """Captions -> {"text": [L, D], "pooled": [P]}, the T5 reading `tokens`."""
-    family = layout_of(pipe.transformer).family.name
-    length = tokens or TEXT_TOKENS[family]
+    encode_prompt = training_of(pipe.transformer).encode_prompt
+    length = tokens or pipelines_of(pipe.transformer).text_tokens
 
     @torch.no_grad()
     def encode(caption: str) -> dict[str, Tensor]:
-        call = {"prompt": caption, "prompt_2": caption, "max_sequence_length": length}
-        if family == "sd3":
-            call |= {"prompt_3": caption, "do_classifier_free_guidance": False}
-            text, _, pooled, _ = pipe.encode_prompt(**call)
-        else:
-            text, pooled, _ = pipe.encode_prompt(**call)
+        text, pooled = encode_prompt(pipe, caption, length)
         return {"text": text[0], "pooled": pooled[0]}
 
     marks = {
@@ -180,18 +173,19 @@ def add_adapter(transformer: Any, config: AdapterConfig, seed: int) -> None:
 
 def targeted(transformer: Any, config: AdapterConfig) -> list[str]:
     """Names of the linear modules to train: of the blocks and with the endings that the settings ask for."""
-    endings = {target: TARGETS.get(target, (target,)) for target in config.targets}
+    groups = training_of(transformer).targets
+    endings = {target: groups.get(target, (target,)) for target in config.targets}
     layout = layout_of(transformer)
-    chosen = tuple(layout.blocks)
+    chosen = layout.blocks
     if config.blocks is not None:
         chosen = tuple(layout.blocks[b] for b in blocks_of(config.blocks, len(layout.blocks), "blocks"))
-    there = [name for name in linear_modules(transformer) if name.startswith(tuple(f"{b}." for b in chosen))]
+    there = [name for name in linear_modules(transformer) if layout.block_of(name) in chosen]
     found = {target: list(_ending(there, ends)) for target, ends in endings.items()}
     missing = [target for target, names in found.items() if not names]
     if missing or not found:
-        words = sorted({name.split(".", 2)[2] for name in there})
+        words = sorted({name.removeprefix(f"{layout.block_of(name)}.") for name in there})
         raise InputError(
-            f"targets: expected some of {', '.join(TARGETS)}, or of {', '.join(words)}; got "
+            f"targets: expected some of {', '.join(groups)}, or of {', '.join(words)}; got "
             f"{', '.join(missing) or 'none'}"
         )
     return sorted({name for names in found.values() for name in names})

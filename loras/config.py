@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +23,9 @@ __all__ = [
     "as_mapping",
     "check",
     "config_of",
+    "model_name",
     "read_config",
+    "shared",
 ]
 
 
@@ -234,3 +236,25 @@ def check(config: TrainConfig) -> None:
         problems += ["prior: expected a folder for the pictures of prior_prompt, got none"]
     if problems:
         raise InputError("\n".join(problems))
+
+
+def shared(config: TrainConfig) -> dict[str, Any]:
+    """The settings for the eyes of others: as `as_mapping`, but of each path its last name alone."""
+    return {**_last_names(config), "model": model_name(config.model)}
+
+
+def model_name(model: str) -> str:
+    """A model's name as others may read it: of a folder on this machine its last name alone."""
+    path = Path(model).expanduser()
+    return path.resolve().name if path.exists() or path.is_absolute() else model
+
+
+def _last_names(section: Any) -> dict[str, Any]:
+    found = as_mapping(section)
+    for each in fields(section):
+        value = getattr(section, each.name)
+        if isinstance(value, Path):
+            found[each.name] = value.resolve().name
+        elif is_dataclass(value):
+            found[each.name] = _last_names(value)
+    return found

@@ -2,37 +2,71 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from dit_heads import __version__
 from dit_heads.errors import InputError
+from dit_heads.families import family_of
 from dit_heads.io.atomic import write_text
-from dit_heads.loras.config import TrainConfig, as_mapping
+from dit_heads.loras.config import TrainConfig, model_name, shared
 from dit_heads.models import EMBEDDED
 
-FILE = "lora.safetensors"
-SHARED = (FILE, "README.md", "samples/*")
+LORA, CARD = "lora.safetensors", "README.md"
+SHARED = (LORA, CARD, "samples/*")
+_CHECKSUM = "\n<!-- written by dit-heads, checksum {} -->\n"
+_OLD_CARD = re.compile(r"^A LoRA of rank \d+ for .*\bby dit-heads \d", re.M | re.S)
+
+DORA_NOTE = "This is a DoRA. ComfyUI ignores its magnitudes and draws other pictures than diffusers does."
+
+logger = logging.getLogger(__name__)
 
 
 def write_card(config: TrainConfig, pipe: Any) -> Path:
-    """Write `README.md` beside the LoRA: what it is of, how it was trained, how it is used."""
+    """Write `README.md` beside the LoRA: what it is of, how it was trained, how it is used.
+
+    No path of this machine is in it. A README.md that somebody else wrote, or changed, stays; the card then
+    gets another name. Returns the card's path."""
+    text = _card(config, pipe)
+    path = config.out / CARD
+    if path.exists() and not is_card(path.read_text("utf-8", "replace")):
+        path = config.out / "README-lora.md"
+        logger.warning("out: '%s' is not this run's, so its card is '%s'", config.out / CARD, path)
+    write_text(path, text + _CHECKSUM.format(_checksum(text)))
+    return path
+
+
+def is_card(text: str) -> bool:
+    """Whether `write_card` wrote all of this text."""
+    body, mark, _ = text.rpartition("\n<!-- written by dit-heads")
+    return text == body + _CHECKSUM.format(_checksum(body)) if mark else bool(_OLD_CARD.search(text))
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _card(config: TrainConfig, pipe: Any) -> str:
     data, adapter, steps = config.data, config.adapter, config.optimization.steps
     grid = f"{data.rows} x {data.columns} panels" if data.rows * data.columns > 1 else "single pictures"
     samples = sorted((config.out / "samples").glob(f"step-{steps:06}-*.png"))
     shown = "".join(f"![{path.stem}](samples/{path.name})\n" for path in samples)
-    trigger = f"\nBegin captions with `{config.trigger}`.\n" if config.trigger else ""
-    text = f"""---
+    notes = f"\nBegin captions with `{config.trigger}`.\n" if config.trigger else ""
+    notes += f"\n{DORA_NOTE}\n" if adapter.dora else ""
+    return f"""---
 {_front_matter(config, pipe)}
 ---
 
 # {config.out.resolve().name}
 
-A LoRA of rank {adapter.rank} for `{config.model}`: {grid}, trained for {steps} steps on
+A LoRA of rank {adapter.rank} for `{model_name(config.model)}`: {grid}, trained for {steps} steps on
 `{data.root.resolve().name}` by dit-heads {__version__}.
-{trigger}
+{notes}
 ```python
 {_code(config, type(pipe).__name__)}
 ```
@@ -41,17 +75,14 @@ A LoRA of rank {adapter.rank} for `{config.model}`: {grid}, trained for {steps} 
 ## Settings
 
 ```json
-{json.dumps(as_mapping(config), indent=1)}
+{json.dumps(shared(config), indent=1)}
 ```
 """
-    path = config.out / "README.md"
-    write_text(path, text)
-    return path
 
 
 def _front_matter(config: TrainConfig, pipe: Any) -> str:
     """What the hub reads. It refuses a base that is no model of its own."""
-    kind = "flux" if "Flux" in type(pipe).__name__ else "sd3"
+    kind = family_of(pipe.transformer).name
     lines = [
         "library_name: diffusers",
         "pipeline_tag: text-to-image",
@@ -71,10 +102,10 @@ pipe = load_embedded({json.dumps(EMBEDDED[config.model])})"""
     else:
         start = f"""from diffusers import {kind}
 
-pipe = {kind}.from_pretrained({json.dumps(config.model)})"""
+pipe = {kind}.from_pretrained({json.dumps(model_name(config.model))})"""
     where = json.dumps(config.watch.hub_id or ".")
     return f'''{start}
-pipe.load_lora_weights({where}, weight_name="{FILE}")'''
+pipe.load_lora_weights({where}, weight_name="{LORA}")'''
 
 
 def check_hub(hub_id: str | None) -> None:

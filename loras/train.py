@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,10 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from dit_heads.errors import InputError
-from dit_heads.families import family_of, layout_of
+from dit_heads.families import pipelines_of, training_of
 from dit_heads.io.atomic import write_text
 from dit_heads.io.pictures import check_writable, write_png
 from dit_heads.loras.base import (
-    TEXT_TOKENS,
     add_adapter,
     drop_text_encoders,
     fill,
@@ -24,15 +24,24 @@ from dit_heads.loras.base import (
     load_base,
     text_encoder,
 )
-from dit_heads.loras.config import DataConfig, TrainConfig, as_mapping, check
+from dit_heads.loras.config import DataConfig, OptimizerConfig, TrainConfig, check, shared
 from dit_heads.loras.publish import check_hub, push, write_card
+from dit_heads.loras.run_folder import (
+    check_data,
+    check_folder,
+    check_places,
+    contents,
+    fixed_settings,
+    held,
+)
 from dit_heads.loras.sets.captions import check_length
 from dit_heads.loras.sets.dataset import SetDataset
 from dit_heads.loras.tasks.in_context import UNSAID, SetLoss
 from dit_heads.loras.watch import Watcher, check_tracking, drawing_call
 from dit_heads.loras.weights.files import save_lora
 from dit_heads.models import EMBEDDED
-from dit_heads.training.loop import FitConfig, check_resumable, fit
+from dit_heads.training.checkpoints import check_resumable
+from dit_heads.training.loop import FitConfig, fit
 from dit_heads.training.precision import training_precision
 
 
@@ -43,18 +52,38 @@ def train(config: TrainConfig) -> Path:
     launch`, processes share the batches. Raises ValueError for settings, data and a model that do not go
     together, before anything is trained."""
     check(config)
+    check_places(config)
     check_writable(config.out / "lora.safetensors")
     check_tracking(config.watch)
     check_hub(config.watch.hub_id)
     state: Any = PartialState(cpu=not torch.cuda.is_available())
-    _check_run(config, state.num_processes)
+    _check_batch(config.optimization, state.num_processes)
+    if state.is_main_process:
+        check_folder(config)
     precision = training_precision(config.optimization.precision)
-    how, fixed = fit_config(config, precision), fixed_settings(config)
-    check_resumable(config.out, how, fixed)
+    how = fit_config(config, precision)
+    check_resumable(config.out, how, fixed_settings(config))
     data, validation = _sets(config.data, config.data.root, config.seed), _validation(config)
+    with held(config.out) if state.is_main_process else nullcontext():
+        return _trained(config, state, how, precision, data, validation)
+
+
+def _trained(
+    config: TrainConfig,
+    state: Any,
+    how: FitConfig,
+    precision: str,
+    data: SetDataset,
+    validation: SetDataset | None,
+) -> Path:
+    """The file of a LoRA, once its folder is this run's alone."""
+    if state.is_main_process:
+        check_data(config.out, {"root": contents(data)})
     pipe = load_base(config.model, config.optimization.base, precision, state.device)
     with state.main_process_first():
         loss = prepared(pipe, config, data, validation, show=state.is_main_process)
+    if state.is_main_process and loss.prior is not None:
+        check_data(config.out, {"prior": contents(loss.prior)})
     drop_text_encoders(pipe)
     add_adapter(pipe.transformer, config.adapter, config.seed)
     if config.model in EMBEDDED and precision == "bf16" and state.device.type == "cpu":
@@ -62,10 +91,10 @@ def train(config: TrainConfig) -> Path:
     if config.optimization.gradient_checkpointing:
         pipe.transformer.enable_gradient_checkpointing()
     watch = Watcher(pipe, loss, config, validation, precision) if state.is_main_process else None
-    fit(pipe.transformer, loss, how, config.out, settings=fixed, watch=watch)
+    fit(pipe.transformer, loss, how, config.out, settings=fixed_settings(config), watch=watch)
     path = config.out / "lora.safetensors"
     if state.is_main_process:
-        save_lora(pipe.transformer, path, metadata={"dit_heads": json.dumps(as_mapping(config))})
+        save_lora(pipe.transformer, path, metadata={"dit_heads": json.dumps(shared(config))})
         write_card(config, pipe)
         push(config.watch.hub_id, config.out)
     state.wait_for_everyone()
@@ -74,9 +103,7 @@ def train(config: TrainConfig) -> Path:
 
 def write_attention_out(transformer: Any) -> None:
     """A third faster on a CPU in bf16; its maps are small with as few tokens as the embedded models see."""
-    training = family_of(transformer).training
-    assert training is not None
-    transformer.set_attn_processor(training.explicit_attention())
+    transformer.set_attn_processor(training_of(transformer).explicit_attention())
 
 
 def fit_config(config: TrainConfig, precision: str) -> FitConfig:
@@ -100,23 +127,13 @@ def fit_config(config: TrainConfig, precision: str) -> FitConfig:
     )
 
 
-def fixed_settings(config: TrainConfig) -> dict[str, Any]:
-    """What a run must go on with, beside what `FitConfig` holds; no two sections share a name."""
-    sections = as_mapping(config)
-    fixed = {"model": config.model, "batch_size": config.optimization.batch_size}
-    fixed |= sections["data"] | sections["adapter"] | sections["loss"]
-    return {key: value for key, value in fixed.items() if key != "cache"}
-
-
-def _check_run(config: TrainConfig, processes: int) -> None:
-    size, parts = config.optimization.batch_size, processes * config.optimization.accumulate
+def _check_batch(config: OptimizerConfig, processes: int) -> None:
+    size, parts = config.batch_size, processes * config.accumulate
     if size % parts:
         raise InputError(
             f"batch_size: expected a multiple of {parts} ({processes} processes x {parts // processes} "
             f"parts), got {size}"
         )
-    if config.resume == "never" and (config.out / "checkpoint.safetensors").exists():
-        raise InputError(f"resume: '{config.out}' holds a run; choose another folder, or resume latest")
 
 
 # --- what is learned from ---
@@ -173,7 +190,7 @@ def _shift(pipe: Any, wanted: float | None) -> float | None:
 
 def _warn_of_cuts(pipe: Any, captions: Iterable[str], tokens: int | None) -> None:
     names = sorted(name for name in pipe.components if name.startswith("tokenizer"))
-    length = tokens or TEXT_TOKENS[layout_of(pipe.transformer).family.name]
+    length = tokens or pipelines_of(pipe.transformer).text_tokens
     limits = [None] * (len(names) - 1) + [length]  # the last is the T5
     for caption in captions:
         check_length([getattr(pipe, name) for name in names], caption, limits)

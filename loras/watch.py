@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 from accelerate.tracking import TensorBoardTracker, WandBTracker
-from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
 from dit_heads.errors import InputError
+from dit_heads.families import pipelines_of
 from dit_heads.io.atomic import write_text
 from dit_heads.io.pictures import write_png
 from dit_heads.loras.config import TrainConfig, WatchConfig, as_mapping
 from dit_heads.loras.sets.dataset import SetDataset
 from dit_heads.loras.tasks.in_context import UNSAID, SetLoss
 from dit_heads.loras.weights.files import save_lora
-from dit_heads.training.loop import load_weights
+from dit_heads.training.checkpoints import load_weights
 
 
 class Watcher:
@@ -67,15 +67,15 @@ class Watcher:
 
     def _draw(self, prompt: str, path: Path) -> None:
         """A composite of a prompt, always from the same noise."""
-        layout, watch = self.loss.data[0].layout, self.config.watch
-        call = drawing_call(watch, layout.height, layout.width, self.config.seed)
+        grid, watch = self.loss.data[0].grid, self.config.watch
+        call = drawing_call(watch, grid.height, grid.width, self.config.seed)
         texts = self._embedded("", prompt) | self._embedded("negative_", UNSAID)
         image = self.pipe(**texts, **call).images[0]
         write_png(image, path, {"prompt": prompt, "seed": self.config.seed, "steps": watch.sample_steps})
 
     def _embedded(self, prefix: str, prompt: str) -> dict[str, Tensor]:
-        if prefix and not isinstance(self.pipe, StableDiffusion3Pipeline):
-            return {}  # FLUX's guidance is distilled
+        if prefix and pipelines_of(self.pipe.transformer).distilled:
+            return {}  # no call would read it
         found = {name: part[None].to(self.pipe.device) for name, part in self.loss.texts(prompt).items()}
         return {f"{prefix}prompt_embeds": found["text"], f"{prefix}pooled_prompt_embeds": found["pooled"]}
 

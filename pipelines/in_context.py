@@ -17,9 +17,6 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     FlowMatchLCMScheduler,
-    FluxFillPipeline,
-    FluxPipeline,
-    StableDiffusion3Pipeline,
 )
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
@@ -29,12 +26,12 @@ from PIL import Image
 from torch import Tensor
 
 from dit_heads.errors import InputError
+from dit_heads.families import class_names, pipeline_names, pipelines_of
 from dit_heads.families.latents import encoded
 from dit_heads.io.pictures import read_image
 from dit_heads.loras.sets.captions import PLACES, JointCaption, check_length, markers
-from dit_heads.loras.sets.panels import Box, Fit, Layout, fit_panel, split
+from dit_heads.loras.sets.panels import Box, Grid, PanelFit, fit_panel, split
 
-PIPELINES = (StableDiffusion3Pipeline, FluxPipeline, FluxFillPipeline)
 FLOW_SCHEDULERS = (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
@@ -42,7 +39,7 @@ FLOW_SCHEDULERS = (
 )
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # Arguments of diffusers that this pipeline answers for -> what to pass instead.
-REPLACED: dict[str, str] = dict.fromkeys(("height", "width"), "layout")
+REPLACED: dict[str, str] = dict.fromkeys(("height", "width"), "grid")
 REPLACED |= dict.fromkeys(("image", "mask_image", "masked_image_latents"), "given")
 
 Panel = Image.Image | Tensor | str | Path
@@ -68,18 +65,18 @@ class InContextPipeline:
     """Generates sets of images, or fills their missing panels, with an SD3 or FLUX pipeline.
 
     >>> sets = InContextPipeline(pipe)   # doctest: +SKIP
-    >>> pair, caption = Layout.row(2, height=512, width=512), "One house. [LEFT] by day [RIGHT] at night"
-    >>> day, night = sets(caption, layout=pair).panels[0]   # doctest: +SKIP
-    >>> _, night = sets(caption, layout=pair, given={0: "day.jpg"}).panels[0]   # doctest: +SKIP
+    >>> pair, caption = Grid.row(2, height=512, width=512), "One house. [LEFT] by day [RIGHT] at night"
+    >>> day, night = sets(caption, grid=pair).panels[0]   # doctest: +SKIP
+    >>> _, night = sets(caption, grid=pair, given={0: "day.jpg"}).panels[0]   # doctest: +SKIP
 
     `pipe` is a `StableDiffusion3Pipeline`, `FluxPipeline` or `FluxFillPipeline` (which only fills). It stays
     as it is: LoRAs, head guidance (`HeadGuidance(sets.pipe, ...)`), offloading, progress bar are its own.
     """
 
     def __init__(self, pipe: Any) -> None:
-        if not isinstance(pipe, PIPELINES):
-            names = ", ".join(kind.__name__ for kind in PIPELINES)
-            raise InputError(f"pipe: expected one of {names}, got {type(pipe).__name__}")
+        known = pipeline_names(fill=True)
+        if not set(class_names(type(pipe))) & set(known):
+            raise InputError(f"pipe: expected one of {', '.join(known)}, got {type(pipe).__name__}")
         self.pipe: Any = pipe
 
     @torch.no_grad()
@@ -87,16 +84,16 @@ class InContextPipeline:
         self,
         prompt: Prompt | Sequence[Prompt] | None = None,
         *,
-        layout: Layout,
+        grid: Grid,
         panel_prompts: Sequence[str] | Sequence[Sequence[str]] | None = None,
         marker_style: str = "places",
         given: Given | Sequence[Given] | None = None,
-        fit: Fit = "crop",
+        fit: PanelFit = "crop",
         output_type: str = "pil",
         return_dict: bool = True,
         **call: Any,
     ) -> InContextPipelineOutput | Any:
-        """Composites of the layout's size, and their panels.
+        """Composites of the grid's size, and their panels.
 
         prompt: a joint caption with a marker a panel, or a list of them; with `panel_prompts`, the summary
             (or summaries) of captions that are made from both.
@@ -111,17 +108,17 @@ class InContextPipeline:
             `num_images_per_prompt`, `num_inference_steps`, `guidance_scale`, `callback_on_step_end` (called
             once the given panels are back in the latents) ...
 
-        Raises ValueError for a caption that does not fit the layout, no panels given or all, a composite that
+        Raises ValueError for a caption that does not fit the grid, no panels given or all, a composite that
         the model cannot place, and arguments that contradict each other. Warns if the text encoders would cut
         a caption."""
         pipe = self.pipe
-        _check_call(pipe, layout, given, output_type, call)
-        call |= {"height": layout.height, "width": layout.width}
+        _check_call(pipe, grid, given, output_type, call)
+        call |= {"height": grid.height, "width": grid.width}
         if prompt is not None or panel_prompts is not None:
-            call["prompt"] = joint_captions(prompt, panel_prompts, layout, marker_style)
+            call["prompt"] = joint_captions(prompt, panel_prompts, grid, marker_style)
             _warn_of_cuts(pipe, call)
         prompts = _prompt_count(call)
-        kept = None if given is None else given_panels(given, layout, fit, prompts)
+        kept = None if given is None else given_panels(given, grid, fit, prompts)
         if kept is not None:
             pictures = prompts * (call.get("num_images_per_prompt") or 1)
             call |= _fill_call(pipe, kept, pictures, call)
@@ -129,7 +126,7 @@ class InContextPipeline:
         images = pipe(**call, output_type=form, return_dict=False)[0]
         if kept is not None and form == "pt":
             images = kept.restored(images)
-        panels = _split(pipe, images, layout, output_type)
+        panels = _split(pipe, images, grid, output_type)
         images = _converted(pipe, images, output_type)
         return InContextPipelineOutput(images, panels) if return_dict else (images, panels)
 
@@ -137,71 +134,70 @@ class InContextPipeline:
 # --- arguments ---
 
 
-def _check_call(pipe: Any, layout: Layout, given: object, output_type: str, call: Mapping[str, Any]) -> None:
-    if not isinstance(layout, Layout):
-        raise InputError(f"layout: expected one such as Layout.row(3, height=512, width=512), got {layout!r}")
+def _check_call(pipe: Any, grid: Grid, given: object, output_type: str, call: Mapping[str, Any]) -> None:
+    if not isinstance(grid, Grid):
+        raise InputError(f"grid: expected one such as Grid.row(3, height=512, width=512), got {grid!r}")
     for name in REPLACED.keys() & call.keys():
         raise InputError(f"{name}: expected `{REPLACED[name]}` to say it, got {call[name]!r}")
     if output_type not in OUTPUT_TYPES:
         raise InputError(f"output_type: expected {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
-    if given is None and isinstance(pipe, FluxFillPipeline):
-        raise InputError("given: FluxFillPipeline only fills, expected panels to keep, got None")
-    if isinstance(pipe, StableDiffusion3Pipeline):
-        config = pipe.transformer.config
-        limit = config.pos_embed_max_size * config.patch_size * pipe.vae_scale_factor
-        if max(layout.height, layout.width) > limit:
-            raise InputError(
-                f"layout: expected at most {limit} x {limit} pixels, which the position table of this SD3 "
-                f"covers, got height {layout.height} and width {layout.width}"
-            )
+    form = pipelines_of(pipe.transformer)
+    if given is None and form.fills(pipe):
+        raise InputError(f"given: {type(pipe).__name__} only fills, expected panels to keep, got None")
+    limit = form.largest_side(pipe)
+    if limit is not None and max(grid.height, grid.width) > limit:
+        raise InputError(
+            f"grid: expected at most {limit} x {limit} pixels, which the position table of this model "
+            f"covers, got height {grid.height} and width {grid.width}"
+        )
 
 
 def joint_captions(
     prompt: Prompt | Sequence[Prompt] | None,
     panel_prompts: Sequence[str] | Sequence[Sequence[str]] | None,
-    layout: Layout,
+    grid: Grid,
     marker_style: str = "places",
 ) -> str | list[str]:
     """What the wrapped pipeline reads: `prompt` as it is, or joined with `panel_prompts` behind markers.
 
-    Raises ValueError unless each caption has the panels of the layout, behind markers that fit its grid."""
+    Raises ValueError unless each caption has the panels of the grid, behind markers that fit its grid."""
     if panel_prompts is None:
         alone = not isinstance(prompt, list | tuple)
-        return _checked(prompt, layout) if alone else [_checked(one, layout) for one in prompt]
+        return _checked(prompt, grid) if alone else [_checked(one, grid) for one in prompt]
     if not isinstance(prompt, list | tuple):
-        return _joined(prompt, panel_prompts, layout, marker_style)
+        return _joined(prompt, panel_prompts, grid, marker_style)
     if len(prompt) != len(panel_prompts):
         raise InputError(
             f"panel_prompts: expected {len(prompt)} lists of them, one a prompt, got {len(panel_prompts)}"
         )
-    return [_joined(one, said, layout, marker_style) for one, said in zip(prompt, panel_prompts, strict=True)]
+    return [_joined(one, said, grid, marker_style) for one, said in zip(prompt, panel_prompts, strict=True)]
 
 
-def _checked(prompt: object, layout: Layout) -> str:
+def _checked(prompt: object, grid: Grid) -> str:
     if not isinstance(prompt, str | JointCaption):
         raise InputError(f"prompt: expected a joint caption, or a list of them, got {prompt!r}")
     caption = JointCaption.parse(prompt) if isinstance(prompt, str) else prompt
-    grid = len(layout.heights), len(layout.widths)
-    fitting = [markers(*grid, style) for style in ("scenes", "images")]
-    fitting += [PLACES[grid]] if grid in PLACES else []
+    shape = len(grid.heights), len(grid.widths)
+    fitting = [markers(*shape, style) for style in ("scenes", "images")]
+    fitting += [PLACES[shape]] if shape in PLACES else []
     if caption.markers not in fitting:
         choices = " or ".join(" ".join(family) for family in fitting)
         raise InputError(
-            f"prompt: expected a caption for each of the {len(layout)} panels, behind {choices}; got "
+            f"prompt: expected a caption for each of the {len(grid)} panels, behind {choices}; got "
             f"{len(caption.markers)}, behind {' '.join(caption.markers)}"
         )
     return str(prompt)
 
 
-def _joined(summary: object, panels: object, layout: Layout, style: str) -> str:
+def _joined(summary: object, panels: object, grid: Grid, style: str) -> str:
     if not isinstance(summary, str):
         raise InputError(f"prompt: expected a summary as text beside panel_prompts, got {summary!r}")
     if not isinstance(panels, list | tuple) or not all(isinstance(panel, str) for panel in panels):
         raise InputError(f"panel_prompts: expected a list of texts, one a panel, got {panels!r}")
-    if len(panels) != len(layout):
-        raise InputError(f"panel_prompts: expected {len(layout)}, one a panel, got {len(panels)}")
-    grid = len(layout.heights), len(layout.widths)
-    return str(JointCaption(summary, tuple(panels), markers(*grid, style)))
+    if len(panels) != len(grid):
+        raise InputError(f"panel_prompts: expected {len(grid)}, one a panel, got {len(panels)}")
+    shape = len(grid.heights), len(grid.widths)
+    return str(JointCaption(summary, tuple(panels), markers(*shape, style)))
 
 
 def _warn_of_cuts(pipe: Any, call: Mapping[str, Any]) -> None:
@@ -234,7 +230,7 @@ def _prompt_count(call: Mapping[str, Any]) -> int:
 class GivenPanels:
     """Composites of given panels, one a set: pixels in [0, 1], black elsewhere, and where they are given."""
 
-    layout: Layout
+    grid: Grid
     pixels: Float[Tensor, "s 3 H W"]
     mask: Bool[Tensor, "s 1 H W"]
 
@@ -249,28 +245,28 @@ def _one_each(sets: Tensor, pictures: int) -> Tensor:
     return sets.repeat_interleave(pictures // len(sets), 0)
 
 
-def given_panels(given: Given | Sequence[Given], layout: Layout, fit: Fit, prompts: int) -> GivenPanels:
+def given_panels(given: Given | Sequence[Given], grid: Grid, fit: PanelFit, prompts: int) -> GivenPanels:
     """The sets of `given`: one, or one for each of the prompts."""
     sets = list(given) if _holds_sets(given) else [given]
     if len(sets) not in (1, prompts):
         raise InputError(f"given: expected one set of panels or {prompts}, one a prompt, got {len(sets)}")
-    pixels = torch.zeros(len(sets), 3, layout.height, layout.width)
-    mask = torch.zeros(len(sets), 1, layout.height, layout.width, dtype=torch.bool)
+    pixels = torch.zeros(len(sets), 3, grid.height, grid.width)
+    mask = torch.zeros(len(sets), 1, grid.height, grid.width, dtype=torch.bool)
     for row, one in enumerate(sets):
-        for number, panel in _numbered(one, layout).items():
-            box = layout.boxes()[number]
+        for number, panel in _numbered(one, grid).items():
+            box = grid.boxes()[number]
             pixels[row, :, box.rows, box.columns] = _pixels(panel, box, fit)
             mask[row, :, box.rows, box.columns] = True
-    return GivenPanels(layout, pixels, mask)
+    return GivenPanels(grid, pixels, mask)
 
 
 def _holds_sets(given: object) -> bool:
     return isinstance(given, list | tuple) and all(isinstance(one, Mapping | list | tuple) for one in given)
 
 
-def _numbered(given: object, layout: Layout) -> dict[int, Any]:
+def _numbered(given: object, grid: Grid) -> dict[int, Any]:
     """The given panels of a set by their numbers."""
-    count = len(layout)
+    count = len(grid)
     if isinstance(given, list | tuple):
         if len(given) != count:
             raise InputError(f"given: expected {count} entries, None for a missing panel, got {len(given)}")
@@ -287,7 +283,7 @@ def _numbered(given: object, layout: Layout) -> dict[int, Any]:
     return there
 
 
-def _pixels(panel: object, box: Box, fit: Fit) -> Float[Tensor, "3 h w"]:
+def _pixels(panel: object, box: Box, fit: PanelFit) -> Float[Tensor, "3 h w"]:
     if isinstance(panel, str | Path):
         panel = read_image(Path(panel))
     if isinstance(panel, Image.Image):
@@ -308,7 +304,8 @@ def _pixels(panel: object, box: Box, fit: Fit) -> Float[Tensor, "3 h w"]:
 
 def _fill_call(pipe: Any, kept: GivenPanels, pictures: int, call: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments by which the wrapped pipeline keeps the given panels."""
-    if isinstance(pipe, FluxFillPipeline):
+    form = pipelines_of(pipe.transformer)
+    if form.fills(pipe):
         return {
             "image": _one_each(kept.pixels, pictures),
             "mask_image": _one_each((~kept.mask).float(), pictures),
@@ -317,9 +314,9 @@ def _fill_call(pipe: Any, kept: GivenPanels, pictures: int, call: Mapping[str, A
     known = _known_latents(pipe, kept)
     step = pipe.vae_scale_factor
     mask = kept.mask[..., ::step, ::step].to(known.device).expand_as(known)
-    known, mask = (_packed(pipe, _one_each(part, pictures)) for part in (known, mask))
+    known, mask = (form.pack(_one_each(part, pictures)) for part in (known, mask))
     noise = call.get("latents")
-    noise = _drawn_noise(pipe, kept.layout, pictures, call) if noise is None else noise.to(known.device)
+    noise = _drawn_noise(pipe, kept.grid, pictures, call) if noise is None else noise.to(known.device)
     if noise.shape != known.shape:
         raise InputError(f"latents: expected the shape {tuple(known.shape)}, got {tuple(noise.shape)}")
     user = call.get("callback_on_step_end")
@@ -363,11 +360,11 @@ def _check_scheduler(scheduler: Any) -> None:
 def _known_latents(pipe: Any, kept: GivenPanels) -> Float[Tensor, "s C h w"]:
     """The given panels' latents at their places, zeros elsewhere. Each panel is encoded by itself, so that
     nothing of the missing ones enters; by the mean, so that no random number is used up."""
-    vae, step, layout = pipe.vae, pipe.vae_scale_factor, kept.layout
-    shape = len(kept.mask), vae.config.latent_channels, layout.height // step, layout.width // step
+    vae, step, grid = pipe.vae, pipe.vae_scale_factor, kept.grid
+    shape = len(kept.mask), vae.config.latent_channels, grid.height // step, grid.width // step
     pixels = kept.pixels.to(pipe._execution_device, vae.dtype)
     latents = pixels.new_zeros(shape)
-    for box in layout.boxes():
+    for box in grid.boxes():
         given = kept.mask[:, 0, box.top, box.left].to(pixels.device)
         if given.any():
             panels = pixels[given][..., box.rows, box.columns] * 2 - 1
@@ -382,39 +379,30 @@ def _shrunk(box: Box, step: int) -> tuple[slice, slice]:
     return rows, columns
 
 
-def _drawn_noise(pipe: Any, layout: Layout, pictures: int, call: Mapping[str, Any]) -> Tensor:
+def _drawn_noise(pipe: Any, grid: Grid, pictures: int, call: Mapping[str, Any]) -> Tensor:
     """The latents that the wrapped pipeline itself would start from."""
-    flux, embeds = isinstance(pipe, FluxPipeline), call.get("prompt_embeds")
-    channels = pipe.transformer.config.in_channels // (4 if flux else 1)
+    embeds = call.get("prompt_embeds")
     dtype = pipe.transformer.dtype if embeds is None else embeds.dtype
-    size = layout.height, layout.width
-    drawn = pipe.prepare_latents(
-        pictures, channels, *size, dtype, pipe._execution_device, call.get("generator")
-    )
-    return drawn[0] if flux else drawn
-
-
-def _packed(pipe: Any, latents: Tensor) -> Tensor:
-    """As the pipeline keeps its latents: [b, C, h, w], for FLUX [b, h w / 4, 4 C]."""
-    return pipe._pack_latents(latents, *latents.shape) if isinstance(pipe, FluxPipeline) else latents
+    size, noise = (grid.height, grid.width), pipelines_of(pipe.transformer).noise
+    return noise(pipe, pictures, size, dtype, call.get("generator"))
 
 
 # --- results ---
 
 
-def _split(pipe: Any, images: Tensor, layout: Layout, output_type: str) -> list[list[Any]]:
+def _split(pipe: Any, images: Tensor, grid: Grid, output_type: str) -> list[list[Any]]:
     """Panels of every composite, in the form that was asked for."""
     if output_type == "latent":
-        parts = _latent_panels(pipe, images, layout)
+        parts = _latent_panels(pipe, images, grid)
     else:
-        parts = [_converted(pipe, panel, output_type) for panel in split(images, layout)]
+        parts = [_converted(pipe, panel, output_type) for panel in split(images, grid)]
     return [list(row) for row in zip(*parts, strict=True)]
 
 
-def _latent_panels(pipe: Any, latents: Tensor, layout: Layout) -> list[Tensor]:
-    if not isinstance(pipe, StableDiffusion3Pipeline):
-        latents = pipe._unpack_latents(latents, layout.height, layout.width, pipe.vae_scale_factor)
-    return [latents[..., *_shrunk(box, pipe.vae_scale_factor)] for box in layout.boxes()]
+def _latent_panels(pipe: Any, latents: Tensor, grid: Grid) -> list[Tensor]:
+    step = pipe.vae_scale_factor
+    latents = pipelines_of(pipe.transformer).unpack(latents, grid.height // step, grid.width // step)
+    return [latents[..., *_shrunk(box, step)] for box in grid.boxes()]
 
 
 def _converted(pipe: Any, images: Tensor, output_type: str) -> Any:

@@ -118,7 +118,7 @@ class HeadPerturbationGuidance(BaseGuidance):
 
         def perturbed(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             arguments = runner.arguments(args, kwargs)
-            like = arguments["hidden_states"]
+            like = arguments[layout.family.arguments.latents]
             return (), runner.perturbed(arguments, weights_of(layout, [softness] * len(like), like))
 
         self._undo.callback(denoiser.register_forward_pre_hook(perturbed, with_kwargs=True).remove)

@@ -15,11 +15,11 @@ from torch.testing import assert_close
 from dit_heads import HeadGuidance, HeadHunter, load_embedded
 from dit_heads.embedded.sets import split_sets, write_sets
 from dit_heads.hunt.config import HuntConfig
+from dit_heads.loras import Grid
 from dit_heads.loras.config import config_of
-from dit_heads.loras.sets.panels import Layout
 from dit_heads.loras.train import train
 from dit_heads.objectives import embedded_clip
-from dit_heads.pipelines.in_context import InContextPipeline
+from dit_heads.pipelines import InContextPipeline
 from tests.saved import tiny_flux_pipeline, tiny_pipeline, tiny_vae
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -104,10 +104,10 @@ def test_a_search_finds_what_it_finds_on_a_cpu(method: str, tmp_path: Path):
 def test_given_panels_stay_as_they_are(offloaded: bool):
     pipe = load_embedded("sd3")
     pipe.enable_model_cpu_offload(device=CUDA) if offloaded else pipe.to(CUDA)
-    layout, given = Layout.grid(1, 3, height=128, width=128), torch.rand(3, 128, 128)
+    grid, given = Grid.equal(1, 3, height=128, width=128), torch.rand(3, 128, 128)
     call = {"num_inference_steps": 2, "max_sequence_length": 128, "output_type": "pt"}
     panels = InContextPipeline(pipe)(
-        split_sets("sky", "test", 1)[0].caption, layout=layout, given={1: given}, **call
+        split_sets("sky", "test", 1)[0].caption, grid=grid, given={1: given}, **call
     ).panels[0]
     assert_close(panels[1].cpu(), given, atol=0.5 / 255, rtol=0)
     assert all(panel.isfinite().all() and panel.std() > 0.01 for panel in panels)

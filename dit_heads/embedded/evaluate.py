@@ -20,6 +20,7 @@ from dit_heads.embedded.export import load_judge
 from dit_heads.embedded.nets.judge import Verdict, verdict
 from dit_heads.embedded.world.captions import caption
 from dit_heads.embedded.world.scenes import Scene, Split, sample_scene, split_seed
+from dit_heads.families import pipelines_of
 from dit_heads.io.pictures import write_png
 from dit_heads.io.sheets import plain_grid
 
@@ -90,7 +91,7 @@ def cell(values: NDArray[np.float64], digits: int = 2) -> str:
 
 def settings_of(pipe: Any, guidance: Sequence[float], stock: bool) -> dict[str, dict[str, Any]]:
     """Calls of the pipeline by what they are named in the table; for FLUX, `guidance` is the embedded one."""
-    name = "guidance" if "Flux" in type(pipe).__name__ else "CFG"
+    name = "guidance" if pipelines_of(pipe.transformer).distilled else "CFG"
     own = {"num_inference_steps": 28, "max_sequence_length": OWN_TEXT_TOKENS}
     settings = {f"{name} {g:g}": {"guidance_scale": g, **own} for g in guidance}
     return settings | ({"stock defaults": {}} if stock else {})

@@ -34,7 +34,8 @@ from dit_heads.embedded.world.data import cache_folder, load_shards, scene_of
 from dit_heads.embedded.world.scenes import Scene
 from dit_heads.embedded.world.text import make_clip_tokenizer, make_t5_tokenizer
 from dit_heads.io.atomic import atomic_file
-from dit_heads.training.loop import FitConfig, fit, load_weights, read_average
+from dit_heads.training.checkpoints import load_weights, read_average
+from dit_heads.training.loop import FitConfig, fit
 from dit_heads.training.precision import bf16_is_faster
 
 M = TypeVar("M", bound=nn.Module)

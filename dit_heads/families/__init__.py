@@ -8,11 +8,21 @@ from typing import Any
 from torch import nn
 
 from dit_heads.errors import InputError
-from dit_heads.families._family import Family, HeadLayout
+from dit_heads.families._family import Family, HeadLayout, Pipelines, Training, class_names
 from dit_heads.families.flux import FLUX
 from dit_heads.families.sd3 import SD3
 
-__all__ = ["FAMILIES", "Family", "HeadLayout", "family_of", "layout_of"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "HeadLayout",
+    "class_names",
+    "family_of",
+    "layout_of",
+    "pipeline_names",
+    "pipelines_of",
+    "training_of",
+]
 
 FAMILIES: dict[str, Family] = {
     "SD3Transformer2DModel": SD3,
@@ -28,12 +38,36 @@ def family_of(transformer: nn.Module | type) -> Family:
         InputError: if it is of no family in `FAMILIES`.
     """
     given = transformer if isinstance(transformer, type) else type(transformer)
-    for kind in given.__mro__:
-        if kind.__name__ in FAMILIES:
-            return FAMILIES[kind.__name__]
+    for name in class_names(given):
+        if name in FAMILIES:
+            return FAMILIES[name]
     raise InputError(f"transformer: expected one of {', '.join(FAMILIES)}, got {given.__name__}")
 
 
 def layout_of(transformer: Any) -> HeadLayout:
     """The blocks and heads of a transformer. Raises InputError as `family_of`."""
     return family_of(transformer).layout(transformer)
+
+
+def training_of(transformer: nn.Module) -> Training:
+    """How a transformer's family learns. Raises InputError for a family that can only be guided."""
+    family = family_of(transformer)
+    if family.training is None:
+        raise InputError(f"transformer: expected one of a family that can be trained, got {family.name}")
+    return family.training
+
+
+def pipelines_of(transformer: nn.Module) -> Pipelines:
+    """How the pipelines of a transformer's family draw. Raises InputError for a family that can only be
+    guided."""
+    family = family_of(transformer)
+    if family.pipelines is None:
+        raise InputError(f"pipe: expected one of a family whose pipelines are known, got {family.name}")
+    return family.pipelines
+
+
+def pipeline_names(*, fill: bool = False) -> tuple[str, ...]:
+    """Classes of diffusers that draw from text; with `fill` those too that paint what a mask leaves free."""
+    known = [family.pipelines for family in FAMILIES.values() if family.pipelines]
+    fillers = [each.fill for each in known if fill and each.fill]
+    return tuple(dict.fromkeys([*(each.text_to_image for each in known), *fillers]))

@@ -72,6 +72,10 @@ class HeadLayout:
         """Name of the attention module, in its block, that `head` belongs to."""
         return self.image_only if head.image_only else self.joint
 
+    def block_of(self, module: str) -> str | None:
+        """Path of the block that a module is in, by the module's name; None if it is in none."""
+        return next((path for path in self.blocks if module.startswith(f"{path}.")), None)
+
     def count(self, head: HeadId) -> int:
         """Heads of the attention that `head` belongs to."""
         return (self.image_only_heads if head.image_only else self.heads)[head.block]
@@ -167,6 +171,10 @@ class Pipelines:
     largest_side: Callable[[Any], int | None]
     patch: int = 2
 
+    def fills(self, pipe: object) -> bool:
+        """Whether a pipeline paints what a mask leaves free."""
+        return self.fill in class_names(type(pipe))
+
 
 @dataclass(frozen=True)
 class LoraDialect:
@@ -175,6 +183,15 @@ class LoraDialect:
 
     prefixes: tuple[str, ...]
     convert: Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class InputProjection:
+    """What reads the latents of a transformer: the path of a linear module or a convolution, and how many of
+    its inputs one latent channel is."""
+
+    path: str
+    inputs: int
 
 
 @dataclass(frozen=True)
@@ -187,7 +204,7 @@ class Training:
     targets: what ends the name of a linear module, by what it is part of.
     eight_bit: components that are too large for one GPU of 24 GB in 16 bits.
     explicit_attention: a processor that makes the attention map, fast backwards on CPUs.
-    dialects: other namings in LoRA files.
+    input: what reads the latents, None for a family whose input cannot be widened.
     """
 
     velocity: Callable[[Any, Tensor, Tensor, Tensor, Tensor, float | Tensor], Tensor]
@@ -195,7 +212,13 @@ class Training:
     targets: Mapping[str, tuple[str, ...]]
     eight_bit: tuple[str, ...]
     explicit_attention: Callable[[], Any]
-    dialects: tuple[LoraDialect, ...] = ()
+    input: InputProjection | None = None
+
+
+def class_names(given: type) -> list[str]:
+    """Names of a class and of those that it is a subclass of, nearest first. By its name a class is known
+    without being imported."""
+    return [kind.__name__ for kind in given.__mro__]
 
 
 def first_output(output: Any) -> Tensor:
@@ -223,6 +246,7 @@ class Family:
     noise_level: the noise level of a call of the transformer, from 0 to 1.
     prediction, with_prediction: the prediction [B, ...] in an output, and the output with another one.
     pipelines, training: None for a family that can only be guided.
+    lora_dialects: other namings of modules in LoRA files than diffusers'.
     """
 
     name: str
@@ -237,6 +261,7 @@ class Family:
     with_prediction: Callable[[Any, Tensor], Any] = with_first_output
     pipelines: Pipelines | None = None
     training: Training | None = None
+    lora_dialects: tuple[LoraDialect, ...] = ()
 
 
 # --- what several families share ---

@@ -20,6 +20,7 @@ from dit_heads.families._family import (
     Call,
     Family,
     HeadLayout,
+    InputProjection,
     Keywords,
     LoraDialect,
     Pipelines,
@@ -266,6 +267,7 @@ FLUX = Family(
         },
         eight_bit=("transformer", "text_encoder_2"),
         explicit_attention=ExplicitFluxAttention,
-        dialects=(LoraDialect(("lora_unet_", "diffusion_model."), _released_names),),
+        input=InputProjection("x_embedder", 4),
     ),
+    lora_dialects=(LoraDialect(("lora_unet_", "diffusion_model."), _released_names),),
 )

@@ -15,6 +15,7 @@ from dit_heads.families._family import (
     Call,
     Family,
     HeadLayout,
+    InputProjection,
     Keywords,
     Pipelines,
     Residuals,
@@ -199,5 +200,6 @@ SD3 = Family(
         },
         eight_bit=("transformer", "text_encoder_3"),
         explicit_attention=ExplicitJointAttention,
+        input=InputProjection("pos_embed.proj", 1),
     ),
 )

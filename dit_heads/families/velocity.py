@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dit_heads.errors import InputError
-from dit_heads.families import family_of
+from dit_heads.families import training_of
 
 Velocity = Callable[[Float[Tensor, "B C H W"], Float[Tensor, " B"]], Float[Tensor, "B C H W"]]
 
@@ -32,9 +31,7 @@ def velocity_of(
     Raises:
         InputError: for a transformer of no family, or of one that cannot be trained.
     """
-    family = family_of(transformer)
-    if (training := family.training) is None:
-        raise InputError(f"transformer: expected one of a family that can be trained, got {family.name}")
+    training = training_of(transformer)
 
     def velocity(x: Tensor, sigmas: Tensor) -> Tensor:
         seen = x if source is None else torch.cat([x, source], 1)

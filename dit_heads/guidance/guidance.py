@@ -265,13 +265,13 @@ class HeadGuidance:
         scheduler repeats them)."""
         if self.pipe is None or run.input is None:
             return True
-        latents, timestep = arguments[self.layout.family.arguments.latents], arguments["timestep"]
+        latents, timestep = arguments[self.layout.family.arguments.latents], arguments.get("timestep")
         same = latents is run.input and torch.equal(timestep, run.timestep)  # pyright: ignore[reportArgumentType]
         return not same and arguments.get("skip_layers") is None
 
     def _enter_step(self, run: _Run, arguments: Mapping[str, Any]) -> None:
         run.step += 1
-        run.input, run.timestep = arguments[self.layout.family.arguments.latents], arguments["timestep"]
+        run.input, run.timestep = arguments[self.layout.family.arguments.latents], arguments.get("timestep")
         if self.pipe is None:
             self.report.steps += 1
         guided = self.pipe is None or self._guides(run.step, run.steps)

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dit_heads.errors import InputError
-from dit_heads.families import HeadLayout, family_of, layout_of
+from dit_heads.families import HeadLayout, family_of, layout_of, pipelines_of
 from dit_heads.families.latents import denormalised
 from dit_heads.guidance.branch import BranchRunner
 from dit_heads.guidance.perturb import Perturbation
@@ -66,8 +66,7 @@ def estimated_pictures(
     """Pictures, about [0, 1], that latents at the noise level of a call and their velocity lead to:
     x - s v, decoded."""
     clean = latents - noise_of(pipe.transformer, call) * velocity
-    if (form := family_of(pipe.transformer).pipelines) is None:
-        raise InputError(f"pipe: the fast search cannot decode latents of a {type(pipe).__name__}")
+    form = pipelines_of(pipe.transformer)
     clean = denormalised(pipe.vae, form.unpack(clean, *form.latent_size(call)))
     return pipe.vae.decode(clean.to(pipe.vae.dtype), return_dict=False)[0] / 2 + 0.5
 

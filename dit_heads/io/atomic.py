@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from dit_heads.errors import FileError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -19,7 +21,19 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
     Its folder is made where it is missing. Threads and processes may write the same path at once: the last
     one to finish stays.
+
+    Raises:
+        FileError: it cannot be written, as on a full disk. One that was there before is as it was.
     """
+    try:
+        with _renamed_at_its_end(path) as file:
+            yield file
+    except OSError as error:
+        raise FileError(f"cannot write '{path}': {error.strerror or error}") from error
+
+
+@contextmanager
+def _renamed_at_its_end(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         unfinished = Path(file.name)
@@ -40,10 +54,14 @@ def write_text(path: Path, text: str) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Replace a safetensors file."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with atomic_file(path) as file:
-        save_file({name: t.contiguous() for name, t in tensors.items()}, file.name, dict(metadata))
+        try:
+            save_file({name: t.contiguous() for name, t in tensors.items()}, file.name, dict(metadata))
+        except SafetensorError as error:  # its way to say that the disk is full
+            raise OSError(str(error)) from error
 
 
 def _umask() -> int:

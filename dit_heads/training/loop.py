@@ -1,74 +1,95 @@
-"""One training loop for everything: any loss, AdamW, weight averaging, atomic checkpoints, exact resume.
+"""The training loop: any model, any loss.
 
-A step's data and noise are functions of (seed, step) alone, so a run that was killed and started again gives
-the same weights as one that was not. Nothing here knows what is trained.
+The data and the noise of a step depend on the seed and the step alone. A run that is killed and started again
+therefore ends with the same weights as one that is not.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from safetensors import safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from dit_heads.errors import InputError
-from dit_heads.io.atomic import write_tensors, write_text
-from dit_heads.training.optimizers import Descent
-from dit_heads.training.precision import training_precision
+from dit_heads.training.checkpoints import (
+    Progress,
+    check_resumable,
+    load_weights,
+    resume,
+    run_precision,
+    save_checkpoint,
+    write_settings,
+)
+from dit_heads.training.generators import keyed_generator
+from dit_heads.training.log import Log
+from dit_heads.training.optimizers import Optimizer
+from dit_heads.training.precision import HALF
+from dit_heads.training.processes import (
+    average_figures,
+    average_gradients,
+    main_value,
+    mean_figures,
+    process_state,
+)
+
+SMALLEST_SCALE = 2.0**-10  # of a loss in fp16: below it, all gradients overflow in one step after another
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one forward and backward pass takes of the batch of a step: its samples `index::count`."""
+    """The samples `index::count` of a step's batch, which one forward and backward pass processes."""
 
     step: int
     index: int = 0
     count: int = 1
 
 
-SMALLEST_SCALE = 2.0**-10  # of a loss in fp16: below it, all gradients overflow in one step after another
 Loss = Callable[[Part, torch.Generator], "tuple[Tensor, Mapping[str, float | Tensor]]"]
+"""(part of a batch, its random numbers) -> the mean loss over the part, and figures to log."""
 Watch = Callable[[int, Mapping[str, float], Mapping[str, Tensor]], None]
+"""(steps done, figures if they are logged now, averaged weights): called after every step."""
 
 
 @dataclass(frozen=True)
 class FitConfig:
-    """`ema` is the decay of the averaged weights, `clip` the largest norm of the gradient. The rate rises
-    over `warmup` steps, stays, and falls over the last `decline` share of the run as a cosine to `final_rate`
-    times its peak. `optimizer` is "adamw", "adamw8bit" or "muon"; `precision` is "no", "bf16", "fp16" or
-    "auto" (a one-second probe of this machine). Each process takes its share of a batch in `accumulate`
-    parts."""
+    """Settings of a training run."""
 
     steps: int
+    """Number of steps in all."""
     learning_rate: float = 1e-3
+    """Peak learning rate."""
     optimizer: str = "adamw"
+    """One of adamw, adamw8bit and muon."""
     warmup: int = 300
+    """Number of steps in which the rate rises to its peak."""
     final_rate: float = 0.03
+    """Share of the peak rate that is left at the end."""
     decline: float = 1.0
+    """Share of the run, at its end, in which the rate falls as a cosine."""
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = 1.0
+    """Largest norm of the gradient. A larger one is scaled down to it."""
     ema: float = 0.999
+    """Decay of the averaged weights."""
     precision: str = "auto"
+    """One of no, bf16, fp16 and auto, which is the fastest where the run begins, found in a second."""
     checkpoint_minutes: float = 5.0
     log_every: int = 20
+    """Steps between lines of the log."""
     seed: int = 0
     accumulate: int = 1
+    """Number of parts in which a process takes its share of a batch, one after the other."""
 
 
 def fit(
@@ -81,82 +102,150 @@ def fit(
     settings: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
 ) -> nn.Module:
-    """Train `model` by `loss(part, generator) -> (mean over the part, figures to log)`, up to its averaged
-    weights. Under `accelerate launch`, processes share every batch, and gradients are averaged.
+    """Train a model, and leave it with its averaged weights.
 
-    `folder` gets `checkpoint.safetensors` (weights, average, optimiser, step; renamed into place), `log.csv`
-    and `config.json`; a run found there goes on where it stopped, and one of other settings, `settings` of
-    the caller among them, is refused (ValueError). `until` stops early at that `time.time()`, with a
-    checkpoint, and so do Ctrl-C and SIGTERM once the step is done (KeyboardInterrupt); one process alone can.
-    `watch(steps done, figures, averaged weights)` is called after every step and before its checkpoint, so
-    that a run that was killed repeats the call rather than misses it; figures come when they are logged.
-    Frozen weights and buffers are not stored. Raises ValueError naming the step if its gradient is not
-    finite, before it does harm."""
+    Under `torchrun` or `accelerate launch`, processes share every batch, and gradients are averaged.
+    `folder` gets `checkpoint.safetensors` (weights, average, optimiser, step), `log.csv` and `config.json`.
+    A run that is found there continues from its checkpoint. Frozen weights and buffers are not stored.
+
+    Args:
+        model: whatever has trainable parameters. An `nn.ModuleDict` trains several parts together.
+        loss: see `Loss`.
+        config: see `FitConfig`.
+        folder: of the run.
+        until: a `time.time()` at which to stop early, with a checkpoint. For a single process.
+        settings: what else the run depends on. Kept with `config`, and compared on resume.
+        watch: see `Watch`. It is called before the checkpoint of its step, so that a run that is killed
+            repeats the call rather than misses it.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: for settings that cannot be followed, for other ones than those of the run in `folder`,
+            and naming the step whose gradient is not finite, before it does harm.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the step is done and stored. For a single process.
+    """
     if config.accumulate < 1:
         raise InputError(f"accumulate: expected at least 1, got {config.accumulate}")
-    precision = training_precision(config.precision)
-    AcceleratorState._reset_state()  # or one Python process could not train in two precisions
-    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
-    main, alone = accelerator.is_main_process, accelerator.num_processes == 1
-    if until is not None and not alone:
+    state = process_state()
+    if until is not None and state.num_processes > 1:
         raise InputError(
-            f"until: expected None with {accelerator.num_processes} processes, which would not stop "
+            f"until: expected None with {state.num_processes} processes, which would not stop "
             f"at the same step, got {until}"
         )
-    with accelerator.main_process_first():
-        _claim(folder, config, settings or {})
-    model.to(accelerator.device).train()
-    weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    average = {n: p.detach().clone() for n, p in weights.items()}
-    descent = Descent(
-        weights,
-        kind=config.optimizer,
-        rate=config.learning_rate,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        scaler=accelerator.scaler,
-    )
-    start, spent = _resume(folder, model, average, descent)
-    log = Log(folder / "log.csv", start, save=main)
-    began = saved = time.time()
-    steps = range(start, config.steps)
-    bar = tqdm(steps, initial=start, total=config.steps, desc=folder.name, mininterval=10, disable=not main)
-    with _stop_signals(noted=alone) as stopped, _without_cudnn_attention():
-        for step in bar:
-            _gradients(accelerator, loss, config, step, log)
-            _average_gradients(accelerator, weights.values())
-            descent.unscale()
-            norm: Any = accelerator.clip_grad_norm_(list(weights.values()), config.clip)
-            log.add(step, {"gradient": norm})
-            _check_finite(float(norm), step, accelerator.scaler)
-            descent.step(rate_at(step, config))
-            _follow(average, weights, min(config.ema, (1 + step) / (10 + step)))
-            shown: dict[str, float] = {}
-            if step % config.log_every == 0:
-                shown = _over_processes(accelerator, log.means())
-                bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()})
-                log.write(shown, spent + time.time() - began)
-            if watch is not None:
-                watch(step + 1, shown, average)
-            now = time.time()
-            last = step + 1 == config.steps or (until is not None and now > until) or bool(stopped)
-            if main and (last or now - saved > 60 * config.checkpoint_minutes):
-                save_checkpoint(folder, model, average, descent, step + 1, spent + now - began)
-                saved = now
-            if last:
-                break
-    if stopped:
-        raise KeyboardInterrupt
-    accelerator.wait_for_everyone()
-    load_weights(model, average)
+    config = replace(config, precision=main_value(state, run_precision(folder, config.precision)))
+    check_resumable(folder, config, settings or {})
+    if state.is_main_process:
+        write_settings(folder, config, settings or {})
+    run = _Run.started(model, config, folder, state)
+    run.train(loss, until, watch)
+    if state.num_processes > 1:
+        state.wait_for_everyone()
+    load_weights(model, run.average)
     return model.eval()
+
+
+@dataclass
+class _Run:
+    """A run between two starts."""
+
+    model: nn.Module
+    config: FitConfig
+    folder: Path
+    state: Any
+    weights: dict[str, nn.Parameter]
+    average: dict[str, Tensor]
+    optimizer: Optimizer
+    done: Progress
+    log: Log
+
+    @classmethod
+    def started(cls, model: nn.Module, config: FitConfig, folder: Path, state: Any) -> _Run:
+        """A run that begins, or continues from its checkpoint."""
+        model.to(state.device).train()
+        weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        average = {n: p.detach().clone() for n, p in weights.items()}
+        optimizer = Optimizer(
+            weights,
+            kind=config.optimizer,
+            rate=config.learning_rate,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            dtype=HALF.get(config.precision, torch.float32),
+            scaler=torch.amp.GradScaler("cuda") if config.precision == "fp16" else None,
+        )
+        done = resume(folder, model, average, optimizer)
+        log = Log(folder / "log.csv", done.step, done.figures, save=state.is_main_process)
+        return cls(model, config, folder, state, weights, average, optimizer, done, log)
+
+    def train(self, loss: Loss, until: float | None, watch: Watch | None) -> None:
+        """Take the steps that are left, with a checkpoint now and then and at the end."""
+        config, main = self.config, self.state.is_main_process
+        steps, name = range(self.done.step, config.steps), self.folder.name
+        bar = tqdm(
+            steps, initial=self.done.step, total=config.steps, desc=name, mininterval=10, disable=not main
+        )
+        began = saved = time.time()
+        with _stop_signals(noted=self.state.num_processes == 1) as stopped, _without_cudnn_attention():
+            for step in bar:
+                self._step(loss, step)
+                seconds = self.done.seconds + time.time() - began
+                shown = self._logged(step, seconds)
+                if shown:
+                    bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()})
+                if watch is not None:
+                    watch(step + 1, shown, self.average)
+                now = time.time()
+                last = step + 1 == config.steps or (until is not None and now > until) or bool(stopped)
+                if main and (last or now - saved > 60 * config.checkpoint_minutes):
+                    progress = Progress(step + 1, self.done.seconds + now - began, self.log.begun)
+                    save_checkpoint(self.folder, self.model, self.average, self.optimizer, progress)
+                    saved = now
+                if last:
+                    break
+        if stopped:
+            raise KeyboardInterrupt
+
+    def _step(self, loss: Loss, step: int) -> None:
+        figures = self._gradients(loss, step)
+        average_gradients(self.state, self.weights.values())
+        self.optimizer.unscale()
+        norm = nn.utils.clip_grad_norm_(list(self.weights.values()), self.config.clip)
+        self.log.add(step, {**figures, "gradient": norm})
+        _check_finite(float(norm), step, self.optimizer.scaler)
+        self.optimizer.step(rate_at(step, self.config))
+        update_average(self.average, self.weights, min(self.config.ema, (1 + step) / (10 + step)))
+
+    def _gradients(self, loss: Loss, step: int) -> dict[str, float]:
+        """Add up the gradients of this process's parts of a batch; the figures of the whole batch."""
+        count, scaler = self.config.accumulate, self.optimizer.scaler
+        half = HALF.get(self.config.precision)
+        found: list[Mapping[str, float | Tensor]] = []
+        for k in range(count):
+            part = Part(step, self.state.process_index * count + k, self.state.num_processes * count)
+            generator = keyed_generator(self.config.seed, part.step, part.index)
+            with torch.autocast(self.state.device.type, half, enabled=half is not None):
+                value, figures = loss(part, generator)
+            (value if scaler is None else scaler.scale(value)).div(count).backward()
+            found.append({"loss": value.detach(), **figures})
+        return average_figures(self.state, mean_figures(found))
+
+    def _logged(self, step: int, seconds: float) -> dict[str, float]:
+        """The figures of a step with a line in the log."""
+        if step % self.config.log_every:
+            return {}
+        shown = self.log.means()
+        self.log.write(shown, seconds)
+        return shown
 
 
 @contextmanager
 def _stop_signals(*, noted: bool) -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM, if `noted` and in the main thread: the first one waits in a list for the end of a
-    step, the second one acts at once. One that the process ignores, as of a job in the background, stays
-    ignored. Processes that share a batch could not stop at the same step."""
+    """Collect Ctrl-C and SIGTERM in a list, so that a step can end first. A second signal acts at once.
+
+    A signal that the process ignores, as a job in the background does, stays ignored. Nothing is collected
+    outside of the main thread, nor from processes that share a batch: they could not stop at one step."""
     seen: list[int] = []
     if not noted or threading.current_thread() is not threading.main_thread():
         yield seen
@@ -179,8 +268,8 @@ def _stop_signals(*, noted: bool) -> Iterator[list[int]]:
 
 @contextmanager
 def _without_cudnn_attention() -> Iterator[None]:
-    """PyTorch's own attention kernels alone: gradients of FLUX by cuDNN's in bf16 and fp16 were NaN on an
-    H200 (torch 2.11, cuDNN 9.19), by the others they were not."""
+    """Leave cuDNN's attention out: its gradients of FLUX in bf16 and fp16 were NaN on an H200 (torch 2.11,
+    cuDNN 9.19). The other kernels' were not."""
     before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
@@ -189,48 +278,15 @@ def _without_cudnn_attention() -> Iterator[None]:
         torch.backends.cuda.enable_cudnn_sdp(before)
 
 
-def _gradients(accelerator: Accelerator, loss: Loss, config: FitConfig, step: int, log: Log) -> None:
-    """Add up the gradients of this process's parts of a batch."""
-    parts = accelerator.num_processes * config.accumulate
-    for k in range(config.accumulate):
-        part = Part(step, accelerator.process_index * config.accumulate + k, parts)
-        with accelerator.autocast():
-            value, figures = loss(part, _generator(config.seed, part))
-        accelerator.backward(value / config.accumulate)
-        log.add(step, {"loss": value, **figures})
-
-
-def _generator(seed: int, part: Part) -> torch.Generator:
-    # torch's CPU generator reads 32 bits of a seed; multiples of 2^32 over the golden ratio keep parts apart.
-    return torch.Generator().manual_seed(seed * 1_000_003 + part.step + part.index * 2_654_435_761)
-
-
 def _check_finite(norm: float, step: int, scaler: Any) -> None:
-    """fp16 leaves a step out whose gradients overflow, and scales the next loss less; nothing else may."""
+    """In fp16 an overflow skips the step and lowers the scale of the loss. In any other precision it is an
+    error."""
     if math.isfinite(norm) or (scaler is not None and scaler.get_scale() > SMALLEST_SCALE):
         return
     raise InputError(
         f"loss: expected a finite gradient, got {norm} at step {step}; a lower learning_rate may help, "
-        "and the last checkpoint is kept"
+        "and a checkpoint that was written before is kept"
     )
-
-
-def _average_gradients(accelerator: Accelerator, weights: Iterable[nn.Parameter]) -> None:
-    """The mean over processes of what each found for its parts."""
-    if accelerator.num_processes == 1:
-        return
-    gradients = [weight.grad for weight in weights if weight.grad is not None]
-    flat: Any = accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "mean")
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
-
-
-def _over_processes(accelerator: Accelerator, means: dict[str, float]) -> dict[str, float]:
-    if accelerator.num_processes == 1:
-        return means
-    values = torch.tensor(list(means.values()), device=accelerator.device, dtype=torch.float32)
-    reduced: Any = accelerator.reduce(values, "mean")
-    return dict(zip(means, reduced.tolist(), strict=True))
 
 
 def rate_at(step: int, config: FitConfig) -> float:
@@ -243,135 +299,6 @@ def rate_at(step: int, config: FitConfig) -> float:
 
 
 @torch.no_grad()
-def _follow(average: Mapping[str, Tensor], weights: Mapping[str, Tensor], decay: float) -> None:
+def update_average(average: Mapping[str, Tensor], weights: Mapping[str, Tensor], decay: float) -> None:
+    """Move the averaged weights towards the weights, by the share 1 - decay."""
     torch._foreach_lerp_(list(average.values()), [p.detach() for p in weights.values()], 1 - decay)
-
-
-@torch.no_grad()
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy the tensors that are named like a parameter into it; parameters without one stay as they are."""
-    for name, parameter in model.named_parameters():
-        if name in weights:
-            parameter.copy_(weights[name])
-
-
-# --- checkpoints ---
-
-
-def check_resumable(folder: Path, config: FitConfig, settings: Mapping[str, Any]) -> None:
-    """Raise ValueError if a run in `folder` has other settings than `fit` would be called with."""
-    path = folder / "config.json"
-    if not path.exists():
-        return
-    found, wanted = json.loads(path.read_text()), _stored_settings(config, settings)
-    free = {"steps", "checkpoint_minutes", "log_every", "precision"}  # a run may be made longer
-    names = [name for name in {**found, **wanted} if name not in free]
-    other = {k: (found.get(k), wanted.get(k)) for k in names if found.get(k) != wanted.get(k)}
-    if other:
-        raise InputError(f"{folder}: a run of other settings is there (found, wanted): {other}")
-
-
-def _stored_settings(config: FitConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps({**settings, **asdict(config)}))
-
-
-def _claim(folder: Path, config: FitConfig, settings: Mapping[str, Any]) -> None:
-    check_resumable(folder, config, settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.json", json.dumps(_stored_settings(config, settings), indent=1))
-
-
-def save_checkpoint(
-    folder: Path,
-    model: nn.Module,
-    average: Mapping[str, Tensor],
-    descent: Descent,
-    step: int,
-    seconds: float,
-) -> None:
-    """Store weights, average and optimiser state after `step` steps and `seconds` of training."""
-    tensors = {f"model.{n}": p.detach() for n, p in model.named_parameters() if n in average}
-    tensors |= {f"average.{n}": t for n, t in average.items()}
-    tensors |= {f"optimizer.{n}": t for n, t in descent.state().items()}
-    metadata = {"step": str(step), "seconds": f"{seconds:.1f}"}
-    write_tensors(folder / "checkpoint.safetensors", tensors, metadata)
-
-
-def read_average(folder: Path) -> tuple[dict[str, Tensor], int, float]:
-    """Averaged weights, step and seconds of training of the checkpoint in `folder`."""
-    stored, step, seconds = _read(folder / "checkpoint.safetensors")
-    return _part(stored, "average."), step, seconds
-
-
-def _resume(
-    folder: Path, model: nn.Module, average: dict[str, Tensor], descent: Descent
-) -> tuple[int, float]:
-    path = folder / "checkpoint.safetensors"
-    if not path.exists():
-        return 0, 0.0
-    stored, step, seconds = _read(path)
-    load_weights(model, _part(stored, "model."))
-    for name in average:
-        average[name].copy_(stored[f"average.{name}"])
-    descent.restore(_part(stored, "optimizer."))
-    return step, seconds
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], int, float]:
-    with safe_open(path, "pt") as file:
-        names, metadata = file.keys(), file.metadata()
-        tensors = {name: file.get_tensor(name) for name in names}
-    return tensors, int(metadata["step"]), float(metadata["seconds"])
-
-
-def _part(stored: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
-
-
-class Log:
-    """A CSV of mean figures, a column each; lines of steps that a resumed run repeats are dropped first. With
-    `save=False` nothing is written, as by all processes but the main one."""
-
-    def __init__(self, path: Path, start: int, *, save: bool = True) -> None:
-        self.path, self.save = path, save
-        self._rows = [row for row in _read_rows(path) if int(row["step"]) < start]
-        self._sums: dict[str, float] = {}
-        self._counts: dict[str, int] = {}
-        self._step = 0
-        if path.exists():
-            self._save()
-
-    def add(self, step: int, figures: Mapping[str, float | Tensor]) -> None:
-        """Take in the figures of a step; a step may lack some."""
-        self._step = step
-        for name, value in figures.items():
-            number = value.item() if isinstance(value, Tensor) else value
-            self._sums[name] = self._sums.get(name, 0.0) + number
-            self._counts[name] = self._counts.get(name, 0) + 1
-
-    def means(self) -> dict[str, float]:
-        """Of each figure, over the steps since the last line that had it."""
-        return {k: round(v / self._counts[k], 4) for k, v in self._sums.items()}
-
-    def write(self, means: Mapping[str, float], seconds: float) -> None:
-        """Add a line of `means` and begin new ones; `seconds` of training until now."""
-        self._rows.append({"step": self._step, "seconds": round(seconds, 1), **means})
-        self._save()
-        self._sums, self._counts = {}, {}
-
-    def _save(self) -> None:
-        if not self.save:
-            return
-        text = io.StringIO()
-        names = dict.fromkeys(name for row in self._rows for name in row)
-        writer = csv.DictWriter(text, list(names), restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self._rows)
-        write_text(self.path, text.getvalue())
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [{k: v for k, v in row.items() if k and v} for row in csv.DictReader(file)]

@@ -1,4 +1,4 @@
-"""AdamW, in 8 bits where asked, or with Muon for the weight matrices; state is stored tensor by tensor."""
+"""AdamW, optionally in 8 bits, or Muon for the weight matrices. State is stored tensor by tensor."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from dit_heads.errors import InputError
-from dit_heads.training.precision import bf16_is_faster
 
 SCALER = "(scaler)"  # a name that no weight can have
 
 
 class Muon(torch.optim.Muon):
-    """torch's Muon, in bf16 as there or in fp32, whichever is faster on the machine: on CPUs without bf16 a
-    step of torch's takes longer than the gradients."""
+    """torch's Muon, with its matrix products in `dtype`.
+
+    torch's own are in bf16 everywhere. On CPUs without bf16 they take longer than the gradients."""
+
+    dtype = torch.float32
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
-        """One step by the gradients that there are."""
+        """Take one step by the gradients of the weights."""
         assert closure is None, "a closure is not called"
-        dtype = torch.bfloat16 if bf16_is_faster() else torch.float32
         for group in self.param_groups:
             weights: list[Tensor] = []
             gradients: list[Tensor] = []
@@ -30,7 +31,7 @@ class Muon(torch.optim.Muon):
             self._init_group(group, weights, gradients, momenta)
             for weight, gradient, momentum in zip(weights, gradients, momenta, strict=True):
                 momentum.lerp_(gradient, 1 - group["momentum"])
-                update = orthogonalised(gradient.lerp(momentum, group["momentum"]).to(dtype), group)
+                update = orthogonalised(gradient.lerp(momentum, group["momentum"]).to(self.dtype), group)
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 weight.add_(update, alpha=-group["lr"] * 0.2 * max(weight.shape) ** 0.5)
 
@@ -47,15 +48,26 @@ def orthogonalised(matrix: Tensor, settings: Mapping[str, Any]) -> Tensor:
     return x if wide is matrix else x.T
 
 
-class Descent:
-    """One optimiser step over named weights, at a share of the peak rate.
+class Optimizer:
+    """An optimiser of named weights.
 
-    `muon` orthogonalises the updates of weight matrices (torch's Muon,
-    https://kellerjordan.github.io/posts/muon; with the step size matched to AdamW's, arXiv 2502.16982);
-    convolutions count as matrices of [out, in * kernel]. Embeddings, biases and gains stay with AdamW.
-    `adamw8bit` keeps moments in 8 bits by bitsandbytes, on a GPU. With a `scaler` (fp16), gradients are those
-    of a scaled loss until `unscale`, and steps in which they overflow are left out. Raises ValueError for
-    another `kind`, and for what is missing here."""
+    "muon" orthogonalises the updates of weight matrices (https://kellerjordan.github.io/posts/muon, with the
+    step size matched to AdamW's, arXiv 2502.16982). Convolutions count as matrices [out, in * kernel].
+    Embeddings, biases and gains stay with AdamW.
+
+    Args:
+        weights: the trained parameters by name.
+        kind: "adamw", "adamw8bit" (moments in 8 bits by bitsandbytes, on a GPU) or "muon".
+        rate: peak learning rate.
+        betas: of AdamW.
+        weight_decay: of both.
+        dtype: number format of Muon's matrix products.
+        scaler: of losses in fp16. Until `unscale`, gradients are those of the scaled loss. Steps in which
+            they overflow are skipped.
+
+    Raises:
+        InputError: for another `kind`, and for one that cannot be had.
+    """
 
     def __init__(
         self,
@@ -65,6 +77,7 @@ class Descent:
         rate: float,
         betas: tuple[float, float],
         weight_decay: float,
+        dtype: torch.dtype = torch.float32,
         scaler: Any = None,
     ) -> None:
         if kind not in ("adamw", "adamw8bit", "muon"):
@@ -88,6 +101,7 @@ class Descent:
         self.muon = None
         if self.matrices:
             self.muon = Muon(self.matrices.values(), lr=rate, weight_decay=weight_decay)
+            self.muon.dtype = dtype
 
     def unscale(self) -> None:
         """Make the gradients those of the loss itself."""
@@ -95,7 +109,7 @@ class Descent:
             self.scaler.unscale_(self.adamw)
 
     def step(self, share: float) -> None:
-        """Apply the gradients at `share` of the peak rate, and forget them."""
+        """Apply the gradients at `share` of the peak rate, and clear them."""
         optimizers = [self.adamw] if self.muon is None else [self.adamw, self.muon]
         for name, matrix in self.matrices.items():
             weight = self.weights[name]
@@ -131,7 +145,7 @@ class Descent:
         return {label: t.clone() if shared else t for label, t in tensors.items()}
 
     def restore(self, stored: Mapping[str, Tensor]) -> None:
-        """Take over what `state` gave."""
+        """Take over a state that `state` returned."""
         states = dict(self._states())
         scaler: dict[str, float] = {}
         for label, value in stored.items():
@@ -148,7 +162,7 @@ class Descent:
 
 
 def require_bitsandbytes(argument: str) -> Any:
-    """The bitsandbytes library. Raises ValueError naming `argument` unless it and a GPU are there."""
+    """The bitsandbytes library. Raises InputError naming `argument` if it or a GPU is missing."""
     if not torch.cuda.is_available():
         raise InputError(f"{argument}: 8 bits need a CUDA GPU, this machine has none")
     try:

@@ -1,4 +1,4 @@
-"""In which precision this machine trains."""
+"""The precisions that this machine can train in, and the fastest of them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,31 @@ import torch
 
 from dit_heads.errors import InputError
 
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}  # number formats of mixed precision
+
 
 def training_precision(wanted: str) -> str:
-    """A precision of `FitConfig`, "auto" settled for this machine. Raises ValueError for one that cannot be
-    had here."""
+    """A precision of `FitConfig`, with "auto" settled for this machine.
+
+    Raises:
+        InputError: for an unknown precision, and for one that this machine lacks.
+    """
     if wanted not in ("auto", "no", "bf16", "fp16"):
         raise InputError(f"precision: expected auto, no, bf16 or fp16, got {wanted!r}")
     if wanted == "fp16" and not torch.cuda.is_available():
         raise InputError("precision: fp16 needs a CUDA GPU, this machine has none; use bf16 or no")
-    return wanted if wanted != "auto" else ("bf16" if bf16_is_faster() else "no")
+    return fastest_precision() if wanted == "auto" else wanted
+
+
+def fastest_precision() -> str:
+    """What "auto" is on this machine."""
+    return "bf16" if bf16_is_faster() else "no"
 
 
 @cache
 def bf16_is_faster() -> bool:
-    """Whether a matrix product in bf16 beats fp32 on this machine: CPUs differ by a factor of 400 here."""
+    """Whether this machine multiplies matrices faster in bf16 than in fp32. On CPUs the ratio of the two
+    varies by a factor of 400."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
 

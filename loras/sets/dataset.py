@@ -15,7 +15,8 @@ from PIL import Image, ImageOps
 
 from dit_heads.errors import InputError
 from dit_heads.loras.sets.folders import Cell, content_hash, decode, examine, read_sets
-from dit_heads.loras.sets.panels import Fit, Layout, check_grid, check_side, cut, join
+from dit_heads.loras.sets.panels import Grid, PanelFit, check_grid, check_side, cut, join
+from dit_heads.training.sampler import draws_at
 
 OnError = Literal["stop", "skip"]
 MIN_SIDE = 64
@@ -33,15 +34,15 @@ class Sample:
     caption: str
     source: str
     digest: str
-    layout: Layout
-    fit: Fit = "crop"
+    grid: Grid
+    fit: PanelFit = "crop"
     ready: bool = False
     flip: bool = False
 
     @property
     def key(self) -> str:
         """Names the pixels of `composite` by content: the bytes of the files and all that is done to them."""
-        how = [self.layout.heights, self.layout.widths, self.fit, self.ready, self.flip, _PREPARATION]
+        how = [self.grid.heights, self.grid.widths, self.fit, self.ready, self.flip, _PREPARATION]
         return content_hash(self.digest, json.dumps(how))
 
     def composite(self) -> Image.Image:
@@ -52,10 +53,10 @@ class Sample:
             raise InputError(f"data: '{self.source}' has changed since it was read first")
         pictures = [decode(data) for data in contents]
         if self.ready:
-            pictures = cut(pictures[0], len(self.layout.heights), len(self.layout.widths))
+            pictures = cut(pictures[0], len(self.grid.heights), len(self.grid.widths))
         if self.flip:
             pictures = [ImageOps.mirror(picture) for picture in pictures]
-        return join(pictures, self.layout, fit=self.fit)
+        return join(pictures, self.grid, fit=self.fit)
 
 
 class SetDataset:
@@ -75,7 +76,7 @@ class SetDataset:
         rows: int,
         columns: int,
         buckets: Sequence[Cell],
-        fit: Fit = "crop",
+        fit: PanelFit = "crop",
         flip: bool = False,
         seed: int = 0,
         on_error: OnError = "stop",
@@ -92,12 +93,12 @@ class SetDataset:
                 problems += [f"{found.source}: {problem}" for problem in wrong]
                 continue
             height, width = nearest_bucket(shapes, buckets)
-            layout = Layout.grid(rows, columns, height=height, width=width)
+            grid = Grid.equal(rows, columns, height=height, width=width)
             caption = found.caption.strip()
-            samples.append(Sample(found.files, caption, found.source, digest, layout, fit, found.ready))
+            samples.append(Sample(found.files, caption, found.source, digest, grid, fit, found.ready))
         _report(Path(root), problems, len(samples), on_error)
         self.samples = tuple(samples)
-        cells = [(sample.layout.heights[0], sample.layout.widths[0]) for sample in samples]
+        cells = [(sample.grid.heights[0], sample.grid.widths[0]) for sample in samples]
         self.buckets = {
             cell: tuple(i for i, c in enumerate(cells) if c == cell) for cell in sorted(set(cells))
         }
@@ -135,7 +136,7 @@ def _check_options(
         raise InputError("buckets: expected at least one (height, width) of a panel, got none")
     for side in (side for cell in buckets for side in cell):
         check_side("buckets", side)
-    for name, value, choices in (("fit", fit, get_args(Fit)), ("on_error", on_error, get_args(OnError))):
+    for name, value, choices in (("fit", fit, get_args(PanelFit)), ("on_error", on_error, get_args(OnError))):
         if value not in choices:
             raise InputError(f"{name}: expected {' or '.join(choices)}, got {value!r}")
     _check_count("seed", seed, 0)
@@ -184,36 +185,3 @@ def nearest_bucket(shapes: Sequence[Cell], buckets: Sequence[Cell]) -> Cell:
         return round(abs(math.log(height / width) - mean), 9), -height * width, -height
 
     return min(buckets, key=distance)
-
-
-# --- order ---
-
-
-def draws_at(
-    step: int, batch_size: int, buckets: Sequence[Sequence[int]], seed: int
-) -> list[tuple[int, int]]:
-    """Batch `step`, counted from 0, as (sample, epoch of this draw).
-
-    Each bucket deals its samples like a deck that is shuffled anew when it is used up: every sample comes
-    once an epoch, and every batch is full, because what an epoch leaves over begins the next one's first
-    batch. Each epoch the full batches of all buckets are shuffled among each other."""
-    _check_count("step", step, 0)
-    _check_count("batch_size", batch_size, 1)
-
-    def batches_before(epoch: int) -> list[int]:
-        return [epoch * len(bucket) // batch_size for bucket in buckets]
-
-    epoch = step * batch_size // sum(map(len, buckets))  # left-over samples can only make it later
-    while sum(batches_before(epoch + 1)) <= step:
-        epoch += 1
-    first, end = batches_before(epoch), batches_before(epoch + 1)
-    batches = [(b, k) for b in range(len(buckets)) for k in range(first[b], end[b])]
-    order = np.random.default_rng((1, seed, epoch)).permutation(len(batches))
-    bucket, batch = batches[order[step - sum(first)]]
-    return [_dealt(buckets[bucket], bucket, batch * batch_size + k, seed) for k in range(batch_size)]
-
-
-def _dealt(samples: Sequence[int], bucket: int, place: int, seed: int) -> tuple[int, int]:
-    epoch, k = divmod(place, len(samples))
-    deck = np.random.default_rng((2, seed, epoch, bucket)).permutation(len(samples))
-    return samples[deck[k]], epoch

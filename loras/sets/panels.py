@@ -22,7 +22,7 @@ from torch.nn import functional
 from dit_heads.errors import InputError
 
 Unit = Literal["pixels", "latents", "tokens"]
-Fit = Literal["crop", "pad"]
+PanelFit = Literal["crop", "pad"]
 Picture = TypeVar("Picture", Image.Image, Tensor)
 
 PIXELS: dict[Unit, int] = {"pixels": 1, "latents": 8, "tokens": 16}  # a side, of one of each
@@ -48,7 +48,7 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Grid:
     """A grid whose row r is `heights[r]` pixels high and whose column c is `widths[c]` pixels wide.
 
     Raises ValueError unless all are positive multiples of 16."""
@@ -64,17 +64,17 @@ class Layout:
                 check_side(name, side)
 
     @classmethod
-    def row(cls, count: int, *, height: int, width: int) -> Layout:
+    def row(cls, count: int, *, height: int, width: int) -> Grid:
         """`count` panels side by side; `height` and `width` are one panel's, in pixels."""
-        return cls.grid(1, count, height=height, width=width)
+        return cls.equal(1, count, height=height, width=width)
 
     @classmethod
-    def column(cls, count: int, *, height: int, width: int) -> Layout:
+    def column(cls, count: int, *, height: int, width: int) -> Grid:
         """`count` panels from top to bottom; `height` and `width` are one panel's, in pixels."""
-        return cls.grid(count, 1, height=height, width=width)
+        return cls.equal(count, 1, height=height, width=width)
 
     @classmethod
-    def grid(cls, rows: int, columns: int, *, height: int, width: int) -> Layout:
+    def equal(cls, rows: int, columns: int, *, height: int, width: int) -> Grid:
         """Equal panels; `height` and `width` are one panel's, in pixels."""
         check_grid(rows, columns)
         return cls((height,) * rows, (width,) * columns)
@@ -140,23 +140,23 @@ def check_grid(rows: object, columns: object) -> None:
 
 
 @overload
-def join(panels: Sequence[Image.Image], layout: Layout, *, fit: Fit = "crop") -> Image.Image: ...
+def join(panels: Sequence[Image.Image], grid: Grid, *, fit: PanelFit = "crop") -> Image.Image: ...
 @overload
-def join(panels: Sequence[Tensor], layout: Layout, *, fit: Fit = "crop") -> Tensor: ...
+def join(panels: Sequence[Tensor], grid: Grid, *, fit: PanelFit = "crop") -> Tensor: ...
 def join(
-    panels: Sequence[Image.Image] | Sequence[Tensor], layout: Layout, *, fit: Fit = "crop"
+    panels: Sequence[Image.Image] | Sequence[Tensor], grid: Grid, *, fit: PanelFit = "crop"
 ) -> Image.Image | Tensor:
     """One composite of PIL images (as RGB) or of tensors [..., C, h, w], each fitted to its cell.
 
     Raises ValueError for a wrong number of panels or a mix of images and tensors."""
-    if len(panels) != len(layout):
-        raise InputError(f"panels: expected {len(layout)} for this layout, got {len(panels)}")
-    cells = [(panel, box.height, box.width) for panel, box in zip(panels, layout.boxes(), strict=True)]
+    if len(panels) != len(grid):
+        raise InputError(f"panels: expected {len(grid)} for this grid, got {len(panels)}")
+    cells = [(panel, box.height, box.width) for panel, box in zip(panels, grid.boxes(), strict=True)]
     tensors = [fit_panel(p, height, width, fit) for p, height, width in cells if isinstance(p, Tensor)]
     images = [fit_panel(p, height, width, fit) for p, height, width in cells if isinstance(p, Image.Image)]
-    if max(len(tensors), len(images)) < len(layout):
+    if max(len(tensors), len(images)) < len(grid):
         raise InputError("panels: expected PIL images or tensors, got a mix, or something else")
-    return _join_tensors(tensors, len(layout.widths)) if tensors else _join_images(images, layout)
+    return _join_tensors(tensors, len(grid.widths)) if tensors else _join_images(images, grid)
 
 
 def _join_tensors(panels: Sequence[Tensor], columns: int) -> Tensor:
@@ -164,28 +164,28 @@ def _join_tensors(panels: Sequence[Tensor], columns: int) -> Tensor:
     return torch.cat(rows, dim=-2)
 
 
-def _join_images(panels: Sequence[Image.Image], layout: Layout) -> Image.Image:
-    composite = Image.new("RGB", (layout.width, layout.height))
-    for panel, box in zip(panels, layout.boxes(), strict=True):
+def _join_images(panels: Sequence[Image.Image], grid: Grid) -> Image.Image:
+    composite = Image.new("RGB", (grid.width, grid.height))
+    for panel, box in zip(panels, grid.boxes(), strict=True):
         composite.paste(panel, (box.left, box.top))
     return composite
 
 
-def split(composite: Picture, layout: Layout) -> list[Picture]:
+def split(composite: Picture, grid: Grid) -> list[Picture]:
     """The panels of an image or of a tensor [..., C, H, W], row by row; undoes `join`.
 
-    Raises ValueError if the composite is not of the layout's size."""
+    Raises ValueError if the composite is not of the grid's size."""
     if isinstance(composite, Tensor):
         height, width = composite.shape[-2:]
     else:
         width, height = composite.size
-    if (height, width) != (layout.height, layout.width):
+    if (height, width) != (grid.height, grid.width):
         raise InputError(
-            f"composite: expected height {layout.height} and width {layout.width}, got {height} and {width}"
+            f"composite: expected height {grid.height} and width {grid.width}, got {height} and {width}"
         )
     if isinstance(composite, Tensor):
-        return [composite[..., box.rows, box.columns] for box in layout.boxes()]
-    return [_crop(composite, box) for box in layout.boxes()]
+        return [composite[..., box.rows, box.columns] for box in grid.boxes()]
+    return [_crop(composite, box) for box in grid.boxes()]
 
 
 def cut(image: Image.Image, rows: int, columns: int) -> list[Image.Image]:
@@ -205,13 +205,13 @@ def _crop(image: Image.Image, box: Box) -> Image.Image:
     return image.crop((box.left, box.top, box.columns.stop, box.rows.stop))
 
 
-def fit_panel(panel: Picture, height: int, width: int, fit: Fit = "crop") -> Picture:
+def fit_panel(panel: Picture, height: int, width: int, fit: PanelFit = "crop") -> Picture:
     """A picture scaled to a cell, its aspect ratio kept: "crop" fills the cell and loses what sticks out on
     both sides, "pad" shows the whole picture between white bars.
 
     White is 255 of an image or an integer tensor and 1 of a floating one. A PIL image comes out as RGB; one
     that has the cell's size is not touched otherwise."""
-    if fit not in get_args(Fit):
+    if fit not in get_args(PanelFit):
         raise InputError(f"fit: expected crop or pad, got {fit!r}")
     if isinstance(panel, Tensor):
         return _fit_tensor(panel, height, width, fit)
@@ -222,7 +222,7 @@ def fit_panel(panel: Picture, height: int, width: int, fit: Fit = "crop") -> Pic
     return canvas
 
 
-def _fit_tensor(panel: Tensor, height: int, width: int, fit: Fit) -> Tensor:
+def _fit_tensor(panel: Tensor, height: int, width: int, fit: PanelFit) -> Tensor:
     if panel.ndim < 3:
         raise InputError(f"panels: expected tensors [..., C, h, w], got the shape {tuple(panel.shape)}")
     h, w = _scaled(panel.shape[-2], panel.shape[-1], height, width, fit)
@@ -241,7 +241,7 @@ def _resize(panel: Tensor, height: int, width: int) -> Tensor:
     return scaled.to(panel.dtype).view(*panel.shape[:-2], height, width)
 
 
-def _scaled(height: int, width: int, cell_height: int, cell_width: int, fit: Fit) -> tuple[int, int]:
+def _scaled(height: int, width: int, cell_height: int, cell_width: int, fit: PanelFit) -> tuple[int, int]:
     """Height and width of a picture that just covers a cell ("crop") or just fits into it ("pad")."""
     scale = (max if fit == "crop" else min)(cell_height / height, cell_width / width)
     return max(1, round(height * scale)), max(1, round(width * scale))
@@ -260,18 +260,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
 # --- loss ---
 
 
-def loss_weight(layout: Layout, weights: Sequence[float]) -> Float[Tensor, "1 h w"]:
+def loss_weight(grid: Grid, weights: Sequence[float]) -> Float[Tensor, "1 h w"]:
     """The weight of each latent in the loss: `weights[p]` inside panel p, scaled to a mean of 1.
 
     `flow_matching_loss(..., weight=loss_weight(...)[None])` is then the weighted mean of the latents' errors:
     equal weights change nothing, and with weights 1 and 0 it is the mean error inside the first panel. Raises
     ValueError unless there is a finite weight of at least 0 for each panel and one above 0."""
-    if len(weights) != len(layout):
-        raise InputError(f"weights: expected {len(layout)}, one a panel, got {len(weights)}")
+    if len(weights) != len(grid):
+        raise InputError(f"weights: expected {len(grid)}, one a panel, got {len(weights)}")
     if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
         raise InputError(f"weights: expected numbers from 0 up, not all of them 0, got {list(weights)}")
-    height, width = (side // PIXELS["latents"] for side in (layout.height, layout.width))
-    grid = torch.empty(1, height, width, dtype=torch.float64)
-    for box, weight in zip(layout.boxes("latents"), weights, strict=True):
-        grid[:, box.rows, box.columns] = weight
-    return (grid / grid.mean()).float()
+    height, width = (side // PIXELS["latents"] for side in (grid.height, grid.width))
+    latents = torch.empty(1, height, width, dtype=torch.float64)
+    for box, weight in zip(grid.boxes("latents"), weights, strict=True):
+        latents[:, box.rows, box.columns] = weight
+    return (latents / latents.mean()).float()

@@ -12,7 +12,7 @@ from torch import Tensor
 from dit_heads.loras.cache import CachedEncoder
 from dit_heads.loras.config import LossConfig
 from dit_heads.loras.sets.dataset import Sample, SetDataset
-from dit_heads.loras.sets.panels import PIXELS, Layout, loss_weight
+from dit_heads.loras.sets.panels import PIXELS, Grid, loss_weight
 from dit_heads.training.batch import Batch
 from dit_heads.training.flow import flux_shift, logit_normal_sigmas, mode_sigmas, shifted
 from dit_heads.training.loop import Part
@@ -62,7 +62,7 @@ class SetLoss:
             UNSAID if torch.rand((), generator=g) < self.config.caption_dropout else sample.caption
             for g, sample in zip(generators, samples, strict=True)
         ]
-        shift = flux_shift(_tokens(samples[0].layout)) if self.shift is None else self.shift
+        shift = flux_shift(_tokens(samples[0].grid)) if self.shift is None else self.shift
         sigmas = [shifted(_sigma(self.config, g), shift) for g in generators]
         weights = self.config.panel_weights if what == "set" else ()
         return self.batch(samples, said, torch.cat(sigmas), generators, weights)
@@ -79,7 +79,7 @@ class SetLoss:
         latents = torch.stack([self.latents(sample)["latents"].float() for sample in samples])
         noise = [torch.randn(latents.shape[1:], generator=g) for g in generators]
         texts = [self.texts(caption) for caption in said]
-        weight = loss_weight(samples[0].layout, weights).expand(len(samples), 1, -1, -1) if weights else None
+        weight = loss_weight(samples[0].grid, weights).expand(len(samples), 1, -1, -1) if weights else None
         return Batch(
             latents,
             torch.stack([text["text"] for text in texts]),
@@ -117,5 +117,5 @@ def _sigma(config: LossConfig, generator: torch.Generator) -> Tensor:
     return logit_normal_sigmas(1, generator, mean=config.timestep_mean, std=config.timestep_std)
 
 
-def _tokens(layout: Layout) -> int:
-    return layout.height * layout.width // PIXELS["tokens"] ** 2
+def _tokens(grid: Grid) -> int:
+    return grid.height * grid.width // PIXELS["tokens"] ** 2

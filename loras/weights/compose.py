@@ -75,17 +75,16 @@ def _stacked(changes: Sequence[LowRank]) -> LowRank:
 def _factor(scale: Scale, layout: HeadLayout, label: str) -> Callable[[str], float]:
     """The scale of a module by its name."""
     if not isinstance(scale, Mapping):
-        rest, blocks = _number(scale, label), {}
+        rest, blocks = _number(scale, label), dict[str | None, float]()
     else:
         rest = _number(scale.get(REST, 1.0), f"{label}[{REST!r}]")
         blocks = _blocks({text: at for text, at in scale.items() if text != REST}, layout, label)
-    # A block's name is two words, so block 1 is not block 10 nor the single block 1.
-    return lambda module: blocks.get(".".join(module.split(".")[:2]), rest)
+    return lambda module: blocks.get(layout.block_of(module), rest)
 
 
-def _blocks(scale: Mapping[str, float], layout: HeadLayout, label: str) -> dict[str, float]:
+def _blocks(scale: Mapping[str, float], layout: HeadLayout, label: str) -> dict[str | None, float]:
     """The scale of each block that is named, by the block's path."""
-    found: dict[str, float] = {}
+    found: dict[str | None, float] = {}
     for text, at in scale.items():
         number = _number(at, f"{label}[{text!r}]")
         for block in blocks_of(text, len(layout.blocks), label):

@@ -15,13 +15,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusers import FluxPipeline
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dit_heads.errors import InputError
-from dit_heads.families import layout_of
+from dit_heads.families import family_of
+from dit_heads.families._family import LoraDialect
 from dit_heads.loras.weights.low_rank import (
     PEFT,
     PREFIX,
@@ -33,7 +33,6 @@ from dit_heads.loras.weights.low_rank import (
     require_peft,
 )
 
-_RELEASE = ("lora_unet_", "diffusion_model.")  # before FLUX's names of its first release
 _TEXT = ("text_encoder", "lora_te", "text_encoders.")
 _PARTS = {
     "lora_A.weight": "a",
@@ -156,14 +155,15 @@ class _Names:
         linear = linear_modules(transformer)
         self.known = {name: name for name in linear}
         self.known |= {f"lora_transformer_{name.replace('.', '_')}": name for name in linear}
-        self.flux = layout_of(transformer).family.name == "flux"
+        self.dialects = family_of(transformer).lora_dialects
 
     def resolve(self, source: str, change: LowRank) -> dict[str, LowRank]:
         """The changes of the transformer's modules that one module of a file stands for."""
         if (name := _bare(source)) in self.known:
             return {self.known[name]: change}
-        if self.flux and source.startswith(_RELEASE):
-            return _split(source, change)
+        for dialect in self.dialects:
+            if source.startswith(dialect.prefixes):
+                return _split(source, change, dialect)
         raise InputError("no such linear module")
 
 
@@ -171,16 +171,16 @@ def _bare(source: str) -> str:
     return source.removeprefix(PEFT).removeprefix(PREFIX)
 
 
-def _split(source: str, change: LowRank) -> dict[str, LowRank]:
-    """A module of FLUX's first release by diffusers' names; a joint projection is three or four of them."""
+def _split(source: str, change: LowRank, dialect: LoraDialect) -> dict[str, LowRank]:
+    """A module of another naming by diffusers' names; a joint projection is three or four of them."""
     if change.magnitude is not None:
         raise InputError("DoRA of a joint projection cannot be split")
     given = {f"{source}.lora_down.weight": change.a, f"{source}.lora_up.weight": change.b}
     try:
-        converted: Any = FluxPipeline.lora_state_dict(given)
+        converted = dialect.convert(given)
     # diffusers asserts shapes, and splits before it looks at them.
     except (ValueError, AssertionError, RuntimeError) as error:
-        raise InputError("diffusers knows no such module of FLUX.1, or not of this shape") from error
+        raise InputError("diffusers knows no such module of this model, or not of this shape") from error
     parts, _ = _grouped(converted)
     if not parts:
         raise InputError("diffusers drops it")

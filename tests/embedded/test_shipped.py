@@ -18,8 +18,8 @@ from dit_heads.embedded.sets import TASKS, agreement, split_sets, task_of
 from dit_heads.embedded.world.captions import caption
 from dit_heads.embedded.world.render import render
 from dit_heads.families import layout_of
-from dit_heads.loras.sets.panels import Layout
-from dit_heads.pipelines.in_context import InContextPipeline
+from dit_heads.loras import Grid
+from dit_heads.pipelines import InContextPipeline
 
 USUAL: dict[str, Any] = {"num_inference_steps": 28, "max_sequence_length": OWN_TEXT_TOKENS}
 
@@ -131,12 +131,12 @@ def test_a_lora_of_another_task_is_refused():
 def test_a_lora_draws_sets_that_the_base_model_does_not(pipe, task):
     """docs/in-context.md has 79 to 84 % of attributes of 128 sets, 51 to 58 % without."""
     sets, kind = split_sets(task, "test", 8), task_of(task)
-    layout = Layout.grid(kind.rows, kind.columns, height=128, width=128)
+    grid = Grid.equal(kind.rows, kind.columns, height=128, width=128)
 
     def attributes_right() -> float:
         painted = InContextPipeline(pipe)(
             [one.caption for one in sets],
-            layout=layout,
+            grid=grid,
             generator=[torch.Generator().manual_seed(k) for k in range(len(sets))],
             output_type="pt",
             num_inference_steps=28,

@@ -12,8 +12,18 @@ import huggingface_hub
 import pytest
 import yaml
 
-from dit_heads.loras.config import DataConfig, OptimizerConfig, TrainConfig, WatchConfig, config_of
-from dit_heads.loras.publish import check_hub, push, write_card
+from dit_heads.loras.config import (
+    AdapterConfig,
+    DataConfig,
+    LossConfig,
+    OptimizerConfig,
+    TrainConfig,
+    WatchConfig,
+    as_mapping,
+    config_of,
+    shared,
+)
+from dit_heads.loras.publish import check_hub, is_card, push, write_card
 from tests.saved import tiny_flux_pipeline, tiny_pipeline
 
 HUB = "black-forest-labs/FLUX.1-dev"
@@ -58,7 +68,8 @@ def test_a_card_says_what_it_is_of_and_how_it_was_made(config: TrainConfig):
     assert re.findall(r"!\[.*?\]\((.*?)\)", text) == [f"samples/step-000040-{k}.png" for k in (0, 1)]
     assert f'FluxPipeline.from_pretrained("{HUB}")' in code
     (settings,) = re.findall(r"```json\n(.*?)```", text, re.S)
-    assert config_of(json.loads(settings)) == replace(config, trigger="SKY")
+    named = replace(config, trigger="SKY", out=Path("sky"), data=replace(config.data, root=Path("skies")))
+    assert config_of(json.loads(settings)) == named
 
 
 def test_without_panels_trigger_and_samples(config: TrainConfig):
@@ -73,9 +84,47 @@ def test_only_a_model_of_the_hub_is_named_as_its_base(
     """The hub refuses a card with another one."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs/model").mkdir(parents=True)
-    model = model.format(folder="runs")
+    name, model = model.format(folder="").strip("/"), model.format(folder="runs")
     front, text, _ = card(replace(config, model=model), tiny_pipeline())
-    assert "base_model" not in front and f"`{model}`" in text
+    assert "base_model" not in front and f"`{name}`" in text
+
+
+def test_nothing_that_others_read_has_a_path_of_this_machine(config: TrainConfig, tmp_path: Path):
+    home = tmp_path / "home/jane"
+    (home / "models/mine").mkdir(parents=True)
+    config = replace(
+        config,
+        model=str(home / "models/mine"),
+        out=home / "runs/sky",
+        data=replace(config.data, root=home / "pictures/skies", cache=home / "cache"),
+        loss=LossConfig(prior=home / "prior", prior_prompt="a sky"),
+        watch=WatchConfig(validation=home / "held-out"),
+    )
+    _, text, code = card(config, tiny_flux_pipeline())
+    for words in (text, code, json.dumps(shared(config))):
+        assert "jane" not in words and str(tmp_path) not in words
+    assert shared(config)["data"] == as_mapping(config)["data"] | {"root": "skies", "cache": "cache"}
+    assert shared(config)["watch"]["validation"] == "held-out" and shared(config)["model"] == "mine"
+
+
+def test_a_card_of_a_dora_says_where_it_is_not_one(config: TrainConfig):
+    _, text, _ = card(config, tiny_flux_pipeline())
+    assert "DoRA" not in text
+    _, text, _ = card(replace(config, adapter=AdapterConfig(dora=True)), tiny_flux_pipeline())
+    assert "ComfyUI ignores its magnitudes" in text
+
+
+def test_a_readme_of_somebody_else_stays(config: TrainConfig, caplog: pytest.LogCaptureFixture):
+    card(config, tiny_flux_pipeline())
+    card(replace(config, trigger="SKY"), tiny_flux_pipeline())  # it is its own
+    path = config.out / "README.md"
+    assert "SKY" in path.read_text() and is_card(path.read_text()) and not caplog.messages
+    for text in ("# my notes\n", path.read_text() + "more\n", path.read_text().replace("SKY", "sky")):
+        path.write_text(text)
+        assert not is_card(text)
+        assert write_card(config, tiny_flux_pipeline()) == config.out / "README-lora.md"
+        assert path.read_text() == text
+    assert "README.md' is not this run's" in caplog.text
 
 
 def loaded(code: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:

@@ -19,16 +19,16 @@ from transformers import CLIPTextModel
 
 from dit_heads import HeadGuidance, load_embedded
 from dit_heads.loras.sets.captions import JointCaption, markers
-from dit_heads.loras.sets.panels import Layout, fit_panel
+from dit_heads.loras.sets.panels import Grid, fit_panel
 from dit_heads.pipelines.in_context import InContextPipeline
 from tests import tiny
 from tests.pipelines.test_pipelines import flux as flux_without_text
 from tests.pipelines.test_pipelines import sd3 as sd3_without_text
 from tests.saved import tiny_pipeline
 
-PAIR = Layout.row(2, height=16, width=16)
-TRIO = Layout.row(3, height=16, width=16)
-GRID = Layout((16, 32), (32, 16))
+PAIR = Grid.row(2, height=16, width=16)
+TRIO = Grid.row(3, height=16, width=16)
+GRID = Grid((16, 32), (32, 16))
 CAPTION = "a cat [LEFT] by day [MIDDLE] by dusk [RIGHT] by night"
 OTHER = "a dog [LEFT] on sand [MIDDLE] on snow [RIGHT] on grass"
 STEPS: dict[str, Any] = {"num_inference_steps": 3}
@@ -102,7 +102,7 @@ def test_generating_is_the_wrapped_pipeline_at_the_composites_size(base, output_
     pipe = BASES[base]()
     call = STEPS | {"output_type": output_type, "num_images_per_prompt": 2, "negative_prompt": "a bird"}
     prompts = [CAPTION, OTHER]
-    got = InContextPipeline(pipe)(prompts, layout=TRIO, generator=seeded(), **call)
+    got = InContextPipeline(pipe)(prompts, grid=TRIO, generator=seeded(), **call)
     expected = pipe(prompts, height=16, width=48, generator=seeded(), **call).images
     if output_type == "pil":
         assert got.images == expected
@@ -121,7 +121,7 @@ def test_generating_is_the_wrapped_pipeline_at_the_composites_size(base, output_
 def test_panels_as_latents_are_those_that_pictures_are_decoded_from(base):
     """Unpacked where the model packs them; one latent covers two pixels here."""
     pipe = BASES[base]()
-    got = InContextPipeline(pipe)(CAPTION, layout=TRIO, output_type="latent", **STEPS)
+    got = InContextPipeline(pipe)(CAPTION, grid=TRIO, output_type="latent", **STEPS)
     latents = got.images if base == "sd3" else pipe._unpack_latents(got.images, 16, 48, 2)
     assert torch.equal(torch.cat(got.panels[0], dim=-1), latents[0])
     assert [panel.shape for panel in got.panels[0]] == [(4, 8, 8)] * 3
@@ -129,7 +129,7 @@ def test_panels_as_latents_are_those_that_pictures_are_decoded_from(base):
 
 def test_a_summary_and_panel_prompts_are_the_caption_that_they_make():
     sets = InContextPipeline(sd3())
-    options = STEPS | {"layout": TRIO, "output_type": "np"}
+    options = STEPS | {"grid": TRIO, "output_type": "np"}
     parts = ["by day", "by dusk", "by night"]
     images = [
         sets(CAPTION, generator=seeded(), **options).images,
@@ -143,23 +143,23 @@ def test_a_summary_and_panel_prompts_are_the_caption_that_they_make():
 
 def test_panel_prompts_stand_behind_the_markers_that_were_asked_for():
     sets, said = InContextPipeline(sd3()), ["a", "b", "c", "d", "e", "f"]
-    six = Layout.grid(2, 3, height=16, width=16)
-    options = STEPS | {"layout": six, "output_type": "np"}
+    six = Grid.equal(2, 3, height=16, width=16)
+    options = STEPS | {"grid": six, "output_type": "np"}
     got = sets("", panel_prompts=said, marker_style="scenes", generator=seeded(), **options)
     caption = str(JointCaption("", tuple(said), markers(2, 3, "scenes")))
     assert np.array_equal(got.images, sets(caption, generator=seeded(), **options).images)
 
 
 def test_without_return_dict_images_and_panels_are_a_tuple():
-    images, panels = InContextPipeline(sd3())(CAPTION, layout=TRIO, return_dict=False, **STEPS)
+    images, panels = InContextPipeline(sd3())(CAPTION, grid=TRIO, return_dict=False, **STEPS)
     assert images[0].size == (48, 16) and [panel.size for panel in panels[0]] == [(16, 16)] * 3
 
 
 def test_words_that_no_text_encoder_reads_are_warned_of():
     sets = InContextPipeline(sd3())
     with pytest.warns(UserWarning, match="these words are lost: .*night"):
-        sets(CAPTION, layout=TRIO, max_sequence_length=32, **STEPS)
-    sets(CAPTION, layout=TRIO, max_sequence_length=32, prompt_3="a cat", **STEPS)  # the caller's own choice
+        sets(CAPTION, grid=TRIO, max_sequence_length=32, **STEPS)
+    sets(CAPTION, grid=TRIO, max_sequence_length=32, prompt_3="a cat", **STEPS)  # the caller's own choice
 
 
 # --- filling ---
@@ -219,7 +219,7 @@ def test_filling_equals_a_loop_written_out():
     photos = [photo(0), photo(1)]
     got = InContextPipeline(pipe)(
         [CAPTION, OTHER],
-        layout=TRIO,
+        grid=TRIO,
         given=[{0: photos[0]}, [photos[1], None, None]],
         negative_prompt=["a bird", "a bird"],
         num_images_per_prompt=2,
@@ -238,7 +238,7 @@ def test_filling_equals_a_loop_written_out():
 @pytest.mark.parametrize("trunk", ["shared", "two_pass"])
 def test_filling_under_head_guidance_equals_a_loop_written_out(trunk):
     pipe = sd3().to(torch.float64)
-    call = STEPS | {"layout": TRIO, "given": {0: photo(0)}, "output_type": "latent"}
+    call = STEPS | {"grid": TRIO, "given": {0: photo(0)}, "output_type": "latent"}
     call |= {"negative_prompt": "a bird"}
     sets = InContextPipeline(pipe)
     with HeadGuidance(sets.pipe, "L0H1, L2H3", scale=2.0, softness=0.7, trunk=trunk) as guidance:
@@ -269,7 +269,7 @@ def test_filling_equals_the_inpainting_pipeline_of_diffusers(base):
     start = noise if base == "sd3" else pipe._pack_latents(noise, 2, channels, 8, 16)
     call = text | own | {"num_inference_steps": 4, "output_type": "latent"}
     sets: Any = InContextPipeline(pipe)
-    got = sets(layout=PAIR, given=[None, photo(0)], latents=start, **call).images
+    got = sets(grid=PAIR, given=[None, photo(0)], latents=start, **call).images
 
     with torch.no_grad():
         known = torch.zeros(2, channels, 8, 16, dtype=torch.float64)
@@ -294,7 +294,7 @@ def test_flux_fill_is_given_its_own_image_and_mask():
     pipe = flux_fill()
     got = InContextPipeline(pipe)(
         [CAPTION, OTHER],
-        layout=TRIO,
+        grid=TRIO,
         given=[{1: photo(0)}, {0: photo(1), 2: photo(2)}],
         num_images_per_prompt=2,
         generator=seeded(),
@@ -326,9 +326,9 @@ def test_given_pixels_are_restored_exactly(base, tmp_path):
     pipe = (BASES | {"flux_fill": flux_fill})[base]().to(torch.bfloat16)
     photo(0).save(tmp_path / "first.png")
     given = {0: tmp_path / "first.png", 1: as_tensor(photo(1)), 3: photo(3)}
-    square, caption = Layout.grid(2, 2, height=16, width=16), "[IMAGE1] a [IMAGE2] b [IMAGE3] c [IMAGE4] d"
+    square, caption = Grid.equal(2, 2, height=16, width=16), "[IMAGE1] a [IMAGE2] b [IMAGE3] c [IMAGE4] d"
     for output_type in ("pil", "np", "pt"):
-        got = InContextPipeline(pipe)(caption, layout=square, given=given, output_type=output_type, **STEPS)
+        got = InContextPipeline(pipe)(caption, grid=square, given=given, output_type=output_type, **STEPS)
         for number in given:
             panel, expected = got.panels[0][number], pixels(photo(number))
             if output_type == "pil":
@@ -344,7 +344,7 @@ def test_given_panels_of_other_sizes_are_cropped_or_padded_to_their_cells(fit):
     """A grid of unequal cells, the two on its diagonal given."""
     sets, images = InContextPipeline(sd3()), {0: photo(0, 60, 40), 3: photo(3, 20, 50)}
     caption = "[TOP-LEFT] a [TOP-RIGHT] b [BOTTOM-LEFT] c [BOTTOM-RIGHT] d"
-    got = sets(caption, layout=GRID, given=images, fit=fit, **STEPS)
+    got = sets(caption, grid=GRID, given=images, fit=fit, **STEPS)
     assert [panel.size for panel in got.panels[0]] == [(32, 16), (16, 16), (32, 32), (16, 32)]
     assert got.panels[0][0] == fit_panel(images[0], 16, 32, fit)
     assert got.panels[0][3] == fit_panel(images[3], 32, 16, fit)
@@ -356,14 +356,14 @@ def test_generated_panels_depend_on_the_given_ones(base):
 
     def third(seed: int) -> np.ndarray:
         call = STEPS | {"given": {0: photo(seed)}, "generator": seeded(), "output_type": "np"}
-        return sets(CAPTION, layout=TRIO, **call).panels[0][2]
+        return sets(CAPTION, grid=TRIO, **call).panels[0][2]
 
     assert np.array_equal(third(0), third(0))
     assert np.abs(third(0) - third(1)).max() > 1e-4
 
 
 def test_a_batch_of_sets_is_what_each_set_gives_alone():
-    sets, call = InContextPipeline(sd3()), {"layout": TRIO, "output_type": "pt"} | STEPS
+    sets, call = InContextPipeline(sd3()), {"grid": TRIO, "output_type": "pt"} | STEPS
     prompts, given = [CAPTION, OTHER], [{0: photo(0)}, {1: photo(1), 2: photo(2)}]
     together = sets(prompts, given=given, generator=[seeded(0), seeded(1)], **call).images
     for k in range(2):
@@ -385,7 +385,7 @@ def test_other_flow_matching_schedulers_end_on_the_known_latents(scheduler):
 
     known, mask = given_first(pipe, photo(0))
     noise = torch.randn(1, 4, 8, 24, generator=seeded())
-    call = {"layout": TRIO, "given": {0: photo(0)}, "latents": noise, "output_type": "latent"} | STEPS
+    call = {"grid": TRIO, "given": {0: photo(0)}, "latents": noise, "output_type": "latent"} | STEPS
     got = InContextPipeline(pipe)(CAPTION, callback_on_step_end=watch, **call)
     assert_close(got.panels[0][0], known[0, :, :, :8])
     assert levels[-1] == 0 and levels == sorted(levels, reverse=True) and levels[0] > 0.4
@@ -404,7 +404,7 @@ def test_the_users_callback_sees_the_restored_latents_and_may_change_them(base):
 
     got = InContextPipeline(pipe)(
         CAPTION,
-        layout=TRIO,
+        grid=TRIO,
         given={0: photo(0)},
         output_type="latent",
         callback_on_step_end=zero_at_the_end,
@@ -425,12 +425,12 @@ def test_a_callback_object_of_diffusers_gets_the_tensors_that_it_names():
             return callback_kwargs
 
     for given in (None, {0: photo(0)}):
-        InContextPipeline(sd3())(CAPTION, layout=TRIO, given=given, callback_on_step_end=Watch(), **STEPS)
+        InContextPipeline(sd3())(CAPTION, grid=TRIO, given=given, callback_on_step_end=Watch(), **STEPS)
     assert Watch.seen == [["pooled_prompt_embeds"]] * 6
 
 
 def test_filling_twice_under_model_offloading_is_filling_without_it():
-    call = {"layout": TRIO, "given": {0: photo(0)}, "output_type": "np"} | STEPS
+    call = {"grid": TRIO, "given": {0: photo(0)}, "output_type": "np"} | STEPS
     expected = InContextPipeline(sd3())(CAPTION, generator=seeded(), **call).images
     pipe = sd3()
     pipe.enable_model_cpu_offload(device="cpu")
@@ -440,7 +440,7 @@ def test_filling_twice_under_model_offloading_is_filling_without_it():
 
 def test_a_lora_of_the_wrapped_pipeline_acts_and_nothing_of_a_fill_stays_in_it():
     pipe: Any = sd3()
-    sets, call = InContextPipeline(pipe), {"layout": TRIO, "output_type": "np"} | STEPS
+    sets, call = InContextPipeline(pipe), {"grid": TRIO, "output_type": "np"} | STEPS
 
     def filled() -> np.ndarray:
         return sets(CAPTION, given={0: photo(0)}, generator=seeded(), **call).images
@@ -480,12 +480,12 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"prompt": ["a", "b"], "panel_prompts": [["a", "b", "c"]]},
         "panel_prompts: expected 2 lists of them, one a prompt, got 1",
     ),
-    "no layout": ({"layout": (16, 48)}, "layout: expected one such as Layout.row"),
+    "no grid": ({"grid": (16, 48)}, "grid: expected one such as Grid.row"),
     "too wide": (
-        {"layout": Layout.row(3, height=16, width=32)},
-        "layout: expected at most 64 x 64 pixels, .* position table .* got height 16 and width 96",
+        {"grid": Grid.row(3, height=16, width=32)},
+        "grid: expected at most 64 x 64 pixels, .* position table .* got height 16 and width 96",
     ),
-    "a size": ({"height": 16}, "height: expected `layout` to say it, got 16"),
+    "a size": ({"height": 16}, "height: expected `grid` to say it, got 16"),
     "an image": ({"mask_image": photo(0)}, "mask_image: expected `given` to say it"),
     "a form": ({"output_type": "jpg"}, "output_type: expected pil, np, pt, latent, got 'jpg'"),
     "nothing given": ({"given": [None] * 3}, "given: expected at least one panel, got none"),
@@ -532,12 +532,12 @@ def base() -> StableDiffusion3Pipeline:
 def test_what_cannot_be_honoured_is_refused(base, case):
     wrong, message = ERRORS[case]
     with pytest.raises(ValueError, match=message):
-        InContextPipeline(base)(**({"prompt": CAPTION, "layout": TRIO} | STEPS | wrong))
+        InContextPipeline(base)(**({"prompt": CAPTION, "grid": TRIO} | STEPS | wrong))
 
 
 def test_a_panels_side_is_a_multiple_of_16():
     with pytest.raises(ValueError, match="widths: expected multiples of 16"):
-        Layout.row(3, height=16, width=24)
+        Grid.row(3, height=16, width=24)
 
 
 def test_only_text_to_image_pipelines_and_flux_fill_are_wrapped(base):
@@ -548,14 +548,14 @@ def test_only_text_to_image_pipelines_and_flux_fill_are_wrapped(base):
 
 def test_flux_fill_does_not_generate_whole_sets():
     with pytest.raises(ValueError, match="given: FluxFillPipeline only fills"):
-        InContextPipeline(flux_fill())(CAPTION, layout=TRIO)
+        InContextPipeline(flux_fill())(CAPTION, grid=TRIO)
 
 
 def test_filling_needs_a_flow_matching_scheduler():
     pipe = sd3()
     pipe.scheduler = diffusers.DDIMScheduler()
     with pytest.raises(ValueError, match=r"expected a flow-matching scheduler .* got DDIMScheduler"):
-        InContextPipeline(pipe)(CAPTION, layout=TRIO, given={0: photo(0)})
+        InContextPipeline(pipe)(CAPTION, grid=TRIO, given={0: photo(0)})
 
 
 # --- the embedded model ---
@@ -573,7 +573,7 @@ def test_the_embedded_model_fills_three_panels():
     got = InContextPipeline(pipe)(
         "three pictures",
         panel_prompts=[caption(scene) for scene in scenes],
-        layout=Layout.row(3, height=128, width=128),
+        grid=Grid.row(3, height=128, width=128),
         given={0: Image.fromarray(render(scenes[0]).image)},
         generator=seeded(),
         num_inference_steps=28,

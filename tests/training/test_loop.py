@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,17 +13,26 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dit_heads.errors import InputError
 from dit_heads.io.atomic import write_tensors, write_text
-from dit_heads.training.loop import FitConfig, Log, Loss, Part, fit, load_weights, rate_at, read_average
+from dit_heads.training import loop
+from dit_heads.training.checkpoints import load_weights, read_average
+from dit_heads.training.generators import keyed_generator
+from dit_heads.training.log import Log
+from dit_heads.training.loop import FitConfig, Loss, Part, fit, rate_at
+from dit_heads.training.optimizers import Muon
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIG = FitConfig(12, 0.02, warmup=3, decline=0.5, ema=0.8, precision="no", log_every=1, seed=7)
 
 
@@ -129,7 +139,7 @@ def test_training_and_average_equal_a_loop_by_hand(tmp_path: Path):
     weights, loss = list(model.parameters()), regression(model)
     average = [w.detach().clone() for w in weights]
     for step in range(CONFIG.steps):
-        value, _ = loss(Part(step), torch.Generator().manual_seed(7_000_021 + step))  # 7 * 1_000_003
+        value, _ = loss(Part(step), keyed_generator(7, step, 0))
         descent.zero_grad()
         value.backward()
         nn.utils.clip_grad_norm_(weights, CONFIG.clip)
@@ -166,19 +176,19 @@ def test_an_interrupted_checkpoint_leaves_the_old_one(tmp_path: Path, monkeypatc
     run(CONFIG, tmp_path, until=0)
     before = (tmp_path / "checkpoint.safetensors").read_bytes()
 
-    def half(tensors: object, path: Path, metadata: object) -> None:
-        path.write_bytes(before[: len(before) // 2])
+    def half(tensors: object, path: str, metadata: object) -> None:
+        Path(path).write_bytes(before[: len(before) // 2])
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_file", half)
+        patch.setattr("safetensors.torch.save_file", half)
         with pytest.raises(OSError, match="disk full"):
             run(CONFIG, tmp_path, until=0)
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
     run(CONFIG, tmp_path, seed=1)
     run(CONFIG, tmp_path / "straight")
     assert same(tmp_path, tmp_path / "straight")
-    assert not list(tmp_path.rglob("*.partial"))
+    assert not list(tmp_path.rglob(".*"))  # unfinished files
 
 
 def test_save_tensors_replaces_and_leaves_no_partial_file(tmp_path: Path):
@@ -286,17 +296,23 @@ def shared(folder: Path, accumulate: int) -> None:
     fit(model, loss, replace(CONFIG, accumulate=accumulate, log_every=4), folder)
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path):
-    """Each takes its parts of the batch; gradients and figures are means over both."""
+def in_two_processes(script: str, *arguments: str) -> list[subprocess.Popen[bytes]]:
+    """The processes that run a script together, as `torchrun` starts them."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-    script = "import sys, pathlib, tests.training.test_loop as t; t.shared(pathlib.Path(sys.argv[1]), 2)"
-    command = [sys.executable, "-c", script, str(tmp_path / "two")]
+    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    world |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", script, *arguments]
     ranks = [os.environ | world | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
-    started = [subprocess.Popen(command, env=environment, cwd=ROOT) for environment in ranks]
+    return [subprocess.Popen(command, env=environment, cwd=ROOT) for environment in ranks]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: Path):
+    """Each takes its parts of the batch; gradients and figures are means over both."""
+    script = "import sys, pathlib, tests.training.test_loop as t; t.shared(pathlib.Path(sys.argv[1]), 2)"
+    started = in_two_processes(script, str(tmp_path / "two"))
     shared(tmp_path / "one", 4)
     assert [process.wait(100) for process in started] == [0, 0]
     one, two = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("one", "two"))
@@ -433,3 +449,124 @@ def test_precisions_that_are_not_to_be_had(tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(ValueError, match=message):
             run(replace(CONFIG, precision=precision), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_keeps_the_precision_that_was_fastest_when_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[torch.dtype] = []
+
+    def go(faster: bool, precision: str = "auto") -> None:
+        monkeypatch.setattr("dit_heads.training.precision.bf16_is_faster", lambda: faster)
+        model = network()
+
+        def loss(part: Part, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float | Tensor]]:
+            seen.append(model(torch.zeros(1, 4)).dtype)
+            return regression(model)(part, generator)
+
+        fit(model, loss, replace(CONFIG, precision=precision), tmp_path, until=0)
+
+    go(True)
+    assert json.loads((tmp_path / "config.json").read_text())["precision"] == "bf16"
+    with pytest.warns(UserWarning, match=r"precision: the run in .* keeps 'bf16', .* 'no' is faster"):
+        go(False)
+    go(False, "bf16")
+    with pytest.raises(ValueError, match=r"'precision': \('bf16', 'no'\)"):
+        go(True, "no")
+    assert seen == [torch.bfloat16] * 3
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16)])
+def test_muon_computes_in_the_precision_of_the_run(
+    precision: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[torch.dtype] = []
+    monkeypatch.setattr(Muon, "step", lambda self: seen.append(self.dtype))
+    run(replace(CONFIG, optimizer="muon", precision=precision), tmp_path, until=0)
+    assert seen == [dtype]
+
+
+def test_the_callers_accelerator_keeps_its_precision(tmp_path: Path):
+    """A run used to reset the state that all accelerators of a process share."""
+    theirs = Accelerator(mixed_precision="no", cpu=True)
+    run(replace(CONFIG, precision="bf16"), tmp_path, until=0)
+    assert theirs.mixed_precision == Accelerator(cpu=True).mixed_precision == "no"
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.parametrize("stops", [(1,), (2, 1, 4), (5, 4)])
+def test_a_resumed_run_writes_the_log_of_one_that_was_not_stopped(tmp_path: Path, stops: tuple[int, ...]):
+    """The means of a line cover the steps before a checkpoint as well."""
+    config = replace(CONFIG, log_every=4)
+    run(config, tmp_path / "straight")
+    for steps in stops:
+        for _ in range(steps):
+            run(config, tmp_path / "stopped", until=0)
+        with pytest.raises(InterruptedError):
+            run(config, tmp_path / "stopped", fails_at=read_average(tmp_path / "stopped")[1] + 1)
+    run(config, tmp_path / "stopped")
+    ours, theirs = (
+        [{**row, "seconds": ""} for row in logged(tmp_path / name)] for name in ("straight", "stopped")
+    )
+    assert ours == theirs and [row["step"] for row in ours] == ["0", "4", "8"]
+
+
+def test_small_figures_are_logged_with_their_digits(tmp_path: Path):
+    log = Log(tmp_path / "log.csv", 0)
+    log.add(0, {"loss": 3e-5, "gradient": 1234.56789, "third": 1 / 3})
+    log.write(log.means(), 1.0)
+    (row,) = logged(tmp_path)
+    assert (row["loss"], row["gradient"], row["third"]) == ("3e-05", "1234.57", "0.333333")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("checkpoint.safetensors", b"cut"),
+        ("config.json", b""),
+        ("config.json", b"[1]"),
+        ("log.csv", b"step;loss\n0;1.0\n"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, name: str, content: bytes):
+    run(CONFIG, tmp_path, until=0)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=re.escape(f"'{tmp_path / name}'")):
+        run(CONFIG, tmp_path)
+    assert (tmp_path / name).read_bytes() == content
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path):
+    run(CONFIG, tmp_path, until=0)
+    other = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2, bias=False))
+    with pytest.raises(
+        InputError, match=r"expected the 3 weights that are trained, got 4; they differ in 2.bias"
+    ):
+        fit(other, regression(other), CONFIG, tmp_path)
+
+
+def test_the_main_process_alone_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Several that wrote the same file at the start could take it from each other."""
+    other = SimpleNamespace(
+        is_main_process=False, num_processes=1, process_index=0, device=torch.device("cpu")
+    )
+    monkeypatch.setattr(loop, "process_state", lambda: other)
+    run(CONFIG, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+PATIENCE = """
+import datetime, os, time
+from accelerate import PartialState
+from dit_heads.training.processes import wait_for_all
+state = PartialState(cpu=True, timeout=datetime.timedelta(seconds=1))
+if state.is_main_process:
+    time.sleep(3)
+wait_for_all(state)
+"""
+
+
+@pytest.mark.slow
+def test_processes_wait_for_one_that_takes_longer_than_a_barrier_allows():
+    started = in_two_processes(PATIENCE)
+    assert [process.wait(100) for process in started] == [0, 0]

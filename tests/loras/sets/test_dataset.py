@@ -9,8 +9,6 @@ import shutil
 import struct
 import warnings
 import zlib
-from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,6 @@ from dit_heads.loras.sets.dataset import (
     Sample,
     SetDataset,
     aspect_buckets,
-    draws_at,
     nearest_bucket,
 )
 from dit_heads.loras.sets.panels import split
@@ -56,7 +53,7 @@ def pairs(root: Path, **options: Any) -> SetDataset:
 
 def reds(sample: Sample) -> list[int]:
     """The red of each panel's middle."""
-    middles = [p.getpixel((p.width // 2, p.height // 2)) for p in split(sample.composite(), sample.layout)]
+    middles = [p.getpixel((p.width // 2, p.height // 2)) for p in split(sample.composite(), sample.grid)]
     return [middle[0] for middle in middles if isinstance(middle, tuple)]
 
 
@@ -288,7 +285,7 @@ def test_exif_orientation_is_honoured(tmp_path):
     exif[0x0112] = 6
     image.save(tmp_path / "set00/1.png", exif=exif)
     data = pairs(tmp_path, buckets=[(128, 64)])
-    panel = split(data[0].composite(), data[0].layout)[0]
+    panel = split(data[0].composite(), data[0].grid)[0]
     assert panel.getpixel((32, 20)) == (200, 0, 0) and panel.getpixel((32, 108)) == (0, 0, 0)
 
 
@@ -296,7 +293,7 @@ def test_alpha_and_grey_become_rgb_on_white(tmp_path):
     make_sets(tmp_path, count=1)
     Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(tmp_path / "set00/1.png")
     Image.new("L", (64, 64), 77).save(tmp_path / "set00/2.png")
-    first, second = split((sample := pairs(tmp_path)[0]).composite(), sample.layout)
+    first, second = split((sample := pairs(tmp_path)[0]).composite(), sample.grid)
     assert (first.getpixel((5, 5)), second.getpixel((5, 5))) == ((255, 255, 255), (77, 77, 77))
 
 
@@ -360,41 +357,6 @@ def test_a_ready_composite_is_sorted_by_the_shape_of_its_panels(tmp_path):
 
 # --- order ---
 
-BUCKETS = st.lists(st.integers(1, 9), min_size=1, max_size=3).map(
-    lambda sizes: [[100 * b + k for k in range(size)] for b, size in enumerate(sizes)]
-)
-
-
-@settings(max_examples=50)
-@given(buckets=BUCKETS, batch=st.integers(1, 5), seed=st.integers(0, 2**40))
-def test_every_sample_comes_once_an_epoch(buckets, batch, seed):
-    steps = 3 * sum(map(len, buckets))
-    batches = [draws_at(step, batch, buckets, seed) for step in range(steps)]
-    for draws in batches:
-        assert len(draws) == batch and len({index // 100 for index, _ in draws}) == 1  # full, of one bucket
-    counts = Counter(draw for draws in batches for draw in draws)
-    assert set(counts.values()) == {1}  # never twice in an epoch
-    for b, bucket in enumerate(buckets):
-        epochs = [epoch for draws in batches for index, epoch in draws if index // 100 == b]
-        for epoch in range(
-            max(epochs, default=0) - 1
-        ):  # a batch may run ahead by one; those before are whole
-            assert {index for index, e in counts if e == epoch and index // 100 == b} == set(bucket)
-
-
-def test_with_one_bucket_that_divides_an_epoch_is_a_shuffled_pass():
-    bucket = [list(range(12))]
-    epochs = [[i for step in range(3) for i, _ in draws_at(3 * e + step, 4, bucket, 0)] for e in range(20)]
-    assert all(sorted(epoch) == bucket[0] for epoch in epochs)
-    assert all(a != b for a, b in pairwise(epochs))
-    assert [i for step in range(3) for i, _ in draws_at(step, 4, bucket, 1)] != epochs[0]
-
-
-def test_buckets_are_drawn_as_often_as_they_have_samples():
-    buckets = [list(range(30)), list(range(100, 110))]
-    drawn = Counter(draws_at(step, 4, buckets, 0)[0][0] // 100 for step in range(400))
-    assert drawn == {0: 300, 1: 100}
-
 
 def test_the_order_is_a_function_of_seed_and_step(tmp_path):
     data = pairs(make_sets(tmp_path, count=7), flip=True, seed=3)
@@ -413,12 +375,6 @@ def test_processes_share_a_batch_by_slicing_it(tmp_path):
         ranks = [data.batch_at(step, 4)[rank::2] for rank in range(2)]
         assert [len(rank) for rank in ranks] == [2, 2]
         assert [ranks[k % 2][k // 2] for k in range(4)] == whole
-
-
-@pytest.mark.parametrize(("step", "batch", "name"), [(-1, 1, "step"), (0, 0, "batch_size"), (1.5, 1, "step")])
-def test_wrong_steps_are_refused(step, batch, name):
-    with pytest.raises(ValueError, match=f"{name}: expected a whole number"):
-        draws_at(step, batch, [[0]], 0)
 
 
 # --- flips ---
@@ -441,7 +397,7 @@ def test_a_flip_mirrors_every_panel_in_its_place(tmp_path):
     assert 15 < sum(s.flip for s in drawn) < 45
     for sample in (next(s for s in drawn if s.flip), next(s for s in drawn if not s.flip)):
         blue = [
-            p.getpixel((5 if not sample.flip else 58, 30)) for p in split(sample.composite(), sample.layout)
+            p.getpixel((5 if not sample.flip else 58, 30)) for p in split(sample.composite(), sample.grid)
         ]
         assert blue == [(0, 0, 255)] * 2 and reds(sample) == [40, 80]
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.testing import assert_close
 
-from dit_heads.loras.sets.panels import Box, Layout, cut, fit_panel, join, loss_weight, split, to_rgb
+from dit_heads.loras.sets.panels import Box, Grid, cut, fit_panel, join, loss_weight, split, to_rgb
 from dit_heads.training.flow import flow_matching_loss
 
 SIDES = st.integers(1, 4).map(lambda k: 16 * k)
 LAYOUTS = st.builds(
-    lambda heights, widths: Layout(tuple(heights), tuple(widths)),
+    lambda heights, widths: Grid(tuple(heights), tuple(widths)),
     st.lists(SIDES, min_size=1, max_size=3),
     st.lists(SIDES, min_size=1, max_size=3),
 )
@@ -36,58 +36,58 @@ def plain(height: int, width: int, colour: tuple[int, int, int]) -> Image.Image:
 
 
 def test_boxes_of_a_row_a_column_and_a_grid():
-    assert Layout.row(2, height=32, width=48).boxes() == (Box(0, 0, 32, 48), Box(0, 48, 32, 48))
-    assert Layout.column(2, height=32, width=48).boxes() == (Box(0, 0, 32, 48), Box(32, 0, 32, 48))
-    grid = Layout.grid(2, 2, height=32, width=48)
+    assert Grid.row(2, height=32, width=48).boxes() == (Box(0, 0, 32, 48), Box(0, 48, 32, 48))
+    assert Grid.column(2, height=32, width=48).boxes() == (Box(0, 0, 32, 48), Box(32, 0, 32, 48))
+    grid = Grid.equal(2, 2, height=32, width=48)
     assert (grid.height, grid.width, len(grid)) == (64, 96, 4)
     assert grid.boxes("latents") == (Box(0, 0, 4, 6), Box(0, 6, 4, 6), Box(4, 0, 4, 6), Box(4, 6, 4, 6))
     assert grid.boxes("tokens")[3] == Box(2, 3, 2, 3)
 
 
 def test_rows_and_columns_may_differ_in_size():
-    layout = Layout(heights=(16, 32), widths=(48, 16))
-    assert layout.boxes() == (Box(0, 0, 16, 48), Box(0, 48, 16, 16), Box(16, 0, 32, 48), Box(16, 48, 32, 16))
+    grid = Grid(heights=(16, 32), widths=(48, 16))
+    assert grid.boxes() == (Box(0, 0, 16, 48), Box(0, 48, 16, 16), Box(16, 0, 32, 48), Box(16, 48, 32, 16))
 
 
 def test_token_indices_by_hand():
-    layout = Layout(heights=(16, 32), widths=(32, 16))  # tokens: 0 1 2 / 3 4 5 / 6 7 8
-    assert [layout.token_indices(p).tolist() for p in range(4)] == [[0, 1], [2], [3, 4, 6, 7], [5, 8]]
+    grid = Grid(heights=(16, 32), widths=(32, 16))  # tokens: 0 1 2 / 3 4 5 / 6 7 8
+    assert [grid.token_indices(p).tolist() for p in range(4)] == [[0, 1], [2], [3, 4, 6, 7], [5, 8]]
 
 
-@given(layout=LAYOUTS)
-def test_boxes_tile_the_composite_in_every_unit(layout):
+@given(grid=LAYOUTS)
+def test_boxes_tile_the_composite_in_every_unit(grid):
     for unit, pixels in UNITS.items():
-        covered = torch.zeros(layout.height // pixels, layout.width // pixels)
-        for box in layout.boxes(unit):
+        covered = torch.zeros(grid.height // pixels, grid.width // pixels)
+        for box in grid.boxes(unit):
             covered[box.rows, box.columns] += 1
         assert torch.equal(covered, torch.ones_like(covered))
-    tokens = torch.cat([layout.token_indices(p) for p in range(len(layout))])
-    assert sorted(tokens.tolist()) == list(range(layout.height * layout.width // 256))
+    tokens = torch.cat([grid.token_indices(p) for p in range(len(grid))])
+    assert sorted(tokens.tolist()) == list(range(grid.height * grid.width // 256))
 
 
-@given(layout=LAYOUTS)
-def test_token_indices_are_those_of_the_patches_that_a_panel_fills(layout):
-    owner = torch.zeros(layout.height, layout.width)
-    for p, box in enumerate(layout.boxes()):
+@given(grid=LAYOUTS)
+def test_token_indices_are_those_of_the_patches_that_a_panel_fills(grid):
+    owner = torch.zeros(grid.height, grid.width)
+    for p, box in enumerate(grid.boxes()):
         owner[box.rows, box.columns] = p
     patches = owner.unfold(0, 16, 16).unfold(1, 16, 16).flatten(0, 1)  # [tokens, 16, 16]
-    for p in range(len(layout)):
+    for p in range(len(grid)):
         filled = (patches == p).flatten(1).all(1).nonzero().flatten()
-        assert torch.equal(layout.token_indices(p), filled)
+        assert torch.equal(grid.token_indices(p), filled)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (
-            lambda: Layout.row(2, height=100, width=64),
+            lambda: Grid.row(2, height=100, width=64),
             "heights: .* multiples of 16 .* got 100; .* 96 and 112",
         ),
-        (lambda: Layout.row(2, height=64, width=8), "widths: expected multiples of 16 .* got 8$"),
-        (lambda: Layout((), (16,)), "heights: expected at least one"),
-        (lambda: Layout.grid(0, 2, height=16, width=16), "rows: expected a whole number .* got 0"),
-        (lambda: Layout.row(2, height=16, width=16).boxes("inches"), "unit: .* got 'inches'"),  # pyright: ignore[reportArgumentType]
-        (lambda: Layout.row(2, height=16, width=16).token_indices(2), "panel: expected 0 to 1, got 2"),
+        (lambda: Grid.row(2, height=64, width=8), "widths: expected multiples of 16 .* got 8$"),
+        (lambda: Grid((), (16,)), "heights: expected at least one"),
+        (lambda: Grid.equal(0, 2, height=16, width=16), "rows: expected a whole number .* got 0"),
+        (lambda: Grid.row(2, height=16, width=16).boxes("inches"), "unit: .* got 'inches'"),  # pyright: ignore[reportArgumentType]
+        (lambda: Grid.row(2, height=16, width=16).token_indices(2), "panel: expected 0 to 1, got 2"),
     ],
 )
 def test_a_wrong_layout_is_refused(make, message):
@@ -99,46 +99,46 @@ def test_a_wrong_layout_is_refused(make, message):
 
 
 @settings(max_examples=30)
-@given(layout=LAYOUTS, fit=st.sampled_from(["crop", "pad"]))
-def test_split_undoes_join_of_images(layout, fit):
-    panels = [noise(box.height, box.width, seed) for seed, box in enumerate(layout.boxes())]
-    composite = join(panels, layout, fit=fit)
-    assert composite.size == (layout.width, layout.height)
-    assert split(composite, layout) == panels
+@given(grid=LAYOUTS, fit=st.sampled_from(["crop", "pad"]))
+def test_split_undoes_join_of_images(grid, fit):
+    panels = [noise(box.height, box.width, seed) for seed, box in enumerate(grid.boxes())]
+    composite = join(panels, grid, fit=fit)
+    assert composite.size == (grid.width, grid.height)
+    assert split(composite, grid) == panels
 
 
 @settings(max_examples=30)
 @given(
-    layout=LAYOUTS, fit=st.sampled_from(["crop", "pad"]), kind=st.sampled_from([torch.uint8, torch.float32])
+    grid=LAYOUTS, fit=st.sampled_from(["crop", "pad"]), kind=st.sampled_from([torch.uint8, torch.float32])
 )
-def test_split_undoes_join_of_tensors(layout, fit, kind):
-    sizes = [(2, 3, box.height, box.width) for box in layout.boxes()]
+def test_split_undoes_join_of_tensors(grid, fit, kind):
+    sizes = [(2, 3, box.height, box.width) for box in grid.boxes()]
     panels = [torch.randint(256, size).to(kind) for size in sizes]
-    composite = join(panels, layout, fit=fit)
-    assert composite.shape == (2, 3, layout.height, layout.width) and composite.dtype == kind
-    assert all(torch.equal(a, b) for a, b in zip(split(composite, layout), panels, strict=True))
+    composite = join(panels, grid, fit=fit)
+    assert composite.shape == (2, 3, grid.height, grid.width) and composite.dtype == kind
+    assert all(torch.equal(a, b) for a, b in zip(split(composite, grid), panels, strict=True))
 
 
 def test_panels_stand_where_the_boxes_say():
     colours = [(10, 0, 0), (20, 0, 0), (30, 0, 0), (40, 0, 0)]
-    layout = Layout.grid(2, 2, height=16, width=32)
-    composite = join([plain(16, 32, colour) for colour in colours], layout)
-    assert [composite.getpixel((box.left, box.top)) for box in layout.boxes()] == colours
+    grid = Grid.equal(2, 2, height=16, width=32)
+    composite = join([plain(16, 32, colour) for colour in colours], grid)
+    assert [composite.getpixel((box.left, box.top)) for box in grid.boxes()] == colours
 
 
 def test_mixed_or_missing_panels_are_refused():
-    layout = Layout.row(2, height=16, width=16)
+    grid = Grid.row(2, height=16, width=16)
     mixed: Any = [plain(16, 16, (0, 0, 0)), torch.zeros(3, 16, 16)]
-    with pytest.raises(ValueError, match="panels: expected 2 for this layout, got 1"):
-        join([plain(16, 16, (0, 0, 0))], layout)
+    with pytest.raises(ValueError, match="panels: expected 2 for this grid, got 1"):
+        join([plain(16, 16, (0, 0, 0))], grid)
     with pytest.raises(ValueError, match="expected PIL images or tensors, got a mix"):
-        join(mixed, layout)
+        join(mixed, grid)
     with pytest.raises(ValueError, match=r"expected tensors \[..., C, h, w\], got the shape \(16, 16\)"):
-        join([torch.zeros(16, 16)] * 2, layout)
+        join([torch.zeros(16, 16)] * 2, grid)
     wide: list[Any] = [plain(16, 48, (0, 0, 0)), torch.zeros(3, 16, 48)]
     for composite in wide:
         with pytest.raises(ValueError, match="expected height 16 and width 32, got 16 and 48"):
-            split(composite, layout)
+            split(composite, grid)
 
 
 @pytest.mark.parametrize(("width", "edges"), [(100, [0, 33, 67, 100]), (96, [0, 32, 64, 96])])
@@ -240,18 +240,18 @@ def test_every_image_becomes_rgb_on_white(image, rgb):
 
 
 def test_weights_by_hand():
-    layout = Layout.row(2, height=16, width=16)
-    assert loss_weight(layout, [1, 0]).tolist() == [[[2, 2, 0, 0]] * 2]
-    assert loss_weight(layout, [3, 3]).tolist() == [[[1] * 4] * 2]
-    unequal = Layout(heights=(16,), widths=(16, 48))  # mean of 2 / 4 of the area and 6 / 4: 1.25
+    grid = Grid.row(2, height=16, width=16)
+    assert loss_weight(grid, [1, 0]).tolist() == [[[2, 2, 0, 0]] * 2]
+    assert loss_weight(grid, [3, 3]).tolist() == [[[1] * 4] * 2]
+    unequal = Grid(heights=(16,), widths=(16, 48))  # mean of 2 / 4 of the area and 6 / 4: 1.25
     assert loss_weight(unequal, [2, 1])[0, 0].tolist() == pytest.approx([1.6] * 2 + [0.8] * 6)
 
 
 def test_the_loss_with_one_panel_is_the_mean_error_inside_it():
-    layout = Layout.grid(2, 2, height=16, width=32)
+    grid = Grid.equal(2, 2, height=16, width=32)
     generator = torch.Generator().manual_seed(0)
     latents, noise, guess = torch.randn(3, 1, 4, 4, 8, generator=generator)
-    weight = loss_weight(layout, [0, 0, 1, 0])[None]
+    weight = loss_weight(grid, [0, 0, 1, 0])[None]
     loss = flow_matching_loss(lambda x, s: guess, latents, torch.tensor([0.5]), noise, weight)
     inside = (guess - (noise - latents))[:, :, 2:4, :4]
     assert_close(loss, inside.pow(2).mean())
@@ -260,9 +260,9 @@ def test_the_loss_with_one_panel_is_the_mean_error_inside_it():
 @pytest.mark.parametrize("weights", [[0, 0], [1, -1], [1, float("nan")], [float("inf"), 1]])
 def test_weights_that_mean_nothing_are_refused(weights):
     with pytest.raises(ValueError, match="weights: expected numbers from 0 up"):
-        loss_weight(Layout.row(2, height=16, width=16), weights)
+        loss_weight(Grid.row(2, height=16, width=16), weights)
 
 
 def test_a_weight_a_panel():
     with pytest.raises(ValueError, match="weights: expected 2, one a panel, got 3"):
-        loss_weight(Layout.row(2, height=16, width=16), [1, 1, 1])
+        loss_weight(Grid.row(2, height=16, width=16), [1, 1, 1])

@@ -80,7 +80,7 @@ def numbers(*key: object, shape: Sequence[int]) -> Tensor:
 
 
 def latents_of(sample: Sample) -> dict[str, Tensor]:
-    height, width = sample.layout.height // 8, sample.layout.width // 8
+    height, width = sample.grid.height // 8, sample.grid.width // 8
     return {"latents": numbers(sample.caption, sample.flip, shape=(4, height, width))}
 
 
@@ -292,9 +292,9 @@ class Pairs:
 
     def picture(self, sample: Sample) -> dict[str, Tensor]:
         self.count += 1
-        image = split(sample.composite(), sample.layout)[1]
+        image = split(sample.composite(), sample.grid)[1]
         red, _, blue = image.getpixel((2, image.height // 2))  # pyright: ignore[reportGeneralTypeIssues]
-        shape = sample.layout.height // 8, sample.layout.width // 8
+        shape = sample.grid.height // 8, sample.grid.width // 8
         return {"latents": torch.tensor([red, blue == 0]).view(2, 1, 1).expand(2, *shape).float()}
 
     def text(self, caption: str) -> dict[str, Tensor]:
