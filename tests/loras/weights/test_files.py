@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
+from dit_heads.errors import InputError
 from dit_heads.loras.weights.files import add_lora, load_lora, lora_of, save_lora, write_lora
 from dit_heads.loras.weights.formats import read_lora
 from dit_heads.loras.weights.low_rank import Lora, LowRank
