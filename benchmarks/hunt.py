@@ -64,7 +64,8 @@ class Guided:
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:
     """Rank correlation."""
-    return float(spearmanr(a, b).statistic)
+    found: Any = spearmanr(a, b)
+    return float(found.statistic)
 
 
 def split_half(scores: np.ndarray, rounds: int = 200) -> float:

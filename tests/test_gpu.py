@@ -83,7 +83,7 @@ def test_backends_draw_the_same(name: str, backend: str):
 
 
 @pytest.mark.parametrize("method", ["exhaustive", "fast"])
-def test_a_search_finds_what_it_finds_on_a_cpu(method: str, tmp_path: Path):
+def test_a_search_finds_what_it_finds_on_a_cpu(method: Any, tmp_path: Path):
     config = HuntConfig(method, share=0.5, per_round=1, scale=1.5, steps=4, batch=4)
     found = []
     for device in ("cpu", CUDA):

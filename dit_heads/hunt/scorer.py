@@ -124,10 +124,10 @@ class Scorer:
 class Backend(Protocol):
     """Where batches are computed: in this process, or by workers. Batches come back in any order."""
 
-    identity: Mapping[str, Any]
+    identity: dict[str, Any]
     head_counts: HeadCounts
 
-    def score(self, batches: Sequence[TrialBatch]) -> Iterable[Scored]: ...
+    def score(self, batches: Sequence[TrialBatch], /) -> Iterable[Scored]: ...
 
     def paint(self, batches: Sequence[TrialBatch]) -> Iterable[tuple[TrialBatch, Tensor]]: ...
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -243,7 +244,7 @@ def test_a_picture_that_is_not_finite_is_refused_and_leaves_no_file(
 def test_the_pictures_are_those_that_the_pipeline_makes_itself(generate, tmp_path, model):
     """The way through tensors, which shows what is not finite, changes no pixel."""
     assert generate("a cat", *FAST, "--seed", "4", "--out", "a.png") == 0
-    pipe = tiny_pipeline()
+    pipe: Any = tiny_pipeline()
     own = pipe(
         "a cat", num_inference_steps=2, guidance_scale=2.0, generator=torch.Generator().manual_seed(4)
     ).images[0]
@@ -262,7 +263,7 @@ def test_words_that_a_text_encoder_does_not_read_are_named(generate, tmp_path, c
 
 
 def test_the_words_that_are_named_are_those_that_make_no_difference():
-    pipe = tiny_pipeline()
+    pipe: Any = tiny_pipeline()
     whole = " ".join("abcdefgh" * 5)
     lost = lost_words(pipe, whole, 32)
     assert set(lost) == {"text_encoder", "text_encoder_2", "text_encoder_3"}

@@ -23,7 +23,7 @@ def pipeline(kind: str, dtype: torch.dtype, *, wide: bool = False) -> Any:
     """A tiny pipeline whose decoder takes most of the memory, or, `wide`, its transformer."""
     pipe: Any = tiny_pipeline() if kind == "sd3" else tiny_flux_pipeline()
     if wide:
-        model = SD3Transformer2DModel if kind == "sd3" else FluxTransformer2DModel
+        model: Any = SD3Transformer2DModel if kind == "sd3" else FluxTransformer2DModel
         config = dict(pipe.transformer.config) | WIDE[kind]
         pipe.register_modules(transformer=model.from_config(config).eval())
     else:

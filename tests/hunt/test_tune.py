@@ -11,6 +11,7 @@ from PIL import Image
 
 from dit_heads import HeadGuidance, HeadHunter, HeadSet
 from dit_heads.hunt.config import HuntConfig
+from dit_heads.hunt.trials import Strength
 from dit_heads.hunt.tune import Tuning, tune, write_tuning
 from tests.saved import red, tiny_pipeline
 
@@ -46,9 +47,10 @@ def test_every_strength_is_scored_by_pictures_of_its_own(pipe, tmp_path):
 
 
 def test_the_best_strength_has_the_highest_mean_and_of_equals_the_weakest():
-    scores = {(1.0, 0.5): [1.0, 2.0], (2.0, 0.5): [2.0, 2.0], (2.0, 1.0): [1.0, 3.0], (3.0, 0.5): [0.0, 0.0]}
+    gains = {(1.0, 0.5): [1.0, 2.0], (2.0, 0.5): [2.0, 2.0], (2.0, 1.0): [1.0, 3.0], (3.0, 0.5): [0.0, 0.0]}
+    scores = {Strength(*strength): found for strength, found in gains.items()}
     found = Tuning(HEADS, scores, [1.0, 1.0])
-    assert found.best == (2.0, 0.5) and found.gain((1.0, 0.5)) == 0.5
+    assert found.best == (2.0, 0.5) and found.gain(Strength(1.0, 0.5)) == 0.5
     assert "best at scale 2, softness 0.5, +1.0000 over 1.0000 without heads" in str(found)
 
 

@@ -27,7 +27,7 @@ def test_equal_models_have_equal_fingerprints():
 
 @pytest.mark.parametrize("index", [0, 1, 4999, 11998, 11999])
 def test_every_value_of_a_weight_counts(index):
-    changed = model()
+    changed: Any = model()
     with torch.no_grad():
         flat = changed[0].weight.view(-1)
         flat[index] = torch.nextafter(flat[index], torch.tensor(9.0))
@@ -36,7 +36,7 @@ def test_every_value_of_a_weight_counts(index):
 
 @pytest.mark.parametrize("buffer", ["running_mean", "num_batches_tracked", "table"])
 def test_buffers_count_also_those_that_are_not_saved(buffer):
-    changed = model()
+    changed: Any = model()
     getattr(changed[1], buffer).add_(1)
     assert fingerprint(changed) != fingerprint(model())
 
@@ -93,7 +93,7 @@ class Quantised(Tensor):
         return Tensor._make_wrapper_subclass(cls, values.shape, dtype=scales.dtype)  # pyright: ignore
 
     def __init__(self, values: Tensor, scales: Tensor) -> None:
-        self.values, self.scales = values, scales
+        self.values, self.scales = values, scales  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __tensor_flatten__(self) -> Any:
         return ["values", "scales"], {"block": (1, 4)}

@@ -28,7 +28,7 @@ def numbered(count: int, height: int, width: int) -> Tensor:
     return index.expand(count, LATENT_CHANNELS, height, width).half()
 
 
-def corpus(batch: int = 8, *, composites: bool = False, **draws: float) -> Corpus:
+def corpus(batch: int = 8, *, composites: bool = False, **draws: Any) -> Corpus:
     cover = np.arange(COUNT, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2)
     panels = [np.arange(3 * r * c).reshape(3, r * c) % COUNT for r, c in GRIDS]
     sheets = [(numbered(3, 16 * r, 16 * c), p.tolist()) for (r, c), p in zip(GRIDS, panels, strict=True)]
