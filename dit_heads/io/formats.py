@@ -41,7 +41,7 @@ def _box_of(*brands: bytes) -> Callable[[bytes], bool]:
 
 def _heif(file: io.BytesIO) -> Image.Image:
     try:
-        from pillow_heif import HeifImageFile
+        from pillow_heif import HeifImageFile  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError("is a HEIC picture, which needs: pip install pillow-heif") from error
     return HeifImageFile(file)
