@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,25 +15,25 @@ from dit_heads.errors import InputError
 from dit_heads.io.atomic import atomic_file, write_tensors, write_text
 
 
-@pytest.fixture
+@contextmanager
 def full_disk() -> Iterator[None]:
-    """No file may grow beyond 1,000 bytes, which the system tells as it tells of a full disk."""
+    """No file may grow beyond 1,000 bytes, which the system tells as it tells of a full disk. The limit is the
+    whole process's, so it has to be gone before pytest reports to a file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_is_told_with_the_file_and_keeps_the_earlier_one(
-    tmp_path: Path, request: pytest.FixtureRequest
-):
+def test_a_full_disk_is_told_with_the_file_and_keeps_the_earlier_one(tmp_path: Path):
     text, tensors = tmp_path / "log.csv", tmp_path / "checkpoint.safetensors"
     write_text(text, "before")
     write_tensors(tensors, {"a": torch.ones(3)}, {"step": "1"})
-    request.getfixturevalue("full_disk")
-    with pytest.raises(InputError, match=r"^cannot write '.*log\.csv': "):
+    with full_disk(), pytest.raises(InputError, match=r"^cannot write '.*log\.csv': "):
         write_text(text, "x" * 100_000)
-    with pytest.raises(InputError, match=r"^cannot write '.*checkpoint\.safetensors': "):
+    with full_disk(), pytest.raises(InputError, match=r"^cannot write '.*checkpoint\.safetensors': "):
         write_tensors(tensors, {"a": torch.ones(10_000)}, {"step": "2"})
     assert text.read_text() == "before"
     assert torch.equal(load_file(tensors)["a"], torch.ones(3))
