@@ -17,8 +17,8 @@ from dit_heads.io.atomic import atomic_file, write_tensors, write_text
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """No file may grow beyond 1,000 bytes, which the system tells as it tells of a full disk. The limit is the
-    whole process's, so it has to be gone before pytest reports to a file."""
+    """No file may grow beyond 1,000 bytes, which the system tells as it tells of a full disk. The limit is
+    the whole process's, so it has to be gone before pytest reports to a file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
