@@ -28,9 +28,9 @@ from dit_heads.embedded.nets import flux, sd3
 from dit_heads.embedded.nets.clip import Clip, ClipLoss, retrieval
 from dit_heads.embedded.nets.corpus import STOCK, Corpus, encode_latents, make_composites
 from dit_heads.embedded.nets.judge import Judge, JudgeLoss, labels, verdict
-from dit_heads.embedded.nets.reader import Reader, ReaderLoss, joint, make_directed_t5, reading
+from dit_heads.embedded.nets.reader import Reader, ReaderLoss, make_directed_t5, reading
 from dit_heads.embedded.nets.vae import VaeLoss, latent_statistics, make_vae, reconstruction_psnr, to_tensor
-from dit_heads.embedded.world.captions import GRIDS, caption
+from dit_heads.embedded.world.captions import GRIDS, caption, scenes_caption
 from dit_heads.embedded.world.data import cache_folder, load_shards, scene_of
 from dit_heads.embedded.world.scenes import Scene
 from dit_heads.embedded.world.text import make_clip_tokenizer, make_t5_tokenizer
@@ -221,7 +221,7 @@ def _report_reading(model: Reader, tokenizer: Any) -> None:
     for rows, columns in GRIDS:
         panels = rows * columns
         sheets = [unseen[at : at + panels] for at in range(0, len(unseen) - panels + 1, panels)]
-        texts = [joint(scenes, rows, columns, rng) for scenes in sheets]
+        texts = [scenes_caption(scenes, rows, columns, rng) for scenes in sheets]
         right = reading(model, tokenizer, [s for scenes in sheets for s in scenes], texts, panels)
         print(f"solids of {len(texts)} joint captions of {rows} x {columns} panels: {right:.1%}")
 

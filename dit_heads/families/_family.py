@@ -15,6 +15,7 @@ from torch import Tensor
 from dit_heads.errors import InputError
 from dit_heads.families.processors import HeadProcessor
 from dit_heads.heads import HeadId, HeadSet
+from dit_heads.heads.names import every_head
 
 Call = Mapping[str, Any]
 """The arguments of one call of a transformer, or of one of its blocks, by name."""
@@ -55,14 +56,7 @@ class HeadLayout:
 
     def every_head(self) -> tuple[HeadId, ...]:
         """All heads, sorted, those of image-only attention too."""
-        kinds = ((False, self.heads), (True, self.image_only_heads))
-        found = (
-            HeadId(block, head, only)
-            for only, counts in kinds
-            for block, count in enumerate(counts)
-            for head in range(count)
-        )
-        return tuple(sorted(found))
+        return every_head(self.heads, self.image_only_heads)
 
     def attentions(self, block: int) -> tuple[str, ...]:
         """Names of the attention modules in a block."""

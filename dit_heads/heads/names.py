@@ -45,6 +45,17 @@ class BlockId:
         return f"L{self.block}{'i' * self.image_only}"
 
 
+def every_head(heads: Sequence[int], image_only_heads: Sequence[int]) -> tuple[HeadId, ...]:
+    """All heads of a model, sorted, by how many each block has in its joint and its image-only attention."""
+    found = (
+        HeadId(block, head, only)
+        for only, counts in ((False, heads), (True, image_only_heads))
+        for block, count in enumerate(counts)
+        for head in range(count)
+    )
+    return tuple(sorted(found))
+
+
 class HeadSet:
     """An immutable set of heads and whole blocks; which heads a whole block has, `resolve` says.
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from dit_heads import __version__
 from dit_heads.errors import InputError
 from dit_heads.heads import HeadId, HeadSet
+from dit_heads.heads.names import every_head
 from dit_heads.hunt.config import HuntConfig
 from dit_heads.hunt.cost import ScreenCost
 from dit_heads.hunt.halving import Rung, cost, rungs
@@ -207,7 +208,7 @@ class HeadHunter:
         trials = [self._trial(_set_of(chosen), *pair) for pair in self.pairs]
         self._drawn.update(trials)
         asked = {"header": self.header, "scale": self.config.scale, "of": [asdict(trial) for trial in trials]}
-        every = _every_head(self.backend.head_counts)
+        every = every_head(*self.backend.head_counts)
         if (stored := read_slopes(path, asked, every)) is not None:
             bar.update(len(trials) if chosen else 0)
             return stored
@@ -287,10 +288,5 @@ def _ranked(scores: Mapping[HeadId, Sequence[float]]) -> list[HeadId]:
 
 def _candidates(counts: HeadCounts, heads: HeadSet | str | None) -> tuple[HeadId, ...]:
     if heads is None:
-        return _every_head(counts)
+        return every_head(*counts)
     return (HeadSet.parse(heads) if isinstance(heads, str) else heads).resolve(*counts)
-
-
-def _every_head(counts: HeadCounts) -> tuple[HeadId, ...]:
-    blocks = ((only, block, count) for only in (0, 1) for block, count in enumerate(counts[only]))
-    return tuple(sorted(HeadId(block, h, bool(only)) for only, block, count in blocks for h in range(count)))

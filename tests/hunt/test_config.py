@@ -36,8 +36,8 @@ def test_settings_out_of_range_are_refused(given: Any, message):
 
 
 def test_every_perturbation_can_be_searched_with():
-    HuntConfig(perturbation="temperature", temperature=2.0, region="image")
-    HuntConfig(region="image_to_image")
+    assert HuntConfig(perturbation="temperature", temperature=2.0, region="image").temperature == 2.0
+    assert HuntConfig(region="image_to_image").region == "image_to_image"
 
 
 def test_settings_are_light_to_import():

@@ -17,9 +17,8 @@ from dit_heads.embedded.world.captions import (
     GRIDS,
     caption,
     described,
-    joint_caption,
     padded_length,
-    panel_caption,
+    scenes_caption,
     varied_caption,
 )
 from dit_heads.embedded.world.scenes import Scene
@@ -125,10 +124,7 @@ class Corpus:
         k = int(rng.choice(len(GRIDS), p=GRID_ODDS))
         (latents, panels), (rows, columns) = self.composites[k], GRIDS[k]
         which = rng.integers(len(panels), size=self._count(rows * columns, MEDIUM))
-        texts = [
-            joint_caption([panel_caption(self.scenes[i], rng) for i in panels[w]], rows, columns, rng)
-            for w in which
-        ]
+        texts = [scenes_caption([self.scenes[i] for i in panels[w]], rows, columns, rng) for w in which]
         coverage = np.stack([in_grid(self.coverage[panels[w]], rows, columns) for w in which])
         return self._drawn(latents[which], texts, padded_length(texts), coverage, rng)
 

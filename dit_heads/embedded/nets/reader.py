@@ -23,9 +23,8 @@ from dit_heads.embedded.nets.sd3 import WIDTH, make_t5
 from dit_heads.embedded.world.captions import (
     GRIDS,
     described,
-    joint_caption,
     padded_length,
-    panel_caption,
+    scenes_caption,
     varied_caption,
 )
 from dit_heads.embedded.world.data import ATTRIBUTES
@@ -129,14 +128,9 @@ class ReaderLoss:
         rows, columns = GRIDS[int(rng.integers(len(GRIDS)))]
         panels = rows * columns
         which = rng.integers(len(self.scenes), size=(max(2, 2 * self.batch // panels), panels))
-        texts = [joint([self.scenes[i] for i in each], rows, columns, rng) for each in which]
+        texts = [scenes_caption([self.scenes[i] for i in each], rows, columns, rng) for each in which]
         length = padded_length(texts) + int(rng.choice((0, 0, 0, 32, 96)))
         return Captions(texts, torch.from_numpy(which).flatten(), panels, length)
-
-
-def joint(scenes: Sequence[Scene], rows: int, columns: int, rng: np.random.Generator) -> str:
-    """A joint caption of scenes, in reading order."""
-    return joint_caption([panel_caption(scene, rng) for scene in scenes], rows, columns, rng)
 
 
 @torch.no_grad()

@@ -235,6 +235,11 @@ def joint_caption(panels: Sequence[str], rows: int, columns: int, rng: np.random
     return " ".join([summary, *marked])
 
 
+def scenes_caption(scenes: Sequence[Scene], rows: int, columns: int, rng: np.random.Generator) -> str:
+    """A joint caption of scenes, in reading order, each said by `panel_caption`."""
+    return joint_caption([panel_caption(scene, rng) for scene in scenes], rows, columns, rng)
+
+
 def padded_length(texts: Sequence[str]) -> int:
     """T5 tokens that hold all texts, in steps of 32: a word or a mark is a token, and one ends the text."""
     longest = max(len(t.replace(",", " ,").replace(".", " .").replace(":", " :").split()) for t in texts) + 1

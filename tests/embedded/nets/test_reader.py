@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from dit_heads.embedded.nets.judge import labels
-from dit_heads.embedded.nets.reader import Reader, ReaderLoss, joint, reading
+from dit_heads.embedded.nets.reader import Reader, ReaderLoss, reading
 from dit_heads.embedded.nets.sd3 import make_t5, make_t5_tokenizer
-from dit_heads.embedded.world.captions import caption
+from dit_heads.embedded.world.captions import caption, scenes_caption
 from dit_heads.embedded.world.data import scene_of
 from dit_heads.training.loop import FitConfig, Part, fit
 
@@ -50,7 +50,7 @@ def test_tokens_of_single_captions_are_kept_close_to_those_of_the_anchor(reader)
 
 def test_reading_counts_the_solids_of_every_panel(reader):
     tokenizer, rng = make_t5_tokenizer(), np.random.default_rng(0)
-    texts = [joint(SCENES[:2], 1, 2, rng), joint(SCENES[2:], 1, 2, rng)]
+    texts = [scenes_caption(SCENES[:2], 1, 2, rng), scenes_caption(SCENES[2:], 1, 2, rng)]
     assert 0 <= reading(reader, tokenizer, SCENES, texts, panels=2) <= 0.2  # it has learned nothing yet
 
 
