@@ -127,6 +127,22 @@ def test_nothing_heavy_is_imported_before_it_is_used(line):
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == ""
 
 
+SETTINGS = """
+def settings():
+    kernels = ("flash", "math", "mem_efficient")
+    allowed = [getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in kernels]
+    return [*allowed, torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(),
+            torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()]
+"""
+
+
+def test_no_module_changes_the_settings_of_torch_when_it_is_imported():
+    names = [name for name, path in modules() if path.name != "__main__.py"]
+    script = f"import importlib, diffusers, torch, transformers{SETTINGS}before = settings()\n"
+    script += f"for name in {names}: importlib.import_module(name)\nprint(before == settings())"
+    assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "True"
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> list[str]:
     """The names in a wheel built from a copy: setuptools would reuse what lies in build/."""
