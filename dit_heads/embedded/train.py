@@ -333,8 +333,8 @@ COMMANDS = {
 
 
 def quick_attention() -> AbstractContextManager[None]:
-    """Inside, attention trains fast: on a CPU the backward of torch's flash attention is slow in bf16, and the
-    plain kernel makes a step take two thirds of its time."""
+    """Inside, attention trains fast: on a CPU the backward of flash attention is slow in bf16, and the plain
+    kernel makes a step take two thirds of its time."""
     return nullcontext() if DEVICE.type == "cuda" else sdpa_kernel(SDPBackend.MATH)
 
 
