@@ -105,20 +105,30 @@ def _unusable(model: str, part: str, error: Exception) -> str:
     return f"model: the {part} of '{model}' has no usable config: {_one_line(error)}"
 
 
+def pipeline_class(model: str) -> str:
+    """The name of the model's pipeline class. Raises `InputError` if the model cannot be found."""
+    return str(_index(model)[0])
+
+
 def _transformer_class(model: str) -> str:
     """The class of the model's transformer by its model_index.json, if heads can be guided in it."""
-    where = _location(model)
-    try:
-        parts: Any = DiffusionPipeline.load_config(where)
-        kind = dict(parts).get("transformer", (None, None))[1]
-    except Exception as error:
-        raise InputError(f"model: cannot read '{model}': {_one_line(error)}") from error
+    pipeline, kind = _index(model)
     if kind not in FAMILIES:
         raise InputError(
             f"model: expected a pipeline with one of {', '.join(FAMILIES)}, "
-            f"'{model}' is a {parts.get('_class_name')} with {kind or 'no transformer'}"
+            f"'{model}' is a {pipeline} with {kind or 'no transformer'}"
         )
     return kind
+
+
+def _index(model: str) -> tuple[Any, Any]:
+    """The classes of the model's pipeline and of its transformer, by its model_index.json."""
+    where = _location(model)
+    try:
+        parts: Any = DiffusionPipeline.load_config(where)
+        return parts.get("_class_name"), dict(parts).get("transformer", (None, None))[1]
+    except Exception as error:
+        raise InputError(f"model: cannot read '{model}': {_one_line(error)}") from error
 
 
 def torch_device(name: str) -> torch.device:

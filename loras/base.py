@@ -24,10 +24,9 @@ from dit_heads.families import (
     training_of,
 )
 from dit_heads.families.latents import encoded
-from dit_heads.io.fingerprints import fingerprint
+from dit_heads.io.fingerprints import content_hash, fingerprint
 from dit_heads.loras.cache import CachedEncoder, Picture, Policy
 from dit_heads.loras.config import DataConfig
-from dit_heads.loras.sets.folders import content_hash
 from dit_heads.models import EMBEDDED, load_pipeline, quiet_loading
 from dit_heads.training.optimizers import require_bitsandbytes
 from dit_heads.training.processes import wait_for_all
@@ -49,9 +48,7 @@ def load_base(model: str, base: str, precision: str, device: torch.device) -> An
         InputError: for a base that the precision cannot train, for a pipeline of another kind, and for 8 bits
             where they cannot be had.
     """
-    name = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision] if base == "auto" else base
-    if precision == "no" and name != "float32":
-        raise InputError(f"base: expected float32 for precision 'no', got '{name}'")
+    name = base_format(model, base, precision)
     if name == "8bit":
         pipe = _eight_bit(model, device)
     else:
@@ -69,10 +66,20 @@ def load_base(model: str, base: str, precision: str, device: torch.device) -> An
     return pipe
 
 
-def _eight_bit(model: str, device: torch.device) -> Any:
-    if model in EMBEDDED:
+def base_format(model: str, base: str, precision: str) -> str:
+    """The number format of the frozen weights; "auto" is that of the computation. Raises InputError for one
+    that the precision cannot train, and for 8 bits where they cannot be had."""
+    name = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision] if base == "auto" else base
+    if precision == "no" and name != "float32":
+        raise InputError(f"base: expected float32 for precision 'no', got '{name}'")
+    if name == "8bit" and model in EMBEDDED:
         raise InputError(f"base: 8bit is for a folder or a model of the hub, got '{model}'")
-    require_bitsandbytes("base")
+    if name == "8bit":
+        require_bitsandbytes("base")
+    return name
+
+
+def _eight_bit(model: str, device: torch.device) -> Any:
     from diffusers.quantizers import PipelineQuantizationConfig
 
     try:

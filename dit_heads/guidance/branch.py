@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit_heads.compat import kept_processors, surface
 from dit_heads.errors import InputError
 from dit_heads.families import HeadLayout
-from dit_heads.families.compat import kept_processors, surface
 from dit_heads.families.processors import HEAD_WEIGHTS, HeadProcessor, HeadWeights
 from dit_heads.guidance.checks import check_runs_hooks
 from dit_heads.guidance.perturb import Perturbation

@@ -11,9 +11,9 @@ from diffusers import DiffusionPipeline
 from diffusers.pipelines.pag.pag_utils import PAGMixin
 from torch import nn
 
+from dit_heads.compat import forward_is_replaced, hook_names, is_compiled
 from dit_heads.errors import InputError
 from dit_heads.families import HeadLayout
-from dit_heads.families.compat import forward_is_replaced, hook_names, is_compiled
 from dit_heads.heads import HeadId, HeadSet
 
 Softness = float | Mapping[HeadId | str, float]

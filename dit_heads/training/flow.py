@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -28,9 +29,24 @@ def shifted(sigmas: Float[Tensor, " B"], shift: float) -> Float[Tensor, " B"]:
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
-def flux_shift(tokens: int) -> float:
-    """FLUX's shift by the number of image tokens: exp of 0.5 at 256 and 1.15 at 4096, linear between."""
-    return math.exp(0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256))
+def scheduler_shift(scheduler: Any, tokens: int) -> float:
+    """The shift of noise levels with which a pipeline samples.
+
+    Args:
+        scheduler: the config of a flow-matching scheduler of diffusers.
+        tokens: number of image tokens.
+
+    Returns:
+        The fixed shift, or with dynamic shifting, as FLUX has it, the one for this number of tokens: its
+        logarithm (with `time_shift_type="linear"` the shift itself) is linear in it.
+    """
+    if not scheduler.use_dynamic_shifting:
+        return scheduler.shift
+    slope = (scheduler.max_shift - scheduler.base_shift) / (
+        scheduler.max_image_seq_len - scheduler.base_image_seq_len
+    )
+    mu = scheduler.base_shift + slope * (tokens - scheduler.base_image_seq_len)
+    return math.exp(mu) if scheduler.time_shift_type == "exponential" else mu
 
 
 def flow_matching_loss(

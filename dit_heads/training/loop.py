@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dit_heads.errors import InputError
+from dit_heads.errors import InputError, whole_number
 from dit_heads.training.checkpoints import (
     Progress,
     check_resumable,
@@ -126,8 +126,7 @@ def fit(
             and naming the step whose gradient is not finite, before it does harm.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the step is done and stored. For a single process.
     """
-    if config.accumulate < 1:
-        raise InputError(f"accumulate: expected at least 1, got {config.accumulate}")
+    whole_number("accumulate", config.accumulate, 1)
     state = process_state()
     if until is not None and state.num_processes > 1:
         raise InputError(

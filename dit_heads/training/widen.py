@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dit_heads.errors import InputError
+from dit_heads.errors import InputError, whole_number
 from dit_heads.families import InputProjection, family_of
 
 
@@ -33,8 +33,7 @@ def widen(transformer: Any, extra: int) -> Callable[[], None]:
         InputError: for another family, for a number below 1, and for a quantised or adapted input.
     """
     where = input_of(transformer)
-    if extra < 1:
-        raise InputError(f"extra: expected at least 1 channel, got {extra}")
+    whole_number("extra", extra, 1)
     parent, _, name = where.path.rpartition(".")
     owner, old = transformer.get_submodule(parent), transformer.get_submodule(where.path)
     before = {key: getattr(transformer.config, key) for key in ("in_channels", "out_channels")}

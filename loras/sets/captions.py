@@ -127,16 +127,6 @@ def identities(caption: JointCaption) -> dict[str, tuple[int, ...]]:
     }
 
 
-def check_identities(caption: JointCaption) -> None:
-    """Warn of identities that fewer than two panels show: nothing would tie panels together. Raises
-    ValueError for a malformed one."""
-    alone = [name for name, panels in identities(caption).items() if len(panels) < 2]
-    if alone:
-        warnings.warn(
-            f"identity: expected each in two panels or more, got {', '.join(alone)} in fewer", stacklevel=2
-        )
-
-
 # --- length ---
 
 

@@ -14,11 +14,12 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image, ImageOps
 
-from dit_heads.errors import InputError
+from dit_heads.errors import InputError, listed, whole_number
+from dit_heads.io.fingerprints import content_hash
 from dit_heads.io.pictures import decode
 from dit_heads.loras.sets.captions import without_markers
 from dit_heads.loras.sets.examine import Cell, Examined, examined
-from dit_heads.loras.sets.folders import content_hash, read_sets
+from dit_heads.loras.sets.folders import read_sets
 from dit_heads.loras.sets.panels import Grid, PanelFit, check_grid, check_side, cut, join, scaling_loss
 from dit_heads.training.sampler import draws_at
 
@@ -154,9 +155,9 @@ def _warn_of_sides(samples: Sequence[Sample]) -> None:
     """Warn of captions that a mirrored picture contradicts."""
     sided = [sample.source for sample in samples if _SIDE.search(without_markers(sample.caption))]
     if sided:
-        shown = ", ".join(sided[:_SHOWN]) + (", ..." if len(sided) > _SHOWN else "")
         warnings.warn(
-            f"flip: {len(sided)} captions say left or right, which mirrored panels contradict: {shown}",
+            f"flip: {len(sided)} captions say left or right, which mirrored panels contradict: "
+            f"{listed(sided)}",
             stacklevel=3,
         )
 
@@ -171,13 +172,8 @@ def _check_options(
     for name, value, choices in (("fit", fit, get_args(PanelFit)), ("on_error", on_error, get_args(OnError))):
         if value not in choices:
             raise InputError(f"{name}: expected {' or '.join(choices)}, got {value!r}")
-    _check_count("seed", seed, 0)
-    _check_count("min_side", min_side, 1)
-
-
-def _check_count(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise InputError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+    whole_number("seed", seed, 0)
+    whole_number("min_side", min_side, 1)
 
 
 def _report(root: Path, problems: Sequence[str], good: int, on_error: OnError) -> None:

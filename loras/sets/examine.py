@@ -11,9 +11,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dit_heads.errors import InputError
+from dit_heads.io.fingerprints import content_hash
 from dit_heads.io.pictures import read_bytes, size_of
 from dit_heads.loras.sets.captions import check_caption
-from dit_heads.loras.sets.folders import ListedSet, content_hash
+from dit_heads.loras.sets.folders import ListedSet
 from dit_heads.loras.sets.order import in_order
 from dit_heads.loras.sets.panels import cuts
 

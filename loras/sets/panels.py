@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from dit_heads.errors import InputError
+from dit_heads.errors import InputError, whole_number
 from dit_heads.io.pictures import WHITE, to_rgb
 
 Unit = Literal["pixels", "latents", "tokens"]
@@ -136,10 +136,9 @@ def check_side(name: str, side: object) -> None:
 
 
 def check_grid(rows: object, columns: object) -> None:
-    """Raise ValueError unless both are whole numbers of at least 1."""
-    for name, count in (("rows", rows), ("columns", columns)):
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise InputError(f"{name}: expected a whole number of at least 1, got {count!r}")
+    """Raise `InputError` unless both are whole numbers of at least 1."""
+    whole_number("rows", rows, 1)
+    whole_number("columns", columns, 1)
 
 
 # --- pictures ---

@@ -11,18 +11,24 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dit_heads.errors import InputError
 from dit_heads.families import pipelines_of
 from dit_heads.loras.base import Encoders
 from dit_heads.loras.config import DataConfig, TrainConfig
 from dit_heads.loras.run_folder import contents
 from dit_heads.loras.sets.captions import warn_of_cuts
+from dit_heads.loras.sets.checks import (
+    check_composites,
+    check_prompts,
+    warn_of_captions,
+    warn_of_prompts,
+)
 from dit_heads.loras.sets.dataset import Sample, SetDataset
 from dit_heads.loras.sets.panels import PIXELS, loss_weight
 from dit_heads.loras.tasks.drawing import prompt_arguments, sampling_arguments
 from dit_heads.loras.tasks.prior import draw_prior
 from dit_heads.loras.tasks.task import EMPTY_CAPTION, Drawing, Example
 from dit_heads.training.loop import Part
+from dit_heads.training.processes import process_state
 
 
 @dataclass
@@ -46,16 +52,15 @@ class InContext:
         return cls(config, sets_of(config.data, config.data.root, config.seed), held_out)
 
     def plan(self, transformer: nn.Module) -> None:
-        """Raise InputError if a composite is larger than what the transformer has positions for."""
+        """Raise InputError if a composite is larger than what the transformer has positions for, or a prompt
+        is empty. Warn of captions and prompts that `InContextPipeline` would not take."""
         pipe = SimpleNamespace(transformer=transformer, vae_scale_factor=PIXELS["latents"])
-        most, data = pipelines_of(transformer).largest_side(pipe), self.config.data
-        for height, width in data.sizes:
-            sides = data.rows * height, data.columns * width
-            if most is not None and max(sides) > most:
-                raise InputError(
-                    f"sizes: expected composites of at most {most} pixels a side for this model, got panels "
-                    f"of {height} x {width}, whose composites are {sides[0]} x {sides[1]}"
-                )
+        data, prompts = self.config.data, self.config.watch.prompts
+        check_composites(data, pipelines_of(transformer).largest_side(pipe))
+        check_prompts(prompts)
+        if process_state().is_main_process:
+            warn_of_prompts(prompts, data)
+            warn_of_captions(self.data, data)
 
     def prepare(self, encoders: Encoders) -> None:
         """Draw the prior's missing pictures, and encode all pictures and captions."""

@@ -7,7 +7,6 @@ not named, modules outside of blocks too, and is 1 where it is left out.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dit_heads.errors import InputError
+from dit_heads.errors import InputError, finite_number
 from dit_heads.families import HeadLayout, layout_of
 from dit_heads.heads import BlockId, HeadSet
 from dit_heads.loras.weights.low_rank import Lora, LowRank, check_fits, require_peft
@@ -79,9 +78,9 @@ def _stacked(name: str, changes: Sequence[LowRank]) -> LowRank:
 def _factor(scale: Scale, layout: HeadLayout, label: str) -> Callable[[str], float]:
     """The scale of a module by its name."""
     if not isinstance(scale, Mapping):
-        rest, blocks = _number(scale, label), dict[str | None, float]()
+        rest, blocks = finite_number(label, scale), dict[str | None, float]()
     else:
-        rest = _number(scale.get(REST, 1.0), f"{label}[{REST!r}]")
+        rest = finite_number(f"{label}[{REST!r}]", scale.get(REST, 1.0))
         blocks = _blocks({text: at for text, at in scale.items() if text != REST}, layout, label)
     return lambda module: blocks.get(layout.block_of(module), rest)
 
@@ -90,7 +89,7 @@ def _blocks(scale: Mapping[str, float], layout: HeadLayout, label: str) -> dict[
     """The scale of each block that is named, by the block's path."""
     found: dict[str | None, float] = {}
     for text, at in scale.items():
-        number = _number(at, f"{label}[{text!r}]")
+        number = finite_number(f"{label}[{text!r}]", at)
         for block in blocks_of(text, len(layout.blocks), label):
             if layout.blocks[block] in found:
                 raise InputError(f"{label}: expected each block once, L{block} is named twice")
@@ -108,9 +107,3 @@ def blocks_of(text: str, count: int, label: str) -> list[int]:
     if len(found) < len(parts) or max(found) >= count:
         raise InputError(f"{label}: expected blocks of L0-{count - 1} or '{REST}', got '{text}'")
     return found
-
-
-def _number(value: object, label: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise InputError(f"{label}: expected a finite number, got {value!r}")
-    return float(value)

@@ -152,9 +152,9 @@ def raise_for(problems: Mapping[str, str], label: str, transformer: nn.Module) -
 
 
 def require_peft() -> Any:
-    """The peft library. Raises ImportError that says how to get it."""
+    """The peft library. Raises InputError that says how to get it."""
     try:
         import peft
     except ImportError as error:
-        raise ImportError(NEEDS) from error
+        raise InputError(NEEDS) from error
     return peft

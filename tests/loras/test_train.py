@@ -367,7 +367,7 @@ def test_mistakes_are_named_before_a_model_is_loaded(
 ):
     monkeypatch.setattr(trainer, "load_base", lambda *_: pytest.fail("loaded"))
     with pytest.raises(ValueError, match=message):
-        train(settings("it", sets, tmp_path / "run", **changes))
+        train(settings("embedded", sets, tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
 
 

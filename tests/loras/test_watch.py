@@ -53,7 +53,9 @@ def make(out: Path, *, flux: bool = False, precision: str = "no", steps: int = 7
     )
     config.out.mkdir(exist_ok=True)
     task = InContext(config, data, data, encoders=Encoders(pipe, latents, texts, 8, None))
-    loss = FlowLoss(pipe.transformer, task, LossConfig(), batch_size=2, seed=0, shift=1.0)
+    loss = FlowLoss(
+        pipe.transformer, task, LossConfig(), batch_size=2, seed=0, scheduler=pipe.scheduler.config
+    )
     return Watcher(torch.nn.ModuleDict({"transformer": pipe.transformer}), pipe, loss, config, precision)
 
 
@@ -130,7 +132,7 @@ def test_the_averaged_weights_are_drawn_and_kept_and_the_others_come_back(tmp_pa
 
 
 def replace_model(loss: FlowLoss, model: Any) -> FlowLoss:
-    return FlowLoss(model.eval(), loss.task, loss.config, batch_size=2, seed=0, shift=1.0)
+    return FlowLoss(model.eval(), loss.task, loss.config, batch_size=2, seed=0, scheduler=loss.scheduler)
 
 
 def test_weights_come_back_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

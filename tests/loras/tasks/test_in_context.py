@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,10 +80,10 @@ class Fixture:
         return FlowLoss(
             tiny.flux(torch.float32) if self.kind == "flux" else tiny.sd3(dtype=torch.float32),
             task,
-            self.config,
+            replace(self.config, shift=self.shift),
             batch_size=self.batch_size,
             seed=self.seed,
-            shift=self.shift,
+            scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True).config,
         )
 
 
@@ -286,7 +287,7 @@ def test_noise_levels_are_drawn_as_asked(base: Fixture, timesteps: Any, monkeypa
 
 
 @pytest.mark.filterwarnings("ignore:data. panels lose detail:UserWarning")  # they are small, the grid is not
-def test_the_shift_is_a_number_or_fluxs_by_resolution(base: Fixture, monkeypatch: Any):
+def test_the_shift_is_a_number_or_the_schedulers_by_resolution(base: Fixture, monkeypatch: Any):
     config = LossConfig(timesteps="uniform")
     (plain,) = asked(replace(base, config=config).make(), Part(0), monkeypatch)
     odds = lambda sigmas: sigmas / (1 - sigmas)  # noqa: E731
@@ -338,14 +339,14 @@ def test_each_sample_has_its_own_latents_and_caption(
     folder, pairs = tmp_path_factory.mktemp("cache"), Pairs()
     data = SetDataset(sets, rows=1, columns=2, buckets=[(64, 64), (128, 64)], flip=flip, seed=seed)
     latents, texts = CachedEncoder(pairs.picture, folder, {}), CachedEncoder(pairs.text, folder, {})
-    chosen = LossConfig(caption_dropout=dropout)
+    chosen = LossConfig(caption_dropout=dropout, shift=1.0)
     loss = FlowLoss(
         torch.nn.Linear(1, 1),
         InContext(TrainConfig(loss=chosen), data, encoders=encoders(latents, texts)),
         chosen,
         batch_size=batch * split_in,
         seed=seed,
-        shift=1.0,
+        scheduler=None,
     )
     if warm:
         for item in (*data.views(), EMPTY_CAPTION, *(sample.caption for sample in data.samples)):

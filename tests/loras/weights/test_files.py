@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
+from dit_heads.errors import InputError
 from dit_heads.loras.weights.files import add_lora, load_lora, lora_of, save_lora, write_lora
 from dit_heads.loras.weights.formats import read_lora
 from dit_heads.loras.weights.low_rank import Lora, LowRank
@@ -537,5 +538,5 @@ def test_a_pipeline_without_a_transformer_is_refused(tmp_path):
 
 def test_a_missing_peft_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ImportError, match=r"pip install 'dit-heads\[train\]'"):
+    with pytest.raises(InputError, match=r"pip install 'dit-heads\[train\]'"):
         lora_of(tiny.sd3())
