@@ -12,6 +12,7 @@ from dit_heads.loras.sets.dataset import SetDataset
 from dit_heads.tasks.markers import families
 
 logger = logging.getLogger(__name__)
+_SHOWN = 5  # orders of names that are told
 
 
 def check_composites(data: DataConfig, most: int | None) -> None:
@@ -70,3 +71,25 @@ def warn_of_captions(sets: SetDataset, data: DataConfig) -> None:
 
 def _example(data: DataConfig) -> str:
     return " ".join(families(data.rows, data.columns)[-1])
+
+
+def panel_orders(sets: SetDataset) -> str:
+    """Which file of a set becomes which panel, for people to look at before they train.
+
+    Returns:
+        The number of sets, then a line for each order of file names, the most common one first. Ready
+        composites have no order; "" if there is nothing else, or only single pictures.
+    """
+    joined = [sample for sample in sets.samples if not sample.ready and len(sample.files) > 1]
+    if not joined:
+        return ""
+    places = families(*joined[0].grid.shape)[-1]
+    orders: dict[tuple[str, ...], list[str]] = {}
+    for sample in joined:
+        orders.setdefault(tuple(path.name for path in sample.files), []).append(sample.source)
+    lines = [
+        f"  {', '.join(map(' '.join, zip(places, names, strict=True)))} in {listed(sources, 3)}"
+        for names, sources in sorted(orders.items(), key=lambda order: -len(order[1]))
+    ]
+    more = [f"  and {len(lines) - _SHOWN} other orders"] if len(lines) > _SHOWN else []
+    return "\n".join([f"panels of {len(joined)} sets, in this order:", *lines[:_SHOWN], *more])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from dit_heads.loras.sets.captions import warn_of_cuts
 from dit_heads.loras.sets.checks import (
     check_composites,
     check_prompts,
+    panel_orders,
     warn_of_captions,
     warn_of_prompts,
 )
@@ -53,12 +55,15 @@ class InContext:
 
     def plan(self, transformer: nn.Module) -> None:
         """Raise InputError if a composite is larger than what the transformer has positions for, or a prompt
-        is empty. Warn of captions and prompts that `InContextPipeline` would not take."""
+        is empty. Tell which file is which panel, and warn of captions and prompts that `InContextPipeline`
+        would not take."""
         pipe = SimpleNamespace(transformer=transformer, vae_scale_factor=PIXELS["latents"])
         data, prompts = self.config.data, self.config.watch.prompts
         check_composites(data, pipelines_of(transformer).largest_side(pipe))
         check_prompts(prompts)
         if process_state().is_main_process:
+            if order := panel_orders(self.data):
+                print(order, file=sys.stderr)
             warn_of_prompts(prompts, data)
             warn_of_captions(self.data, data)
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from dit_heads.cli import main
 from dit_heads.errors import InputError
 from dit_heads.loras import train as trainer
 from dit_heads.loras.config import DataConfig, TrainConfig, config_of
 from dit_heads.loras.plan import check_plan, check_task
-from dit_heads.loras.sets.checks import warn_of_captions, warn_of_prompts
+from dit_heads.loras.sets.checks import panel_orders, warn_of_captions, warn_of_prompts
 from dit_heads.loras.sets.dataset import SetDataset
 from dit_heads.loras.tasks import task_of
 from tests.loras.test_run_folder import pictures
@@ -115,7 +117,7 @@ def test_the_command_tells_all_of_it_before_it_reads_a_weight(
     monkeypatch.setattr(trainer, "load_base", lambda *_: pytest.fail("loaded"))
     start = ["train", "--model", str(models["sd3"]), "--out", str(tmp_path / "run")]
     start += ["--root", str(pictures(tmp_path / "sets"))]
-    for flags, name in ((["--targets", "to_z"], "targets"), (["--sizes", "64", "64", "512", "512"], "sizes")):
+    for flags, name in ((["--targets", "to_z"], "targets"), (["--sizes", "64", "64", "64", "400"], "sizes")):
         assert main([*start, *flags]) == 2
         assert capsys.readouterr().err.startswith(f"dit-heads: error: {name}: ")
     assert not (tmp_path / "run").exists()
@@ -154,6 +156,32 @@ def test_captions_that_the_pipeline_would_refuse_are_named(tmp_path: Path, caplo
         (root / "one/caption.txt").write_text(caption)
         with pytest.raises(InputError, match=r"one: the caption has .*expected "):
             data()
+
+
+def test_the_order_of_panels_is_shown(tmp_path: Path, models: dict[str, Path], capsys: Any):
+    root = pictures(tmp_path / "sets")
+    night = root / "night set"
+    night.mkdir()
+    for name in ("night.png", "day.png"):
+        shutil.copy(root / "one/0.png", night / name)
+    (night / "caption.txt").write_text("A hill. [LEFT] by day [RIGHT] by night")
+    asked = config(models["sd3"], data={"root": str(root)})
+    check_task(asked, task_of(asked), check_plan(asked, "no"))
+    assert capsys.readouterr().err.splitlines() == [
+        "panels of 4 sets, in this order:",
+        "  [LEFT] 0.png, [RIGHT] 1.png in one, three, two",
+        "  [LEFT] day.png, [RIGHT] night.png in night set",
+    ]
+
+
+def test_single_pictures_and_ready_composites_have_no_order_to_show(tmp_path: Path):
+    root = tmp_path / "ready"
+    root.mkdir()
+    shutil.copy(pictures(tmp_path / "sets") / "one/0.png", root / "a.png")
+    (root / "a.txt").write_text("a cat")
+    assert panel_orders(SetDataset(root, rows=1, columns=1, buckets=[(64, 64)])) == ""
+    Image.new("RGB", (128, 64)).save(root / "a.png")
+    assert panel_orders(SetDataset(root, rows=1, columns=2, buckets=[(64, 64)])) == ""
 
 
 def test_a_dora_is_told_that_comfyui_ignores_it(models: dict[str, Path], caplog: pytest.LogCaptureFixture):
