@@ -235,7 +235,7 @@ def _warn_of_cuts(pipe: Any, call: Mapping[str, Any]) -> None:
         return
     usual = inspect.signature(pipe.__call__).parameters["max_sequence_length"].default
     captions = [call["prompt"]] if isinstance(call["prompt"], str) else call["prompt"]
-    warn_of_cuts(pipe, captions, call.get("max_sequence_length", usual))
+    warn_of_cuts(pipe, dict.fromkeys(captions, "prompt"), call.get("max_sequence_length", usual))
 
 
 def _prompt_count(call: Mapping[str, Any]) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import warnings
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,28 +130,42 @@ def identities(caption: JointCaption) -> dict[str, tuple[int, ...]]:
 # --- length ---
 
 
-def warn_of_cuts(pipe: Any, captions: Iterable[str], tokens: int) -> None:
+def warn_of_cuts(pipe: Any, captions: Mapping[str, str], tokens: int) -> None:
     """Warn of words that no text encoder of a pipeline reads.
 
     Args:
-        tokens: The limit of the last encoder, a T5.
+        pipe: a pipeline with its tokenizers.
+        captions: the name of each caption, such as its set's, by its words.
+        tokens: the limit of the last encoder, a T5.
     """
     names = sorted(name for name in pipe.components if name.startswith("tokenizer"))
     limits = [None] * (len(names) - 1) + [tokens]
-    for caption in captions:
-        check_length([getattr(pipe, name) for name in names], caption, limits)
+    for caption, label in captions.items():
+        check_length([getattr(pipe, name) for name in names], caption, limits, label)
 
 
 def check_length(
-    tokenizers: Sequence[Any], caption: str, max_lengths: Sequence[int | None]
+    tokenizers: Sequence[Any], caption: str, max_lengths: Sequence[int | None], label: str = "caption"
 ) -> tuple[str, ...]:
-    """The words at the end of `caption` that no text encoder would read; warns if there are any.
+    """Find the words at the end of a caption that no text encoder would read, and warn of them.
 
-    `tokenizers` are transformers tokenizers that read the caption side by side, as SD3's three or FLUX's two
-    do; None stands for one that was left out. `max_lengths` are their limits in tokens, start and end tokens
-    counted; None means `model_max_length`. A word counts as read when one encoder reads all of it: CLIP's cut
-    at 77 is no loss while a T5 reads on, and is one without it. Raises ValueError if no tokenizer is left or
-    the lengths of the lists differ."""
+    A word counts as read when one encoder reads all of it. CLIP's cut at 77 tokens loses nothing while a T5
+    reads on.
+
+    Args:
+        tokenizers: transformers' tokenizers that read the caption side by side, as SD3's three or FLUX's two
+            do; None for one that was left out.
+        caption: the caption.
+        max_lengths: limit of each tokenizer in tokens, start and end tokens counted; None for its
+            `model_max_length`.
+        label: name of the caption, with which the warning begins.
+
+    Returns:
+        The words that are lost.
+
+    Raises:
+        InputError: no tokenizer is left, or the lengths of the lists differ.
+    """
     if len(max_lengths) != len(tokenizers):
         raise InputError(f"max_lengths: expected {len(tokenizers)}, one a tokenizer, got {len(max_lengths)}")
     encoders = [
@@ -168,7 +182,7 @@ def check_length(
             f"{type(tokenizer).__name__} reads {limit} of {_tokens(tokenizer, words)} tokens"
             for tokenizer, limit in encoders
         )
-        warnings.warn(f"caption: {who}; these words are lost: {' '.join(lost)}", stacklevel=2)
+        warnings.warn(f"{label}: {who}; these words are lost: {' '.join(lost)}", stacklevel=2)
     return lost
 
 

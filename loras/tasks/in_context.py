@@ -76,8 +76,9 @@ class InContext:
             single = DataConfig(sizes=self.config.data.sizes[:1], columns=1, fit=self.config.data.fit)
             self.kept = sets_of(single, loss.prior, self.config.seed)
         everything = [data for data in (self.data, self.held_out, self.kept) if data is not None]
-        captions = [sample.caption for data in everything for sample in data.samples]
-        captions = list(dict.fromkeys([*self.config.watch.prompts, *captions]))
+        samples = [sample for data in everything for sample in data.samples]
+        captions = {sample.caption: f"caption of {sample.source}" for sample in samples}
+        captions |= dict.fromkeys(self.config.watch.prompts, "prompts")
         if encoders.state.is_main_process:
             warn_of_cuts(encoders.pipe, captions, encoders.tokens)
         pictures = [view for data in everything for view in data.views()]

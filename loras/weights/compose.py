@@ -90,20 +90,30 @@ def _blocks(scale: Mapping[str, float], layout: HeadLayout, label: str) -> dict[
     found: dict[str | None, float] = {}
     for text, at in scale.items():
         number = finite_number(f"{label}[{text!r}]", at)
-        for block in blocks_of(text, len(layout.blocks), label):
+        for block in blocks_of(text, len(layout.blocks), label, f" or '{REST}'"):
             if layout.blocks[block] in found:
                 raise InputError(f"{label}: expected each block once, L{block} is named twice")
             found[layout.blocks[block]] = number
     return found
 
 
-def blocks_of(text: str, count: int, label: str) -> list[int]:
-    """The blocks that `text` lists, of `count` that there are."""
+def blocks_of(text: str, count: int, label: str, others: str = "") -> list[int]:
+    """The blocks that a text lists.
+
+    Args:
+        text: such as "L0-9, L12".
+        count: number of blocks that there are.
+        label: what the text is, with which an error begins.
+        others: what else would have done, for the error.
+
+    Raises:
+        InputError: the text cannot be read, names heads, or blocks that there are not.
+    """
     try:
         parts = list(HeadSet.parse(text))
     except ValueError as error:
         raise InputError(f"{label}: {error}") from error
     found = [part.block for part in parts if isinstance(part, BlockId) and not part.image_only]
     if len(found) < len(parts) or max(found) >= count:
-        raise InputError(f"{label}: expected blocks of L0-{count - 1} or '{REST}', got '{text}'")
+        raise InputError(f"{label}: expected blocks of L0-{count - 1}{others}, got '{text}'")
     return found

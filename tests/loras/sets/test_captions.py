@@ -146,7 +146,7 @@ def test_other_angle_brackets_are_no_identities():
 def test_the_words_beyond_the_limit_are_named():
     # Start, eight words or marks, end: ten tokens of CLIP.
     caption = "a red cube on snow at sunset."
-    with pytest.warns(UserWarning, match="CLIPTokenizer reads 7 of 10 tokens; .* lost: at sunset.$"):
+    with pytest.warns(UserWarning, match="^caption: CLIPTokenizer reads 7 of 10 .* lost: at sunset.$"):
         assert check_length([CLIP], caption, [7]) == ("at", "sunset.")
 
 
