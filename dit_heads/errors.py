@@ -47,7 +47,8 @@ def finite_number(name: str, value: object, least: float | None = None, most: fl
     `least` at None, any number down to `most` will do."""
     number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
     if not math.isfinite(number) or not _within(number, least, most):
-        raise InputError(f"{name}: expected a finite number{_range(least, most)}, got {value!r}")
+        kind = "finite number" if least is None or most is None else "number"
+        raise InputError(f"{name}: expected a {kind}{_range(least, most)}, got {value!r}")
     return number
 
 

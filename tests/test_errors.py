@@ -39,7 +39,7 @@ def test_finite_numbers_in_range_pass_as_plain_ones(value: Any):
 def test_anything_else_is_no_finite_number(value: object):
     with pytest.raises(InputError) as error:
         finite_number("softness", value, 0, 1)
-    assert str(error.value) == f"softness: expected a finite number from 0 to 1, got {value!r}"
+    assert str(error.value) == f"softness: expected a number from 0 to 1, got {value!r}"
 
 
 def test_a_number_without_a_range_may_be_any_finite_one():
