@@ -20,10 +20,15 @@ EMBEDDED = {"embedded": "sd3", "embedded/sd3": "sd3", "embedded/flux": "flux"}
 
 
 def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> Any:
-    """The pipeline of a model, on its device.
+    """Load the pipeline of a model.
+
+    Args:
+        model: "embedded", "embedded/flux", a folder in diffusers' format, or a model id of the hub.
+        dtype: name of a number format; "auto" as in `torch_dtype`.
+        device: where it goes; "auto" as in `torch_device`.
 
     Raises:
-        InputError: if the model cannot be loaded, or the device cannot be used.
+        InputError: the model cannot be loaded, or the device cannot be used.
     """
     place = torch_device(device)
     number = torch_dtype(dtype, place)
@@ -144,7 +149,8 @@ def torch_device(name: str) -> torch.device:
 
 
 def torch_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is float32 on a CPU, where half precision is slow on many machines, and bfloat16 elsewhere."""
+    """A number format by its name. "auto" is float32 on a CPU, where half precision is slow on many machines,
+    and bfloat16 elsewhere."""
     if name == "auto":
         name = "float32" if device.type == "cpu" else "bfloat16"
     return getattr(torch, name)

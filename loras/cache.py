@@ -40,7 +40,9 @@ class Picture(Protocol):
         """Where the picture comes from, for messages."""
         ...
 
-    def composite(self) -> Image.Image: ...
+    def composite(self) -> Image.Image:
+        """The pixels."""
+        ...
 
 
 class CachedEncoder:

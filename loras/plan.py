@@ -47,7 +47,16 @@ def check_plan(config: TrainConfig, precision: str) -> nn.Module:
 
 
 def check_task(config: TrainConfig, task: Task, transformer: nn.Module) -> None:
-    """Refuse what the task of a run cannot do with its transformer. Raises InputError likewise."""
+    """Refuse what the task of a run cannot do with its transformer.
+
+    Args:
+        config: the settings.
+        task: made of them.
+        transformer: on the meta device, as `check_plan` gives it.
+
+    Raises:
+        InputError: a line for each problem.
+    """
     checks: list[Callable[[], object]] = [partial(task.plan, transformer)]
     if task.extra_channels:
         checks += [partial(input_of, transformer), partial(_check_whole, config)]

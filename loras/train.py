@@ -100,7 +100,16 @@ def _trained(config: TrainConfig, task: Task, state: Any, precision: str) -> Pat
 
 
 def trained_parts(transformer: Any, task: Task, config: TrainConfig) -> nn.ModuleDict:
-    """All that a run trains: the transformer, widened for a source and with a LoRA, and the task's parts."""
+    """Make all that a run trains.
+
+    Args:
+        transformer: the frozen one. It is widened for a source, and gets a LoRA.
+        task: whose source and modules are trained.
+        config: settings of the run.
+
+    Returns:
+        The transformer and the task's modules, by name.
+    """
     whole = []
     if task.extra_channels:
         widen(transformer, task.extra_channels)
@@ -112,7 +121,7 @@ def trained_parts(transformer: Any, task: Task, config: TrainConfig) -> nn.Modul
 
 
 def flow_loss(pipe: Any, task: Task, config: TrainConfig) -> FlowLoss:
-    """The loss of a run."""
+    """The loss of a run, on the transformer of a pipeline."""
     return FlowLoss(
         pipe.transformer,
         task,
@@ -129,7 +138,12 @@ def write_attention_out(transformer: Any) -> None:
 
 
 def fit_config(config: TrainConfig, precision: str) -> FitConfig:
-    """The settings as the training loop takes them."""
+    """The settings as the training loop takes them.
+
+    Args:
+        config: settings of the run.
+        precision: "no", "bf16" or "fp16", once "auto" is settled.
+    """
     chosen = config.optimization
     return FitConfig(
         steps=chosen.steps,

@@ -20,7 +20,8 @@ from torch import Tensor
 from dit_heads.errors import InputError, whole_number
 from dit_heads.families import class_names, pipeline_names, pipelines_of
 from dit_heads.loras.sets.captions import JointCaption, check_caption, warn_of_cuts
-from dit_heads.loras.sets.panels import Grid, PanelFit, split
+from dit_heads.loras.sets.grid import Grid
+from dit_heads.loras.sets.panels import PanelFit, split
 from dit_heads.pipelines.filling import Given, changed_by, fill_call, given_panels, latent_slices
 from dit_heads.tasks.markers import families, markers
 

@@ -25,6 +25,7 @@ class Train:
         return cls(file, read_config(file))
 
     def run(self) -> None:
+        """Train, and say where the file is."""
         from dit_heads.models import quiet_loading
 
         with quiet_loading():  # what `train` imports has something to say already

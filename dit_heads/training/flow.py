@@ -14,18 +14,42 @@ from torch import Tensor
 def logit_normal_sigmas(
     count: int, generator: torch.Generator, *, mean: float = 0.0, std: float = 1.0, shift: float = 1.0
 ) -> Float[Tensor, " B"]:
-    """Noise levels in (0, 1): the sigmoid of a normal draw (arXiv 2403.03206, eq. 19), then `shifted`."""
+    """Draw noise levels as the sigmoid of a normal number (arXiv 2403.03206, eq. 19).
+
+    Args:
+        count: number of noise levels.
+        generator: of the numbers.
+        mean, std: of the normal distribution.
+        shift: as in `shifted`.
+
+    Returns:
+        Noise levels in (0, 1).
+    """
     return shifted((mean + std * torch.randn(count, generator=generator)).sigmoid(), shift)
 
 
 def mode_sigmas(count: int, generator: torch.Generator, *, scale: float = 1.29) -> Float[Tensor, " B"]:
-    """Noise levels around the middle by a heavy-tailed density (arXiv 2403.03206, eq. 20), -1 to 1.75."""
+    """Draw noise levels around the middle by a heavy-tailed density (arXiv 2403.03206, eq. 20).
+
+    Args:
+        count: number of noise levels.
+        generator: of the numbers.
+        scale: from -1 to 1.75; above 0 it favours the middle.
+
+    Returns:
+        Noise levels in [0, 1].
+    """
     u = torch.rand(count, generator=generator)
     return 1 - u - scale * ((torch.pi / 2 * u).cos() ** 2 - 1 + u)
 
 
 def shifted(sigmas: Float[Tensor, " B"], shift: float) -> Float[Tensor, " B"]:
-    """Noise levels moved towards noise, as for larger pictures (arXiv 2403.03206, eq. 23)."""
+    """Move noise levels towards noise, as for larger pictures (arXiv 2403.03206, eq. 23).
+
+    Args:
+        sigmas: noise levels in [0, 1].
+        shift: above 1 for more noise. Odds are multiplied by it.
+    """
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
@@ -56,8 +80,15 @@ def flow_matching_loss(
     noise: Float[Tensor, "B C H W"],
     weight: Float[Tensor, "B 1 H W"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean squared error of `velocity(x_s, s)` against e - x, in float32, each error times its `weight`;
-    `sigmas` in [0, 1], 1 = noise."""
+    """Mean squared error of a velocity against e - x, in float32.
+
+    Args:
+        velocity: (noised latents, noise levels) -> predicted velocity.
+        latents: x, normalised.
+        sigmas: noise levels in [0, 1]; 1 is noise.
+        noise: e, standard normal.
+        weight: of each latent's error, 1 by default.
+    """
     s = sigmas[:, None, None, None]
     predicted = velocity((1 - s) * latents + s * noise, sigmas)
     errors = (predicted.float() - (noise - latents)).pow(2)

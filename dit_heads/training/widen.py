@@ -89,7 +89,7 @@ def reading(transformer: Any, source: Float[Tensor, "B C H W"]) -> Iterator[None
 
 
 def input_of(transformer: nn.Module) -> InputProjection:
-    """What reads the latents of a transformer. Raises InputError if it cannot be widened."""
+    """The module that reads the latents of a transformer. Raises `InputError` if it cannot be widened."""
     family = family_of(transformer)
     if family.training is None or family.training.input is None:
         raise InputError(f"transformer: expected one whose input can be widened, got one of {family.name}")

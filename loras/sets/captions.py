@@ -64,8 +64,15 @@ class JointCaption:
 
     @classmethod
     def parse(cls, text: str, *, trigger: str = "") -> JointCaption:
-        """The parts of a joint caption. What precedes the first marker is the summary, after `trigger`, which
-        only the caller can tell from it. Raises ValueError if the markers or the trigger are not there."""
+        """Take a joint caption apart.
+
+        Args:
+            text: the caption. What precedes the first marker is the summary.
+            trigger: word that it begins with, which only the caller can tell from the summary.
+
+        Raises:
+            InputError: the markers or the trigger are not there.
+        """
         head, *panels = (_one_line(part) for part in _MARKER.split(text))
         trigger = _one_line(trigger)
         if trigger and not f"{head} ".startswith(f"{trigger} "):
@@ -79,16 +86,24 @@ def markers_in(text: str) -> tuple[str, ...]:
 
 
 def without_markers(text: str) -> str:
+    """A text with a space in place of each panel marker."""
     return _MARKER.sub(" ", text)
 
 
 def check_caption(caption: str | JointCaption, rows: int, columns: int) -> JointCaption | None:
-    """The parts of a caption of a grid, None for one without any marker. The trainer and
-    `InContextPipeline` share this rule, so that what is trained can be generated.
+    """Take apart a caption of a grid. The trainer and `InContextPipeline` share this rule, so that what is
+    trained can be generated.
+
+    Args:
+        caption: the caption.
+        rows, columns: of the grid.
+
+    Returns:
+        Its parts; None for a caption without any marker.
 
     Raises:
-        InputError: unless there is a marker a panel, once and in order, of one family that names this grid,
-            in capitals, with words behind each.
+        InputError: unless there is a marker for each panel, once and in order, of one family that names this
+            grid, in capitals, with words behind each.
     """
     if isinstance(caption, str) and not _ANY_CASE.search(caption):
         return None
@@ -114,9 +129,14 @@ def _one_line(text: str) -> str:
 
 
 def identities(caption: JointCaption) -> dict[str, tuple[int, ...]]:
-    """Every identity of a caption, such as `<Leo>`, and the panels that show it (0 = the first).
+    """The identities of a caption, such as `<Leo>`.
 
-    Raises ValueError for a tag that is not closed, or not of letters, digits, `-` and `_`."""
+    Returns:
+        The panels that show each identity (0 = the first), by its tag.
+
+    Raises:
+        InputError: for a tag that is not closed, or not made of letters, digits, `-` and `_`.
+    """
     for part in (caption.summary, *caption.panels):
         if broken := _BROKEN_IDENTITY.search(_IDENTITY.sub(" ", part)):
             raise InputError(f"identity: expected a tag such as <Leo>, got {broken[0]!r} in {part!r}")

@@ -44,8 +44,13 @@ def check_prompts(prompts: Sequence[str]) -> None:
 
 
 def warn_of_prompts(prompts: Sequence[str], data: DataConfig) -> None:
-    """Warn of prompts that are not joint captions of the grid of a run: their samples show little of what it
-    learns."""
+    """Warn of prompts that are not joint captions of a run's grid: their samples show little of what it
+    learns.
+
+    Args:
+        prompts: of samples.
+        data: the grid.
+    """
     for prompt in prompts if data.rows * data.columns > 1 else ():
         try:
             if check_caption(prompt, data.rows, data.columns) is not None:
@@ -57,7 +62,12 @@ def warn_of_prompts(prompts: Sequence[str], data: DataConfig) -> None:
 
 
 def warn_of_captions(sets: SetDataset, data: DataConfig) -> None:
-    """Warn of captions without markers, which `InContextPipeline` takes with `marker_style="none"` alone."""
+    """Warn of captions without markers, which `InContextPipeline` takes with `marker_style="none"` alone.
+
+    Args:
+        sets: with their captions.
+        data: the grid.
+    """
     if data.rows * data.columns == 1:
         return
     bare = [each.source for each in sets.samples if check_caption(each.caption, *each.grid.shape) is None]

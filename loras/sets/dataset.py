@@ -20,7 +20,8 @@ from dit_heads.io.pictures import decode
 from dit_heads.loras.sets.captions import without_markers
 from dit_heads.loras.sets.examine import Cell, Examined, examined
 from dit_heads.loras.sets.folders import read_sets
-from dit_heads.loras.sets.panels import Grid, PanelFit, check_grid, check_side, cut, join, scaling_loss
+from dit_heads.loras.sets.grid import Grid, check_grid, check_side
+from dit_heads.loras.sets.panels import PanelFit, cut, join, scaling_loss
 from dit_heads.training.sampler import draws_at
 
 OnError = Literal["stop", "skip"]
@@ -53,7 +54,7 @@ class Sample:
         return content_hash(self.digest, json.dumps(how))
 
     def composite(self) -> Image.Image:
-        """The panels in their cells, each mirrored if `flip`. Raises ValueError if a file has changed since
+        """The panels in their cells, each mirrored if `flip`. Raises `InputError` if a file has changed since
         it was read first."""
         contents = [path.read_bytes() for path in self.files]
         if content_hash(*contents) != self.digest:
@@ -120,9 +121,15 @@ class SetDataset:
                 yield replace(sample, flip=True)
 
     def batch_at(self, step: int, batch_size: int) -> list[Sample]:
-        """The samples of batch `step`, all of one size: a function of the arguments and the seed alone.
+        """The samples of one batch, all of one size: a function of the arguments and the seed alone.
 
-        `batch_size` counts all processes; process r of w takes `[r::w]`. See `draws_at` for the order."""
+        Args:
+            step: number of the batch, from 0.
+            batch_size: number of samples in it, over all processes. Process r of w takes `[r::w]`.
+
+        Returns:
+            The samples, in the order of `draws_at`, some of them mirrored.
+        """
         draws = draws_at(step, batch_size, tuple(self.buckets.values()), self.seed)
         return [self._drawn(index, epoch) for index, epoch in draws]
 
@@ -191,8 +198,16 @@ def _report(root: Path, problems: Sequence[str], good: int, on_error: OnError) -
 
 
 def nearest_bucket(shapes: Sequence[Cell], buckets: Sequence[Cell]) -> Cell:
-    """The bucket whose aspect ratio is nearest to the (geometric) mean of some pictures' ratios; of two that
-    are equally near the larger one, then the higher one."""
+    """The bucket for pictures of some shapes.
+
+    Args:
+        shapes: height and width of each picture.
+        buckets: heights and widths to choose from.
+
+    Returns:
+        The bucket whose aspect ratio is nearest to the geometric mean of the pictures' ratios; of two that
+        are equally near the larger one, then the higher one.
+    """
     mean = sum(math.log(height / width) for height, width in shapes) / len(shapes)
 
     def distance(cell: Cell) -> tuple[float, int, int]:

@@ -47,8 +47,17 @@ class ListedSet:
 
 
 def read_sets(root: Path) -> list[ListedSet]:
-    """Every set under `root`, in one of the three forms above. Raises InputError if it is no folder, holds
-    nothing, or holds both sets and ready composites."""
+    """List every set in a folder.
+
+    Args:
+        root: in one of the three forms above.
+
+    Returns:
+        The sets; what is wrong with one stands in its `problems`.
+
+    Raises:
+        InputError: it is no folder, holds nothing, or holds both sets and ready composites.
+    """
     if not root.is_dir():
         raise InputError(f"data: expected a folder, got '{root}'")
     for name in ("metadata.jsonl", "metadata.csv"):

@@ -25,7 +25,7 @@ from dit_heads.loras.sets.checks import (
     warn_of_prompts,
 )
 from dit_heads.loras.sets.dataset import Sample, SetDataset
-from dit_heads.loras.sets.panels import PIXELS, loss_weight
+from dit_heads.loras.sets.grid import PIXELS, loss_weight
 from dit_heads.loras.tasks.drawing import prompt_arguments, sampling_arguments
 from dit_heads.loras.tasks.prior import draw_prior
 from dit_heads.loras.tasks.task import EMPTY_CAPTION, Drawing, Example
@@ -94,12 +94,12 @@ class InContext:
         return {}
 
     def examples(self, part: Part, batch_size: int) -> list[Example]:
-        """Sets, the latents of each panel weighted as the settings say."""
+        """Sets, the latents of each panel weighted as the settings say. Arguments as of `Task.examples`."""
         samples = self.data.batch_at(part.step, batch_size)[part.index :: part.count]
         return [self._example(sample, self.config.loss.panel_weights) for sample in samples]
 
     def prior(self, part: Part, batch_size: int) -> list[Example]:
-        """Single pictures that the transformer should keep drawing."""
+        """Single pictures that the transformer should keep drawing. Arguments as of `Task.examples`."""
         if self.kept is None:
             return []
         samples = self.kept.batch_at(part.step, batch_size)[part.index :: part.count]
@@ -134,7 +134,13 @@ class InContext:
 
 
 def sets_of(data: DataConfig, root: Path, seed: int) -> SetDataset:
-    """The sets in a folder, as the settings read them."""
+    """Read the sets in a folder as the settings say.
+
+    Args:
+        data: the settings.
+        root: the folder.
+        seed: of the order.
+    """
     return SetDataset(
         root,
         rows=data.rows,

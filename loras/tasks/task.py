@@ -69,7 +69,12 @@ class Task(Protocol):
         ...
 
     def examples(self, part: Part, batch_size: int) -> list[Example]:
-        """The samples `part.index::part.count` of batch `part.step`, all of one size."""
+        """The samples of a part of a batch, all of one size.
+
+        Args:
+            part: `part.index::part.count` of batch `part.step`.
+            batch_size: number of samples in the whole batch, over all processes.
+        """
         ...
 
     def prior(self, part: Part, batch_size: int) -> list[Example]:

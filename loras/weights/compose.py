@@ -24,11 +24,21 @@ REST = "rest"
 
 
 def compose(transformer: nn.Module, parts: Sequence[tuple[Lora, Scale]]) -> Lora:
-    """One LoRA of the transformer that changes every weight by the sum of the parts' changes times their
-    scales: ranks add up, A is stacked by rows and scale * B by columns, so nothing is approximated.
+    """Add LoRAs up to a single one, without approximation.
 
-    Raises ValueError for a DoRA, whose change of a weight depends on the weight; for a part that does not
-    fit, a scale that is wrong, and a sum of nothing."""
+    Ranks add up: A is stacked by rows, and scale * B by columns.
+
+    Args:
+        transformer: the model that all of them fit.
+        parts: LoRAs, each with its scale.
+
+    Returns:
+        A LoRA that changes every weight by the sum of the parts' changes times their scales.
+
+    Raises:
+        InputError: for a DoRA, whose change of a weight depends on the weight; for a part that does not fit,
+            a scale that is wrong, and a sum of nothing.
+    """
     layout = layout_of(transformer)
     stacks: dict[str, list[LowRank]] = {}
     for place, (lora, scale) in enumerate(parts):
@@ -43,10 +53,16 @@ def compose(transformer: nn.Module, parts: Sequence[tuple[Lora, Scale]]) -> Lora
 
 
 def set_scales(transformer: nn.Module, scales: Mapping[str, Scale]) -> None:
-    """Make these adapters of a transformer the active ones, each at its scale, and no other.
+    """Make some adapters of a transformer the active ones, each at its scale.
 
-    Raises ValueError for none, for a name that is not there, a scale that is wrong, and while an adapter is
-    fused, which would hide the change; the transformer is then as it was."""
+    Args:
+        transformer: one with these adapters. After an error it is as it was.
+        scales: the scale of each adapter by its name. The others are switched off.
+
+    Raises:
+        InputError: for no adapter, for a name that is not there, for a scale that is wrong, and while an
+            adapter is fused, which would hide the change.
+    """
     layers = require_peft().tuners.tuners_utils.BaseTunerLayer
     there = getattr(transformer, "peft_config", None) or {}
     if not scales or not scales.keys() <= there.keys():
