@@ -1,4 +1,4 @@
-"""What would stop a LoRA run later, told from settings and the model's configs, before weights are read."""
+"""Checks of a LoRA run before any weight is read, by its settings and the configs of its model."""
 
 from __future__ import annotations
 
@@ -64,13 +64,12 @@ def check_task(config: TrainConfig, task: Task, transformer: nn.Module) -> None:
 
 
 def raise_all(checks: Iterable[Callable[[], object]]) -> None:
-    """Run every check. Raises one InputError with the lines of all that failed."""
-    if problems := list(told(checks)):
+    """Run every check. Raises one `InputError` with the messages of all that failed."""
+    if problems := list(_problems(checks)):
         raise InputError("\n".join(problems))
 
 
-def told(checks: Iterable[Callable[[], object]]) -> Iterator[str]:
-    """What each check has to say against the settings."""
+def _problems(checks: Iterable[Callable[[], object]]) -> Iterator[str]:
     for check in checks:
         try:
             check()

@@ -1,6 +1,6 @@
 """The life of a run's folder: one run at a time, with settings and data of its own, whose files agree.
 
-Everything here is told before a model is loaded, and changes no file of a run that is refused.
+All of these checks come before a model is loaded. They change no file of a run that they refuse.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def check_folder(config: TrainConfig) -> None:
     """Raise `InputError`, a line for each problem, if the run cannot start or continue in its folder.
 
     Refused are files that no run wrote, files that are damaged, a run with other settings, and a run that
-    has done more steps than are asked for, or all of them with other samples."""
+    has done more than its number of steps, or all of them with other samples."""
     out = config.out
     there = [name for name in READERS if (out / name).exists()]
     if CONFIG not in there:

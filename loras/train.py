@@ -1,4 +1,4 @@
-"""Train a LoRA: `dit-heads train CONFIG.yaml`. What it learns is a task (`loras.tasks`)."""
+"""Train a LoRA: `dit-heads train CONFIG.yaml`. What it learns is up to its task (`loras.tasks`)."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def train(config: TrainConfig) -> Path:
         The path of the LoRA's file.
 
     Raises:
-        InputError: for settings, data and a model that do not go together, before weights are loaded where
-            it can be told by then.
+        InputError: for settings, data and a model that do not go together. Most of it is found before weights
+            are loaded.
     """
     check(config)
     check_places(config)

@@ -32,8 +32,10 @@ def _check_markers(found: Sequence[str]) -> None:
 class JointCaption:
     """A caption in its parts; `str()` joins them, `parse` takes them apart again.
 
-    `panels[k]` stands behind `markers[k]`. Runs of white space become one space. Raises ValueError for empty
-    panels, markers that are no family in order, and markers inside other parts.
+    `panels[k]` stands behind `markers[k]`. Runs of white space become one space.
+
+    Raises:
+        InputError: for empty panels, markers that are no family in order, and markers inside other parts.
 
     >>> str(JointCaption("Two views of <Leo>.", ("<Leo> smiles.", "<Leo> runs."), markers(1, 2)))
     'Two views of <Leo>. [LEFT] <Leo> smiles. [RIGHT] <Leo> runs.'

@@ -12,7 +12,7 @@ from dit_heads.loras.sets.dataset import SetDataset
 from dit_heads.tasks.markers import families
 
 logger = logging.getLogger(__name__)
-_SHOWN = 5  # orders of names that are told
+_SHOWN = 5  # orders of names that are shown
 
 
 def check_composites(data: DataConfig, most: int | None) -> None:

@@ -68,14 +68,25 @@ class Sample:
 
 
 class SetDataset:
-    """The sets under `root` as samples of `rows` x `columns` panels, in an order that names and numbers fix.
+    """The sets in a folder as samples, in an order that names and numbers fix.
 
-    `buckets` are the cell sizes (height, width) that a panel may get: a set goes to the one whose aspect
-    ratio is nearest to the mean of its panels'; the attribute of that name says which samples went where, by
-    number. `fit` as in `join`. With `flip`, half of the draws mirror each panel of their set, in its place. A
-    set with a bad file, a panel side under `min_side` pixels, no caption or a wrong number of panels is an
-    error that lists every problem (`on_error="stop"`), or left out with a warning that lists them ("skip").
-    Raises ValueError also if nothing is left."""
+    Args:
+        root: the folder, in one of the forms of `folders`.
+        rows, columns: number of panels of a set.
+        buckets: height and width that a panel may get, in pixels. A set goes to the one whose aspect ratio is
+            nearest to the mean of its panels'. The attribute `buckets` holds the numbers of the samples in
+            each.
+        fit: how a picture is fitted to its panel, as in `fit_panel`.
+        flip: whether half of the samples that batches hold have each panel mirrored, in its place.
+        seed: of the order and of the mirrored ones.
+        on_error: "stop" makes an error of sets that cannot be used and lists all problems; "skip" leaves them
+            out with a warning that lists them. Such sets have a bad file, a side under `min_side`, no caption
+            or a wrong number of panels.
+        min_side: smallest side of a panel, in pixels.
+
+    Raises:
+        InputError: for sets that cannot be used, and if none is left.
+    """
 
     def __init__(
         self,

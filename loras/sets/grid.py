@@ -25,7 +25,7 @@ PIXELS: dict[Unit, int] = {"pixels": 1, "latents": 8, "tokens": 16}  # a side, o
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle of a composite, in the unit that it was asked for."""
+    """A rectangle of a composite, in pixels, latents or tokens."""
 
     top: int
     left: int
@@ -47,7 +47,9 @@ class Box:
 class Grid:
     """A grid whose row r is `heights[r]` pixels high and whose column c is `widths[c]` pixels wide.
 
-    Raises ValueError unless all are positive multiples of 16."""
+    Raises:
+        InputError: unless all are positive multiples of 16.
+    """
 
     heights: tuple[int, ...]
     widths: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""How pipelines are asked for a picture during a run."""
+"""The arguments with which pipelines generate pictures during a run."""
 
 from __future__ import annotations
 

@@ -43,8 +43,8 @@ class Drawing:
 class Task(Protocol):
     """What a run teaches a transformer. The trainer brings the loop, the loss, the LoRA and the files.
 
-    A task is made from the settings of the run, and reads its data then. It is asked in this order: `plan`,
-    `prepare`, then the rest in any order."""
+    A task is made from the settings of the run, and reads its data then. `plan` is called first, then
+    `prepare`, then the other methods in any order."""
 
     extra_channels: int
     """Latent channels of a source that the transformer reads beside the noisy ones, 0 without a source."""

@@ -110,7 +110,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 class _Misfit(InputError):
-    """Why a module of a file cannot be read; all of them are told together."""
+    """Why a module of a file cannot be read. One error names all such modules."""
 
 
 def _check_finite(path: Path, source: str, change: LowRank) -> None:
