@@ -153,6 +153,9 @@ class Recipe:
     """Share of captions that T5 reads alone, without CLIP (arXiv 2403.03206)."""
     rate: float = 1.5e-3
     """Peak learning rate."""
+    long: float = 0.1
+    """The last part of the run, in which every other batch of single pictures has the pipeline's default text
+    length."""
     probe: bool = False
     """Keep the probe in a run that begins with the shipped weights."""
     decline: float = 0.3
@@ -180,7 +183,8 @@ class Recipe:
         return _corpus(self.shards, self.batch, stock, self.composites, **draws)
 
     def weights(self) -> dict[str, Any]:
-        return {"shift": self.shift, "objects": self.objects, "probed": self.probe or not self.warm}
+        probed = self.probe or not self.warm
+        return {"shift": self.shift, "objects": self.objects, "probed": probed, "long": self.long}
 
 
 Options = Annotated[Recipe, tyro.conf.arg(name="")]

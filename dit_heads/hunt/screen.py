@@ -184,7 +184,7 @@ def slopes(
     layout = layout_of(pipe.transformer)
     latents = call[layout.family.arguments.latents]
     u = _leaves(layout, len(prompts), chosen, latents[0])
-    runner = BranchRunner(pipe.transformer, layout, list(u), perturbation, lambda *_: None)
+    runner = BranchRunner(pipe.transformer, layout, list(u), perturbation)
     try:
         with _frozen(pipe.transformer):
             arguments = runner.arguments((), {**call, "return_dict": False})

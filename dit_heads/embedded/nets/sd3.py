@@ -127,7 +127,8 @@ class ProbedLoss:
 
     `shift` moves the noise levels of training, those of composites further; `objects` is how much more errors
     on solids weigh once noise lets see where they are (most of a picture is ground, whose grain cannot be
-    learned); `probed=False` leaves the probe out, for a model that has learned what it teaches."""
+    learned); `probed=False` leaves the probe out, for a model that has learned what it teaches; in the last
+    `long` part of the run every other batch of single pictures has the default text length."""
 
     def __init__(
         self,
@@ -139,9 +140,10 @@ class ProbedLoss:
         shift: float = SHIFT,
         objects: float = 0.0,
         probed: bool = True,
+        long: float = 0.1,
     ) -> None:
         self.student, self.texts, self.corpus, self.steps = student, texts, corpus, steps
-        self.shift, self.objects, self.probed = shift, objects, probed
+        self.shift, self.objects, self.probed, self.long = shift, objects, probed, long
 
     def velocity(self, batch: Draw) -> Velocity:
         """The student's prediction for a batch, from latents [B, C, h, w] and noise levels [B]."""
@@ -150,7 +152,7 @@ class ProbedLoss:
     def __call__(self, part: Part, generator: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
         done = part.step / self.steps
         device = self.student.transformer.device
-        batch = self.corpus.draw(generator, stock_length=done > 0.9).to(device)
+        batch = self.corpus.draw(generator, stock_length=done > 1 - self.long).to(device)
         velocity = self.velocity(batch)
         # More noise for larger pictures, as it takes more to hide them (arXiv 2403.03206, eq. 23).
         shift = self.shift * self._panels(batch) ** 0.5
