@@ -1,14 +1,14 @@
 """HeadHunter measured on the embedded SD3: the paper's claims, and the fast search against the exact one.
 
-    python benchmarks/hunt.py general styles interactions cost --folder out/hunt
+    python benchmarks/hunt.py general styles interactions --folder out/hunt
 
 Searches ask the embedded CLIP on validation prompts; what they found is scored on test prompts by that CLIP
-and by the judge, which no search asks. Every score of a search is kept in the folder: stopped, it goes on.
+and by the judge, which no search asks. Every score of a search is stored in the folder; run the command again
+to resume.
 """
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import json
 import time
@@ -32,11 +32,8 @@ from dit_heads.embedded.objective import embedded_clip
 from dit_heads.embedded.world.captions import caption, content
 from dit_heads.embedded.world.scenes import STYLES, Scene
 from dit_heads.hunt.config import HuntConfig
-from dit_heads.hunt.halving import cost, rungs
 from dit_heads.hunt.plots import draw_grid
-from dit_heads.hunt.report import Result
-from dit_heads.hunt.scorer import Scorer
-from dit_heads.hunt.trials import batches_of
+from dit_heads.hunt.result import Result
 from dit_heads.io.atomic import write_text
 from dit_heads.models import load_pipeline
 
@@ -91,16 +88,8 @@ def share_interval(part: np.ndarray, whole: np.ndarray, rounds: int = 2000) -> t
     return float(found.low), float(found.high)
 
 
-def makespan(times: Sequence[float], workers: int) -> float:
-    """Seconds until the last of the tasks is done, each given to the first worker that is free."""
-    free = [0.0] * workers
-    for seconds in times:
-        heapq.heapreplace(free, free[0] + seconds)
-    return max(free)
-
-
 @dataclass
-class Found:
+class Search:
     """A search and its outcome; `seconds` of all sessions it took."""
 
     hunter: HeadHunter
@@ -125,7 +114,7 @@ class Bench:
     def general_prompts(self) -> list[str]:
         return [caption(scene) for scene in unseen_scenes("validation", self.prompts, solids=SOLIDS)]
 
-    def search(self, name: str, prompts: Sequence[str], config: HuntConfig) -> Found:
+    def search(self, name: str, prompts: Sequence[str], config: HuntConfig) -> Search:
         """Run a search, or read what is stored of it."""
         hunter, clock = self.hunter(name, prompts, config), self.folder / name / "seconds.json"
         before, began = json.loads(clock.read_text()) if clock.exists() else 0.0, time.time()
@@ -134,7 +123,7 @@ class Bench:
         seconds = before + (time.time() - began if len(hunter.log) > known else 0.0)
         write_text(clock, json.dumps(seconds))
         hunter.write(result)
-        return Found(hunter, result, seconds)
+        return Search(hunter, result, seconds)
 
     def strongest(self, name: str, hunter: HeadHunter, sets: Sequence[HeadSet]) -> Guided:
         """Of head sets x scales x softnesses the best on the prompts of a search, and what softness did."""
@@ -163,8 +152,8 @@ class Bench:
             found[name] = self._scores(scenes, prompts, cfg, guided)
             pairs = zip(found[name], found["none"], strict=True)
             cells = [shown for values, none in pairs for shown in (cell(values), cell(values - none))]
-            said = f"{name}: {guided.heads}, w {guided.scale:g}, u {guided.softness:g}" if guided else name
-            print(f"| {said} | {' | '.join(cells)} |", flush=True)
+            label = f"{name}: {guided.heads}, w {guided.scale:g}, u {guided.softness:g}" if guided else name
+            print(f"| {label} | {' | '.join(cells)} |", flush=True)
         exhaustive, fast = (found[name][1] - found["none"][1] for name in ("HeadHunter", "fast HeadHunter"))
         low, high = share_interval(fast, exhaustive)
         print(f"CLIP score x 100 of the fast search less the exhaustive one: {cell(fast - exhaustive)}")
@@ -180,7 +169,7 @@ class Bench:
         call |= {"guidance_scale": cfg, "batch": self.batch}
         pictures = paint(self.pipe, scenes, prompts=prompts, guidance=heads, **call)
         pairs = zip(pictures.split(1), prompts, strict=True)
-        scores = torch.cat([self.clip(picture / 2 + 0.5, [said]) for picture, said in pairs])
+        scores = torch.cat([self.clip(picture / 2 + 0.5, [prompt]) for picture, prompt in pairs])
         return 100 * verdict(self.judge, pictures, scenes).per_picture().numpy(), 100 * scores.numpy()
 
 
@@ -196,7 +185,7 @@ def general(bench: Bench) -> None:
     bench.held_out(bench.scenes, [caption(scene) for scene in bench.scenes], rows)
 
 
-def write_preset(bench: Bench, whole: Found, heads: Guided | None, layer: Guided | None) -> None:
+def write_preset(bench: Bench, whole: Search, heads: Guided | None, layer: Guided | None) -> None:
     """The choice as `dit-heads showcase` reads it, with every number of it."""
     assert heads and layer
     unguided = fmean(whole.result.unguided)
@@ -215,7 +204,7 @@ def write_preset(bench: Bench, whole: Found, heads: Guided | None, layer: Guided
     print(f"wrote {path}")
 
 
-def _rows(bench: Bench, whole: Found, fast: Found) -> dict[str, tuple[float, Guided | None]]:
+def _rows(bench: Bench, whole: Search, fast: Search) -> dict[str, tuple[float, Guided | None]]:
     """What is compared on test prompts: CFG and heads, each at its best strength on the search's prompts."""
     heads = bench.strongest("HeadHunter", whole.hunter, _prefixes(whole.result))
     fast_heads = bench.strongest("fast HeadHunter", whole.hunter, _prefixes(fast.result))
@@ -242,7 +231,7 @@ def _blocks(bench: Bench) -> list[HeadSet]:
     return [HeadSet.parse(f"L{b}") for b in range(bench.pipe.transformer.config.num_layers)]
 
 
-def compare(whole: Found, fast: Found) -> None:
+def compare(whole: Search, fast: Search) -> None:
     """The first round of a fast search against that of the exhaustive one."""
     singles, screen = whole.result.rounds[0].scores, fast.result.rounds[0]
     heads = sorted(singles)
@@ -267,9 +256,9 @@ def compare(whole: Found, fast: Found) -> None:
 def styles(bench: Bench) -> None:
     """Searches of every style: do later rounds help, do the heads transfer to new prompts?"""
     for style in STYLES[1:]:
-        said: Callable[[Scene], str] = lambda scene, style=style: f"{style}, {content(scene)}"  # noqa: E731
+        prompt_of: Callable[[Scene], str] = lambda scene, style=style: f"{style}, {content(scene)}"  # noqa: E731
         name = style.replace(" ", "-")
-        prompts = [said(scene) for scene in unseen_scenes("validation", bench.prompts // 4)]
+        prompts = [prompt_of(scene) for scene in unseen_scenes("validation", bench.prompts // 4)]
         whole = bench.search(name, prompts, STYLE)
         fast = bench.search(f"{name}-fast", prompts, replace(STYLE, method="fast"))
         print(f"\n### {style}\n{whole.result}")
@@ -278,7 +267,7 @@ def styles(bench: Bench) -> None:
         print("score after each round:", ", ".join(f"{100 * mean:.2f}" for mean in curve))
         print("place of each chosen head alone:", ", ".join(_places(whole.result)))
         scenes = [replace(scene, style=style) for scene in bench.scenes[: len(bench.scenes) // 2]]
-        bench.held_out(scenes, [said(scene) for scene in scenes], _rows(bench, whole, fast))
+        bench.held_out(scenes, [prompt_of(scene) for scene in scenes], _rows(bench, whole, fast))
 
 
 def _places(result: Result) -> list[str]:
@@ -318,47 +307,7 @@ def interactions(bench: Bench, top: int = 20) -> None:
         print(f"  {a}, {b}: {cell(100 * found[a, b])}")
 
 
-def cost_model(bench: Bench) -> None:
-    """What searches of the real models take, and how they scale: from the paper's figures and measured
-    times here."""
-    # 11,520 pictures of 20 steps took about 3 hours on 8 H100 (arXiv 2506.10978); FLUX.1-dev by parameters.
-    of_sd3 = 8 * 3 / (11_520 * 20)
-    of_flux = of_sd3 * 11.9 / 2.0
-    print("| search | pictures exhaustive | pictures fast | H100 hours exhaustive | H100 hours fast |")
-    print("|---|---|---|---|---|")
-    for name, heads, pairs, rounds, each, steps, hours in (
-        ("SD3-medium, general", 576, 20, 1, 24, 20, of_sd3),
-        ("SD3-medium, a style", 576, 5, 5, 3, 20, of_sd3),
-        ("FLUX.1-dev, a style", 1368, 5, 5, 3, 15, of_flux),
-    ):
-        left = [heads - r * each for r in range(rounds)]
-        whole = pairs * (1 + sum(left))
-        fast = sum(pairs + cost(rungs(n, pairs, each, int(0.1 * pairs * (n + 1)) - pairs)) for n in left)
-        print(f"| {name} | {whole} | {fast} | {whole * steps * hours:.1f} | {fast * steps * hours:.1f} |")
-    times = _task_times(bench)
-    print(
-        f"\nOf {len(times)} measured tasks ({fmean(times):.1f} s each): workers, hours of the round, speed-up"
-    )
-    many = (times * (11_540 // bench.batch // len(times) + 1))[: 11_540 // bench.batch]
-    for workers in (1, 2, 4, 8, 16, 32, 64):
-        span = makespan(many, workers)
-        print(f"| {workers} | {span / 3600:.2f} | {makespan(many, 1) / span:.1f} |")
-
-
-def _task_times(bench: Bench, count: int = 6) -> list[float]:
-    """Seconds of batches of a search."""
-    hunter = bench.hunter("general", bench.general_prompts(), GENERAL)
-    scorer = Scorer(bench.pipe, bench.clip, {"guidance_scale": 1.0, "max_sequence_length": TEXT_TOKENS})
-    trials = [hunter._trial(HeadSet([head]), *pair) for head in hunter.candidates for pair in hunter.pairs]
-    times = []
-    for batch in batches_of(trials, bench.batch)[:: len(trials) // bench.batch // count][:count]:
-        began = time.perf_counter()
-        scorer(batch)
-        times.append(time.perf_counter() - began)
-    return times
-
-
-STAGES = {"general": general, "styles": styles, "interactions": interactions, "cost": cost_model}
+STAGES = {"general": general, "styles": styles, "interactions": interactions}
 
 
 def main(

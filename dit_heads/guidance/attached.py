@@ -120,14 +120,14 @@ def check_attachable(transformer: nn.Module, layout: HeadLayout) -> None:
     check_runs_hooks(transformer, layout)
 
 
-def _trunk(asked: str, runner: BranchRunner, blocks: int) -> tuple[str, str]:
+def _trunk(requested: str, runner: BranchRunner, blocks: int) -> tuple[str, str]:
     """How the perturbed branch is evaluated, and why."""
     unknown = runner.watch.unlike_stock()
-    if asked == "two_pass":
+    if requested == "two_pass":
         return "two_pass", "as asked"
     if unknown is None:
         return "shared", f"forks at block {runner.fork} of {blocks}"
-    if asked == "shared":
+    if requested == "shared":
         raise InputError(
             f"trunk: expected stock attention processors after the fork to share it, {unknown}; use "
             "'two_pass' or 'auto'"

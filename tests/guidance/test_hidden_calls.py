@@ -16,16 +16,11 @@ from torch.testing import assert_close
 
 from dit_heads import HeadGuidance
 from dit_heads.pipelines.modular import HeadPerturbationGuidance
-from tests.guidance.test_guidance import STEPS, by_hand, run
+from tests.guidance.by_hand import STEPS, by_hand, run
 from tests.pipelines.test_modular import guided
-from tests.tiny import inputs, pipeline, sd3, weights
+from tests.tiny import inputs, sd3, weights
 
 EVERY: dict[str, Any] = {"conditional": slice(None)}
-
-
-@pytest.fixture
-def pipe() -> Any:
-    return pipeline(sd3())
 
 
 @pytest.fixture
