@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from scipy.stats import bootstrap, spearmanr
+from agreement import share_interval, spearman, split_half
 
 from dit_heads import HeadGuidance, HeadHunter, HeadId, HeadSet
 from dit_heads.embedded import TEXT_TOKENS
@@ -39,9 +39,38 @@ from dit_heads.models import load_pipeline
 
 GENERAL = HuntConfig(per_round=4, scale=2.0, steps=10, batch=16)
 STYLE = replace(GENERAL, rounds=3, per_round=1)
-SCALES, SOFTNESSES = (0.5, 1.5, 3.0, 6.0), (0.5, 1.0)
-CFG, STEPS = 4.0, 28
+SOFTNESSES = (0.5, 1.0)
+CFG = 4.0
 SOLIDS = 3  # of general prompts: with fewer, the model is right without guidance
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured.
+
+    Attributes:
+        prompts: number of validation prompts that a general search draws; a style's draws a quarter.
+        count: number of test prompts.
+        batch: number of pictures side by side.
+        search_steps, steps: of a picture in a search, and of one that is measured.
+        scales: head guidance scales that are swept after a search.
+        candidates: heads to choose among; None for all.
+        styles: what the stage of that name searches.
+    """
+
+    prompts: int
+    count: int
+    batch: int
+    search_steps: int = 10
+    steps: int = 28
+    scales: tuple[float, ...] = (0.5, 1.5, 3.0, 6.0)
+    candidates: str | None = None
+    styles: tuple[str, ...] = STYLES[1:]
+
+    def quick(self) -> Extent:
+        """So little that the code runs in a minute; the figures mean nothing."""
+        heads = "L1H0, L3H2, L5H4, L7H1, L9H5"
+        return Extent(8, 4, self.batch, 3, 2, scales=(1.5,), candidates=heads, styles=STYLES[1:2])
 
 
 @dataclass(frozen=True)
@@ -59,35 +88,6 @@ class Guided:
         return {"effect": effect, **self.heads.to_json(), **strength, "verified": True}
 
 
-def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    """Rank correlation."""
-    found: Any = spearmanr(a, b)
-    return float(found.statistic)
-
-
-def split_half(scores: np.ndarray, rounds: int = 200) -> float:
-    """How well the ranking of candidates (rows) by a random half of the pairs (columns) agrees with that by
-    the other half: Spearman's coefficient, the mean over splits."""
-    rng = np.random.default_rng(0)
-    half = scores.shape[1] // 2
-    found = []
-    for _ in range(rounds):
-        order = rng.permutation(scores.shape[1])
-        found.append(spearman(scores[:, order[:half]].mean(1), scores[:, order[half : 2 * half]].mean(1)))
-    return fmean(found)
-
-
-def share_interval(part: np.ndarray, whole: np.ndarray, rounds: int = 2000) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of `part` over that of `whole`, pairs resampled together."""
-
-    def share(part: np.ndarray, whole: np.ndarray, axis: int = -1) -> np.ndarray:
-        return part.mean(axis) / whole.mean(axis)
-
-    options: dict[str, Any] = {"paired": True, "method": "percentile", "n_resamples": rounds, "rng": 0}
-    found = bootstrap((part, whole), share, **options).confidence_interval
-    return float(found.low), float(found.high)
-
-
 @dataclass
 class Search:
     """A search and its outcome; `seconds` of all sessions it took."""
@@ -100,19 +100,24 @@ class Search:
 class Bench:
     """The parts that all measurements share."""
 
-    def __init__(self, folder: Path, prompts: int, count: int, batch: int, device: str) -> None:
-        self.folder, self.prompts, self.batch = folder, prompts, batch
+    def __init__(self, folder: Path, extent: Extent, device: str) -> None:
+        self.folder, self.extent = folder, extent
         self.pipe = load_pipeline("embedded", "float32", device)
         self.pipe.set_progress_bar_config(disable=True)
         self.judge, self.clip = load_judge(), embedded_clip()
-        self.scenes = unseen_scenes("test", count, solids=SOLIDS)
+        self.scenes = unseen_scenes("test", extent.count, solids=SOLIDS)
 
     def hunter(self, name: str, prompts: Sequence[str], config: HuntConfig) -> HeadHunter:
-        call, config = {"max_sequence_length": TEXT_TOKENS}, replace(config, batch=self.batch)
-        return HeadHunter(self.pipe, self.clip, prompts, self.folder / name, config, call=call)
+        extent = self.extent
+        config = replace(config, batch=extent.batch, steps=extent.search_steps)
+        options: dict[str, Any] = {
+            "candidates": extent.candidates,
+            "call": {"max_sequence_length": TEXT_TOKENS},
+        }
+        return HeadHunter(self.pipe, self.clip, prompts, self.folder / name, config, **options)
 
     def general_prompts(self) -> list[str]:
-        return [caption(scene) for scene in unseen_scenes("validation", self.prompts, solids=SOLIDS)]
+        return [caption(scene) for scene in unseen_scenes("validation", self.extent.prompts, solids=SOLIDS)]
 
     def search(self, name: str, prompts: Sequence[str], config: HuntConfig) -> Search:
         """Run a search, or read what is stored of it."""
@@ -129,7 +134,7 @@ class Bench:
         """Of head sets x scales x softnesses the best on the prompts of a search, and what softness did."""
         tried = [
             Guided(heads, scale, softness, fmean(scores))
-            for scale, softness in itertools.product(SCALES, SOFTNESSES)
+            for scale, softness in itertools.product(self.extent.scales, SOFTNESSES)
             for heads, scores in zip(sets, hunter.scores(sets, scale=scale, softness=softness), strict=True)
         ]
         best = [
@@ -165,8 +170,8 @@ class Bench:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Attributes right, in %, and CLIP score x 100 of a picture of each prompt."""
         heads = guided and HeadGuidance(self.pipe, guided.heads, scale=guided.scale, softness=guided.softness)
-        call: dict[str, Any] = {"num_inference_steps": STEPS, "max_sequence_length": TEXT_TOKENS}
-        call |= {"guidance_scale": cfg, "batch": self.batch}
+        call: dict[str, Any] = {"num_inference_steps": self.extent.steps, "max_sequence_length": TEXT_TOKENS}
+        call |= {"guidance_scale": cfg, "batch": self.extent.batch}
         pictures = paint(self.pipe, scenes, prompts=prompts, guidance=heads, **call)
         pairs = zip(pictures.split(1), prompts, strict=True)
         scores = torch.cat([self.clip(picture / 2 + 0.5, [prompt]) for picture, prompt in pairs])
@@ -190,7 +195,9 @@ def write_preset(bench: Bench, whole: Search, heads: Guided | None, layer: Guide
     assert heads and layer
     unguided = fmean(whole.result.unguided)
     gains = {head: fmean(scores) - unguided for head, scores in whole.result.rounds[0].scores.items()}
-    command = f"python benchmarks/hunt.py general --prompts {bench.prompts} --batch {bench.batch}"
+    command = (
+        f"python benchmarks/hunt.py general --prompts {bench.extent.prompts} --batch {bench.extent.batch}"
+    )
     provenance = {
         "command": command,
         "score": {"no guidance": unguided, "heads": heads.score, "block": layer.score},
@@ -208,7 +215,7 @@ def _rows(bench: Bench, whole: Search, fast: Search) -> dict[str, tuple[float, G
     """What is compared on test prompts: CFG and heads, each at its best strength on the search's prompts."""
     heads = bench.strongest("HeadHunter", whole.hunter, _prefixes(whole.result))
     fast_heads = bench.strongest("fast HeadHunter", whole.hunter, _prefixes(fast.result))
-    layer = bench.strongest("a layer", whole.hunter, _blocks(bench))
+    layer = bench.strongest("a layer", whole.hunter, _blocks(whole))
     return {
         "none": (1.0, None),
         f"CFG {CFG:g}": (CFG, None),
@@ -227,8 +234,9 @@ def _prefixes(result: Result) -> list[HeadSet]:
     return [HeadSet(result.chosen[:n]) for n in sizes]
 
 
-def _blocks(bench: Bench) -> list[HeadSet]:
-    return [HeadSet.parse(f"L{b}") for b in range(bench.pipe.transformer.config.num_layers)]
+def _blocks(search: Search) -> list[HeadSet]:
+    """Every block that has candidates, as a whole."""
+    return [HeadSet.parse(f"L{block}") for block in sorted({head.block for head in search.hunter.candidates})]
 
 
 def compare(whole: Search, fast: Search) -> None:
@@ -255,10 +263,10 @@ def compare(whole: Search, fast: Search) -> None:
 
 def styles(bench: Bench) -> None:
     """Searches of every style: do later rounds help, do the heads transfer to new prompts?"""
-    for style in STYLES[1:]:
+    for style in bench.extent.styles:
         prompt_of: Callable[[Scene], str] = lambda scene, style=style: f"{style}, {content(scene)}"  # noqa: E731
         name = style.replace(" ", "-")
-        prompts = [prompt_of(scene) for scene in unseen_scenes("validation", bench.prompts // 4)]
+        prompts = [prompt_of(scene) for scene in unseen_scenes("validation", bench.extent.prompts // 4)]
         whole = bench.search(name, prompts, STYLE)
         fast = bench.search(f"{name}-fast", prompts, replace(STYLE, method="fast"))
         print(f"\n### {style}\n{whole.result}")
@@ -279,7 +287,7 @@ def _places(result: Result) -> list[str]:
 
 def interactions(bench: Bench, top: int = 20) -> None:
     """What two of the best heads gain together beyond what they gain alone, as a picture."""
-    prompts, pairs = bench.general_prompts(), bench.prompts // 2
+    prompts, pairs = bench.general_prompts(), bench.extent.prompts // 2
     singles = bench.search("general", prompts, GENERAL).result.rounds[0].scores
     heads: list[HeadId] = sorted(singles, key=lambda head: -fmean(singles[head]))[:top]
     hunter = bench.hunter("interactions", prompts[:pairs], GENERAL)
@@ -287,7 +295,7 @@ def interactions(bench: Bench, top: int = 20) -> None:
     alone = dict(zip(heads, hunter.scores([HeadSet([head]) for head in heads]), strict=True))
     couples = list(itertools.combinations(heads, 2))
     joint = hunter.scores([HeadSet(couple) for couple in couples])
-    grid = [[float("nan")] * top for _ in range(top)]
+    grid = [[float("nan")] * len(heads) for _ in heads]
     found = {}
     for (a, b), scores in zip(couples, joint, strict=True):
         extra = np.array(scores) - np.array(alone[a]) - np.array(alone[b]) + np.array(base)
@@ -317,10 +325,21 @@ def main(
     count: int = 96,
     batch: int = 16,
     device: str = "auto",
+    quick: bool = False,
 ) -> None:
-    """Run the stages named, all of them by default: searches with `prompts` validation prompts (a quarter of
-    them a style), measured on `count` test prompts, `batch` pictures at a time."""
-    bench = Bench(folder, prompts, count, batch, device)
+    """Run the stages named, all of them by default.
+
+    Args:
+        stages: general, styles or interactions.
+        folder: where searches are stored.
+        prompts: number of validation prompts of a general search; that of a style has a quarter.
+        count: number of test prompts that heads are measured on.
+        batch: number of pictures side by side.
+        device: where models run.
+        quick: measure so little that it only shows that everything runs.
+    """
+    extent = Extent(prompts, count, batch)
+    bench = Bench(folder, extent.quick() if quick else extent, device)
     for name in stages:
         print(f"\n## {name}", flush=True)
         STAGES[name](bench)

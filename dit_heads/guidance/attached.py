@@ -50,7 +50,14 @@ class AttachedGuidance:
             self._undo = undo.pop_all()
 
     def detach(self) -> None:
-        """Put the model and the pipeline back exactly as they were."""
+        """Put the model and the pipeline back exactly as they were.
+
+        Raises:
+            InputError: inside a call of the transformer, whose copied rows would be left in what it returns.
+        """
+        run = self.runs.current
+        if run is not None and run.is_in_call():
+            raise InputError("detach: a call of the transformer is under way; detach when it has returned")
         self._undo.close()
 
     def __deepcopy__(self, memo: object) -> AttachedGuidance:

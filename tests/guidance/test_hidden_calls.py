@@ -180,6 +180,19 @@ def test_guidance_that_is_detached_in_a_callback_ends_there(pipe):
         assert torch.equal(run(pipe), got)
 
 
+@pytest.mark.parametrize("trunk", ["shared", "two_pass"])
+def test_guidance_cannot_be_detached_inside_a_call(pipe, trunk):
+    """The rows of its perturbed branch would be left in the picture."""
+    plain = run(pipe)
+    guide = HeadGuidance(pipe, "L1H0", trunk=trunk).attach()
+    hook = pipe.transformer.transformer_blocks[2].register_forward_hook(lambda *_: guide.detach())
+    with pytest.raises(ValueError, match="detach: a call of the transformer is under way"):
+        run(pipe)
+    hook.remove()
+    guide.detach()
+    assert torch.equal(run(pipe), plain)
+
+
 @pytest.mark.parametrize("later", [False, True])
 def test_a_shallow_copy_of_the_scheduler_does_not_step_the_run(pipe, later):
     copies = []
