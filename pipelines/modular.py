@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from dit_heads.errors import InputError
 from dit_heads.families import layout_of
-from dit_heads.guidance.branch import BranchRunner, weights_of
-from dit_heads.guidance.checks import softness_of
+from dit_heads.guidance.branch import BranchRunner
 from dit_heads.guidance.perturb import Perturbation
+from dit_heads.guidance.perturbed_heads import PerturbedHeads
 from dit_heads.guidance.runs import frames
 from dit_heads.heads import HeadSet
 
@@ -124,9 +124,8 @@ class HeadPerturbationGuidance(BaseGuidance):
 
     def _perturb(self, denoiser: nn.Module) -> None:
         layout = layout_of(denoiser)
-        softness = softness_of(layout.resolve(self.heads), self.softness, layout.resolve)
-        blocks = sorted({head.block for head in softness})
-        runner = BranchRunner(denoiser, layout, blocks, self.perturbation, lambda *_: None)
+        heads = PerturbedHeads.of(layout, self.heads, self.softness)
+        runner = BranchRunner(denoiser, layout, heads.blocks, self.perturbation)
         self._undo.callback(runner.remove)
         # The frame that has prepared the model and is about to call it.
         denoising = [next(frame for frame in frames() if frame.f_locals.get("self") is not self)]
@@ -138,7 +137,7 @@ class HeadPerturbationGuidance(BaseGuidance):
                 self._gave_up = True
                 return None
             arguments = runner.arguments(args, kwargs)
-            like = arguments[layout.family.arguments.latents]
-            return (), runner.perturbed(arguments, weights_of(layout, [softness] * len(like), like))
+            weights = heads.weights(arguments[layout.family.arguments.latents])
+            return (), runner.perturbed(arguments, weights)
 
         self._undo.callback(denoiser.register_forward_pre_hook(perturbed, with_kwargs=True).remove)

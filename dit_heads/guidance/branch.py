@@ -19,52 +19,45 @@ from torch import Tensor, nn
 
 from dit_heads.errors import InputError
 from dit_heads.families import HeadLayout
-from dit_heads.families.compat import kept_processors, surface
+from dit_heads.families.compat import kept_processors
 from dit_heads.families.processors import HEAD_WEIGHTS, HeadProcessor, HeadWeights
-from dit_heads.guidance.checks import check_runs_hooks
 from dit_heads.guidance.perturb import Perturbation
-from dit_heads.heads import HeadId
+from dit_heads.guidance.perturbed_heads import Weights
+from dit_heads.guidance.watch import ModelWatch
 
 _BRANCH = "dit_heads_branch"
-# U of each perturbed block: attention name -> [R, H].
-Weights = Mapping[int, Mapping[str, Tensor]]
 # What a family's carrier does to all that it carries: (call, change of a value) -> the changed argument.
 Carried = Callable[[Mapping[str, Any], Callable[[Any], Any]], dict[str, Any]]
 
 
-def weights_of(layout: HeadLayout, softness: Sequence[Mapping[HeadId, float]], like: Tensor) -> Weights:
-    """U of every perturbed attention from u of each head, a mapping for each of R rows; like `like`."""
-    # Filled on the CPU: a write for each head would be as many launches on a GPU, at every step.
-    weights: dict[int, dict[str, Tensor]] = {}
-    for row, of_row in enumerate(softness):
-        for head, u in of_row.items():
-            of_block = weights.setdefault(head.block, {})
-            name = layout.attention(head)
-            if name not in of_block:
-                of_block[name] = torch.zeros(len(softness), layout.count(head), dtype=torch.float64)
-            of_block[name][row, head.head] = u
-    return {
-        block: {name: u.to(like.device, like.dtype) for name, u in of_block.items()}
-        for block, of_block in weights.items()
-    }
-
-
 @dataclass(frozen=True)
 class Whole:
-    """A prediction of which every row is perturbed; `text_tokens` of the sequence are text."""
+    """A prediction of which every row is perturbed.
+
+    Attributes:
+        weights: U [R, H] of each perturbed attention.
+        text_tokens: number of text tokens in the sequence.
+    """
 
     weights: Weights
     text_tokens: int
 
     def entered(self, index: int, call: dict[str, Any], names: Sequence[str], carried: Carried) -> int:
-        """Nothing changes in the call of block `index`; all its rows are perturbed ones."""
+        """Leave the call of block `index` as it is; returns the number of perturbed rows, which are all."""
         return len(call[names[0]])
 
 
 @dataclass(frozen=True)
 class Forked:
-    """A prediction whose batch of `batch` rows grows by a copy of `rows` at block `at`; the copies are
-    perturbed. `text_tokens` of the sequence are text."""
+    """A prediction whose batch grows at one block by a copy of the conditional rows, which is perturbed.
+
+    Attributes:
+        weights: U [R, H] of each perturbed attention.
+        text_tokens: number of text tokens in the sequence.
+        at: index of the block where the batch grows.
+        rows: the conditional ones, R of them.
+        batch: number of rows before the fork.
+    """
 
     weights: Weights
     text_tokens: int
@@ -73,8 +66,8 @@ class Forked:
     batch: int
 
     def entered(self, index: int, call: dict[str, Any], names: Sequence[str], carried: Carried) -> int:
-        """Grow the arguments `names` of block `index`, and what is carried to it; how many rows are
-        perturbed."""
+        """Grow the arguments `names` in the call of block `index`, and what is carried to it; returns the
+        number of perturbed rows."""
         if index < self.at:
             return 0
         call |= {name: self.grown(call[name]) for name in names}
@@ -82,7 +75,7 @@ class Forked:
         return len(call[names[0]]) - self.batch
 
     def grown(self, t: Tensor) -> Tensor:
-        """`t` with the copied rows at its end; as it is if it has them."""
+        """`t` with the copies appended, unless they already are."""
         return torch.cat([t, t[self.rows]]) if len(t) == self.batch else t
 
 
@@ -91,10 +84,18 @@ class BranchRunner:
     them off.
 
     Args:
-        transformer, layout: what is guided.
+        transformer: the model.
+        layout: of the model.
         blocks: those with perturbed heads.
         perturbation: of these heads.
-        count: called with the rows of every block that is evaluated, and how many of them are perturbed.
+        count: called for each block that is evaluated, with its number of rows and of perturbed ones.
+
+    Attributes:
+        fork: the first perturbed block.
+        watch: notices changes of the model.
+
+    Raises:
+        InputError: for attention that cannot be perturbed. The model is then as it was.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class BranchRunner:
         layout: HeadLayout,
         blocks: Sequence[int],
         perturbation: Perturbation,
-        count: Callable[[int, int], None],
+        count: Callable[[int, int], object] = lambda rows, perturbed: None,
     ) -> None:
         self.transformer, self.layout, self.fork = transformer, layout, min(blocks)
         self._carrier = layout.family.carrier
@@ -120,9 +121,7 @@ class BranchRunner:
             for index, path in enumerate(layout.blocks):
                 self._hook(path, partial(self._enter_block, index))
             self._hook(layout.final, self._enter_final)
-            self._processors = [attn.processor for _, attn in self._attentions()]
-            self._modules = list(transformer.modules())
-            self._surfaces = [surface(module) for module in self._modules]
+            self.watch = ModelWatch(transformer, layout, self.fork)
         except BaseException:
             self.remove()
             raise
@@ -131,7 +130,7 @@ class BranchRunner:
         raise InputError("pipe: a model under head guidance cannot be copied; detach first")
 
     def remove(self) -> None:
-        """Put everything back, also what others have put aside meanwhile."""
+        """Put everything back, in the processors too that `fuse_qkv_projections` has put aside meanwhile."""
         self._undo.close()
         kept = kept_processors(self.transformer)
         for name, processor in kept.items():
@@ -139,46 +138,14 @@ class BranchRunner:
                 kept[name] = processor.replaced
         self._ours.clear()
 
-    def unlike_stock(self) -> str | None:
-        """The first attention from the fork on whose processor we do not know: it may look across the rows of
-        a batch, so that a grown batch would change what it computes. None if there is none."""
-        known = self.layout.family.processor.replaceable
-        for path, attn in self._attentions():
-            if not isinstance(attn.processor, HeadProcessor) and type(attn.processor) not in known:
-                return f"{path} has {type(attn.processor).__name__}"
-        return None
-
-    def check_untouched(self) -> None:
-        """Raise InputError if the model was changed since in a way that hides calls or heads: an attention
-        processor from the fork on, modules that came or went (a LoRA), a cache, compilation."""
-        surfaces = [surface(module) for module in self._modules]
-        changed = surfaces != self._surfaces
-        if changed:
-            check_runs_hooks(self.transformer, self.layout)
-        for (path, attn), processor in zip(self._attentions(), self._processors, strict=True):
-            if attn.processor is not processor:
-                raise InputError(
-                    f"{path}: its attention processor was replaced by {type(attn.processor).__name__} while "
-                    "head guidance is attached; detach, change the model, attach again"
-                )
-        if changed and list(map(id, self.transformer.modules())) != list(map(id, self._modules)):
-            raise InputError(
-                f"{self.layout.model}: its modules were changed (a LoRA loaded?) while head guidance is "
-                "attached; detach, change the model, attach again"
-            )
-        self._surfaces = surfaces  # with changes by offloading, casting and the like
-
-    def _attentions(self) -> list[tuple[str, Any]]:
-        """Path and module of every attention from the fork on."""
-        blocks = range(self.fork, len(self.layout.blocks))
-        paths = [f"{self.layout.blocks[b]}.{name}" for b in blocks for name in self.layout.attentions(b)]
-        return [(path, self.transformer.get_submodule(path)) for path in paths]
-
     # --- calls ---
 
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of a call of the transformer by name. A branch that an interrupted call has left is
-        forgotten."""
+        """Arguments of a call of the transformer by name. A branch left by an interrupted call is dropped.
+
+        Raises:
+            InputError: for a call without latents, or with too many positional arguments.
+        """
         self._current = None
         named = dict(zip(self._positional, args, strict=False)) | dict(kwargs)
         if self._latents not in named or len(args) > len(self._positional):
@@ -189,13 +156,32 @@ class BranchRunner:
         return named
 
     def forked(self, arguments: dict[str, Any], weights: Weights, rows: slice) -> dict[str, Any]:
-        """Arguments of a call that returns the perturbed rows after those of the batch."""
+        """Fork a call of B rows: one that returns the perturbed R conditional rows after those of the batch.
+
+        Args:
+            arguments: of the call, by name.
+            weights: U [R, H] of each perturbed attention.
+            rows: the conditional ones.
+
+        Returns:
+            Arguments of the forked call, which returns B + R rows.
+        """
         text_tokens, batch = self.layout.family.text_length(arguments), self.layout.batch(arguments)
         self._current = branch = Forked(weights, text_tokens, self.fork, rows, batch)
-        return self._carrier.put({**arguments, **self._grown_residuals(arguments, branch)}, _BRANCH, branch)
+        residuals = _grown_residuals(self.layout, arguments, branch)
+        return self._carrier.put({**arguments, **residuals}, _BRANCH, branch)
 
     def second_pass(self, arguments: dict[str, Any], weights: Weights, rows: slice) -> Any:
-        """What the transformer returns for the conditional rows alone, perturbed."""
+        """Call the transformer again, for the perturbed conditional rows alone.
+
+        Args:
+            arguments: of the first call, by name.
+            weights: U [R, H] of each perturbed attention.
+            rows: the conditional ones.
+
+        Returns:
+            The output of the transformer for R rows.
+        """
         batch = self.layout.batch(arguments)
         taken = self.layout.rows(arguments, rows)
         taken |= self._carrier.mapped(taken, lambda value: _by_row(value, batch, lambda t: t[rows]))
@@ -203,7 +189,7 @@ class BranchRunner:
         return self.transformer.forward(**self.perturbed(taken, weights))
 
     def perturbed(self, arguments: dict[str, Any], weights: Weights) -> dict[str, Any]:
-        """Arguments of a call in which every row is perturbed."""
+        """Arguments of a call in which each of the R rows is perturbed, by `weights` U [R, H]."""
         self._current = None
         text_tokens = self.layout.family.text_length(arguments)
         return self._carrier.put(arguments, _BRANCH, Whole(weights, text_tokens))
@@ -243,18 +229,21 @@ class BranchRunner:
             return None
         return tuple(branch.grown(t) for t in args), {name: branch.grown(t) for name, t in kwargs.items()}
 
-    def _grown_residuals(self, arguments: Mapping[str, Any], branch: Forked) -> dict[str, list[Tensor]]:
-        """ControlNet residuals, one a block as the transformer would pick them, grown from the fork on."""
-        found = {}
-        for kind in self.layout.residuals:
-            given = arguments.get(kind.argument)
-            if given is not None:
-                picked = [given[kind.pick(place, len(given), arguments)] for place in range(len(kind.blocks))]
-                found[kind.argument] = [
-                    branch.grown(t) if block >= self.fork else t
-                    for block, t in zip(kind.blocks, picked, strict=True)
-                ]
-        return found
+
+def _grown_residuals(
+    layout: HeadLayout, arguments: Mapping[str, Any], branch: Forked
+) -> dict[str, list[Tensor]]:
+    """ControlNet residuals, one a block as the transformer would pick them, grown from the fork on."""
+    found = {}
+    for kind in layout.residuals:
+        given = arguments.get(kind.argument)
+        if given is not None:
+            picked = [given[kind.pick(place, len(given), arguments)] for place in range(len(kind.blocks))]
+            found[kind.argument] = [
+                branch.grown(t) if block >= branch.at else t
+                for block, t in zip(kind.blocks, picked, strict=True)
+            ]
+    return found
 
 
 def _positional(kind: type, latents: str) -> list[str]:
@@ -275,5 +264,5 @@ def _by_row(value: Any, batch: int, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _put_back(attn: Any, ours: object, replaced: object) -> None:
-    if attn.processor is ours:  # whoever replaced it since meant to
+    if attn.processor is ours:  # one that somebody has set since stays
         attn.processor = replaced

@@ -19,24 +19,28 @@ from typing import Any
 from torch import Tensor
 
 from dit_heads.errors import InputError
+from dit_heads.guidance.checks import is_number
 
 
 @dataclass
 class Report:
-    """What a run did. A block evaluated on one row of the batch counts as one evaluation."""
+    """What a run did. A block evaluated on one row of the batch counts as one evaluation.
+
+    Attributes:
+        steps: number of steps of the run; of a bare transformer, number of its calls.
+        trunk: "shared", "two_pass" or "none".
+        reason: why the perturbed branch was evaluated in this way.
+        guided: indices of the guided steps.
+        evaluations: block evaluations of all calls, those of the perturbed branch included.
+        extra: block evaluations of the perturbed branch.
+    """
 
     steps: int
-    """steps of the run; of a bare transformer, its calls"""
     trunk: str
-    """"shared", "two_pass" or "none" """
     reason: str
-    """why so"""
     guided: list[int] = field(default_factory=list)
-    """the steps that were guided"""
     evaluations: int = 0
-    """block evaluations of all calls, those of the perturbed branch included"""
     extra: int = 0
-    """block evaluations that guidance added"""
 
     def __str__(self) -> str:
         cost = f"{self.extra} of {self.evaluations} block evaluations were the perturbed branch's"
@@ -45,14 +49,29 @@ class Report:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which steps of a run are guided: step i of N if start <= i / N < stop; every n-th of these evaluates
-    the perturbed branch, and its difference serves again in between."""
+    """Which steps of a run are guided.
+
+    Attributes:
+        start, stop: step i of N is guided if start <= i / N < stop.
+        every: the perturbed branch is evaluated at every n-th guided step. Its difference serves in between.
+
+    Raises:
+        InputError: unless 0 <= start < stop <= 1, and for an `every` below 1.
+    """
 
     start: float = 0.0
     stop: float = 1.0
     every: int = 1
 
+    def __post_init__(self) -> None:
+        start, stop, every = self.start, self.stop, self.every
+        if not (is_number(start) and is_number(stop) and 0 <= start < stop <= 1):
+            raise InputError(f"start, stop: expected 0 <= start < stop <= 1, got {start!r} and {stop!r}")
+        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+            raise InputError(f"every: expected a whole number of at least 1, got {every!r}")
+
     def guides(self, step: int, steps: int) -> bool:
+        """Whether step `step` of `steps` is guided."""
         return self.start <= step / steps < self.stop
 
     def guided(self, executed: int, steps: int) -> list[int]:
@@ -89,9 +108,7 @@ class Run:
     def report(self) -> Report:
         """What the run has done until now."""
         steps = self._step if self.steps is None else self.steps
-        return Report(
-            steps, self.trunk, self.reason, list(self._guided), self._evaluations, self._extra
-        )
+        return Report(steps, self.trunk, self.reason, list(self._guided), self._evaluations, self._extra)
 
     def count(self, rows: int, perturbed: int) -> None:
         """A block was evaluated on `rows` rows, `perturbed` of which are the perturbed branch's."""
@@ -100,6 +117,10 @@ class Run:
 
     # --- calls ---
 
+    def is_in_call(self) -> bool:
+        """Whether the caller is inside a call of the transformer."""
+        return self._call is not None and self._call in frames()
+
     def begin_call(self, noise_level: Callable[[], float]) -> None:
         """Find the place of a call of the transformer. Raises InputError if it has none in this run."""
         if threading.get_ident() != self._thread:
@@ -107,13 +128,12 @@ class Run:
                 "pipe: its transformer was called in another thread, so by something other than a run of the "
                 "one that attached head guidance"
             )
+        if self.is_in_call():
+            raise InputError(
+                "pipe: its transformer was called inside a call of it (by a hook?), which is no step of a run"
+            )
         if self._call is not None:
-            if self._call in frames():
-                raise InputError(
-                    "pipe: its transformer was called inside a call of it (by a hook?), which is no step of "
-                    "a run"
-                )
-            self._calls -= 1  # it has raised, and the caller tries again
+            self._calls -= 1  # the last call has raised, and the caller tries again
         if self._calls == 0:
             self._begin_step()
             self._level = noise_level  # for a second call alone: on a GPU it waits
@@ -189,14 +209,15 @@ class Run:
 
 
 def loop_of(pipe: Any) -> FrameType | None:
-    """The frame of `pipe`'s own `__call__` that we are in; None if we are in none, or in another one's."""
+    """The frame of `pipe`'s own `__call__` around the caller; None if there is none. A call of another object
+    of the same class is none."""
     calls = [vars(kind)["__call__"] for kind in type(pipe).__mro__ if "__call__" in vars(kind)]
     codes = {call.__code__ for call in map(inspect.unwrap, calls) if hasattr(call, "__code__")}
     return next((f for f in frames() if f.f_code in codes and f.f_locals.get("self") is pipe), None)
 
 
 def frames() -> Iterator[FrameType]:
-    """The frames that we are in, from the inside out."""
+    """The frames around the caller, from the inside out."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         yield frame
@@ -205,27 +226,13 @@ def frames() -> Iterator[FrameType]:
 
 @contextmanager
 def shadowed(owner: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """Put `method` over a method of this one instance, and what the instance had back at the end."""
+    """Shadow a method of this one instance by `method`, and put back what the instance had at the end."""
     had = vars(owner).get(name)
     vars(owner)[name] = method
     try:
         yield
     finally:
         if had is None:
-            del vars(owner)[name]
+            vars(owner).pop(name, None)
         else:
             vars(owner)[name] = had
-
-
-class StepOf:
-    """A scheduler's `step`, which tells a run that a step has ended."""
-
-    def __init__(self, scheduler: Any, run: Run) -> None:
-        self._own, self._run = scheduler.step, run
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._run.end_step()
-        return self._own(*args, **kwargs)
-
-    def __deepcopy__(self, memo: object) -> StepOf:
-        raise InputError("pipe: its scheduler cannot be copied during a guided run")
