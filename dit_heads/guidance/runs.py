@@ -115,6 +115,10 @@ class Run:
 
     # --- calls ---
 
+    def is_in_call(self) -> bool:
+        """Whether the caller is inside a call of the transformer."""
+        return self._call is not None and self._call in frames()
+
     def begin_call(self, noise_level: Callable[[], float]) -> None:
         """Find the place of a call of the transformer. Raises InputError if it has none in this run."""
         if threading.get_ident() != self._thread:
@@ -122,13 +126,12 @@ class Run:
                 "pipe: its transformer was called in another thread, so by something other than a run of the "
                 "one that attached head guidance"
             )
+        if self.is_in_call():
+            raise InputError(
+                "pipe: its transformer was called inside a call of it (by a hook?), which is no step of a run"
+            )
         if self._call is not None:
-            if self._call in frames():
-                raise InputError(
-                    "pipe: its transformer was called inside a call of it (by a hook?), which is no step of "
-                    "a run"
-                )
-            self._calls -= 1  # it has raised, and the caller tries again
+            self._calls -= 1  # the last call has raised, and the caller tries again
         if self._calls == 0:
             self._begin_step()
             self._level = noise_level  # for a second call alone: on a GPU it waits
