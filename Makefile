@@ -5,8 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 OUT ?= out
-# The checks that `make test` is made of see no hub, no display and no thread pool larger than the machine.
+# Tests see no hub and no display. They run in JOBS processes; tests/conftest.py gives each one thread.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 MPLBACKEND=Agg TOKENIZERS_PARALLELISM=false
+JOBS ?= logical
+PARALLEL := --numprocesses $(JOBS) --maxprocesses 8 --dist worksteal
 
 # What touches diffusers from the inside.
 INSIDE := tests/guidance tests/families tests/pipelines tests/embedded/test_shipped.py \
@@ -44,11 +46,11 @@ run: $(VENV)/run-ready ## the showcase: one sheet of unguided and guided picture
 
 test: $(VENV)/dev-ready ## the fast tests, README's code blocks among them
 	@echo "==> fast tests"
-	@$(OFFLINE) $(BIN)/python -m pytest -m 'not slow'
+	@$(OFFLINE) $(BIN)/python -m pytest -m 'not slow' $(PARALLEL)
 
 test-oldest: $(VENV)/oldest-ready ## the tests of guidance on the oldest diffusers (constraints.txt has the newest)
 	@echo "==> tests of guidance on the oldest diffusers"
-	@$(OFFLINE) PYTHONPATH=$(VENV)/oldest $(BIN)/python -m pytest -m 'not slow' $(INSIDE)
+	@$(OFFLINE) PYTHONPATH=$(VENV)/oldest $(BIN)/python -m pytest -m 'not slow' $(PARALLEL) $(INSIDE)
 
 test-slow: $(VENV)/dev-ready ## the tests that take longer
 	@echo "==> slow tests"

@@ -9,6 +9,7 @@ import numpy as np
 from dit_heads.embedded.world.scenes import COLOURS, SHAPES, Scene, Solid, sample_scene, split_seed
 from dit_heads.errors import InputError
 from dit_heads.tasks.markers import PLACES, families
+from dit_heads.tasks.palette import COLOURS as CARDS
 
 WHEN = {"day": "in the day", "sunset": "at sunset", "night": "at night"}
 LONG_WHEN = {
@@ -17,12 +18,6 @@ LONG_WHEN = {
     "night": "It is a dark night with a moon and stars in the sky.",
 }
 NAMES = ("<Leo>", "<Mia>", "<Sam>", "<Zoe>", "<Max>", "<Ada>")
-CARDS = {  # the named colours of classification by instruction; flat cards of them appear as panels
-    "red": (220, 30, 30), "orange": (250, 140, 20), "yellow": (250, 230, 40), "green": (30, 150, 50),
-    "blue": (40, 70, 220), "purple": (140, 50, 180), "white": (245, 245, 245), "black": (15, 15, 15),
-    "pink": (250, 160, 190), "brown": (120, 70, 30), "gray": (128, 128, 128), "cyan": (40, 220, 230),
-    "magenta": (230, 40, 200), "lime": (160, 240, 40), "navy": (20, 25, 100), "teal": (20, 125, 125),
-}  # fmt: skip
 NUMBERS = ("one", "two", "three", "four", "five", "six")
 
 # Instructions of later tasks, said beside a picture so that the text encoders learn every word of theirs.
