@@ -1,8 +1,8 @@
 """The perturbed prediction: the conditional rows of a batch once more, with some heads perturbed.
 
-Until the first perturbed block the perturbed branch *is* the conditional one, so a shared trunk forks
-there: the batch grows by a copy of the conditional rows, and only the blocks after the fork see more rows.
-Two passes give the same numbers.
+Before the first perturbed block both branches give the same result. A shared trunk forks at that block: the
+batch grows by a copy of the conditional rows, and only the blocks from the fork on see more rows. Two passes
+give the same numbers.
 """
 
 from __future__ import annotations

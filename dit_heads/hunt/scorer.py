@@ -1,4 +1,4 @@
-"""What a search computes of a batch: its pictures, their scores, and the slopes of all heads."""
+"""What a search computes from a batch: its pictures, their scores, and the slopes of all heads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HeadCounts = tuple[Sequence[int], Sequence[int]]
 
 
 class Scorer:
-    """Paints the pictures of a batch side by side, each with heads and a seed of its own, and scores them.
+    """Draws the pictures of a batch side by side, each with its own heads and seed, and scores them.
 
     A picture's noise depends on its seed alone (common random numbers).
 
