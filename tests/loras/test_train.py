@@ -628,7 +628,7 @@ def test_two_processes_train_as_one(models: dict[str, Path], sets: Path, tmp_pat
     command = [sys.executable, "-m", "torch.distributed.run", *launch.split(), "-m", "dit_heads.cli", "train"]
     command += [str(as_yaml(two, tmp_path / "two.yaml"))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     said = [path.read_text() for path in (tmp_path / "ranks").rglob("stdout.log")]
     assert len(said) == 2 and "".join(said).count("wrote") == 1
@@ -648,7 +648,7 @@ def test_the_command_says_where_the_file_is(models: dict[str, Path], sets: Path,
     config = settings(models["sd3"], sets, tmp_path / "run", optimization={"steps": 1})
     file = as_yaml(config, tmp_path / "run.yaml")
     command = [sys.executable, "-m", "dit_heads.cli", "train", str(file), "--seed", "4"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert (done.returncode, done.stdout) == (0, f"wrote {config.out}/lora.safetensors\n")
     assert "torchvision" not in done.stderr and "Warning" not in done.stderr
     assert '"seed": 4' in (config.out / "config.json").read_text()
