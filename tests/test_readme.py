@@ -56,6 +56,7 @@ def test_a_runnable_block_runs_in_a_shell(block, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.filterwarnings("default")  # as for a reader, who may be told that CLIP reads 32 tokens
 @pytest.mark.parametrize("block", HERE, ids=lambda block: f"{block['page']}-{block['language']}")
 def test_a_runnable_block_runs(block, tmp_path, monkeypatch):
     """Here, since a process of its own imports torch for seconds; the commands of a shell one by one."""
