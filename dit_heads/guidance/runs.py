@@ -18,8 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dit_heads.errors import InputError
-from dit_heads.guidance.checks import is_number
+from dit_heads.errors import InputError, finite_number, whole_number
 
 
 @dataclass
@@ -64,11 +63,10 @@ class Plan:
     every: int = 1
 
     def __post_init__(self) -> None:
-        start, stop, every = self.start, self.stop, self.every
-        if not (is_number(start) and is_number(stop) and 0 <= start < stop <= 1):
+        start, stop = finite_number("start", self.start), finite_number("stop", self.stop)
+        if not 0 <= start < stop <= 1:
             raise InputError(f"start, stop: expected 0 <= start < stop <= 1, got {start!r} and {stop!r}")
-        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-            raise InputError(f"every: expected a whole number of at least 1, got {every!r}")
+        whole_number("every", self.every, 1)
 
     def guides(self, step: int, steps: int) -> bool:
         """Whether step `step` of `steps` is guided."""
