@@ -24,6 +24,7 @@ class Batch:
         sigmas: noise levels in [0, 1]; 1 is noise.
         noise: of each sample.
         source: latents that a widened input reads beside the noisy ones.
+        reference: latents whose tokens stand beside the noisy ones in the sequence.
         weight: of each latent's error in the loss, 1 by default.
     """
 
@@ -33,6 +34,7 @@ class Batch:
     sigmas: Float[Tensor, " B"]
     noise: Float[Tensor, "B C H W"]
     source: Float[Tensor, "B S H W"] | None = None
+    reference: Float[Tensor, "B C H W"] | None = None
     weight: Float[Tensor, "B 1 H W"] | None = None
 
     def to(self, device: torch.device) -> Batch:
@@ -43,5 +45,7 @@ class Batch:
 
     def loss(self, transformer: Any) -> Float[Tensor, ""]:
         """The flow-matching loss of a transformer, with a guidance embedding, if it has one, at 1."""
-        velocity = velocity_of(transformer, self.text, self.pooled, source=self.source)
+        velocity = velocity_of(
+            transformer, self.text, self.pooled, source=self.source, reference=self.reference
+        )
         return flow_matching_loss(velocity, self.latents, self.sigmas, self.noise, self.weight)
