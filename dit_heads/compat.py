@@ -1,25 +1,38 @@
-"""What we take from diffusers, torch and accelerate that they keep private or do not document."""
+"""What we take from diffusers, torch and accelerate that they keep private or do not document.
+
+A new version of theirs then breaks one file.
+"""
 
 import functools
 import inspect
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
+from accelerate.utils import align_module_device
+from accelerate.utils.modeling import has_offloaded_params
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.attention_processor import FusedJointAttnProcessor2_0, JointAttnProcessor2_0
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 __all__ = [
     "FluxAttnProcessor",
     "FusedJointAttnProcessor2_0",
     "JointAttnProcessor2_0",
+    "align_module_device",
     "apply_rotary_emb",
     "dispatch_attention_fn",
     "forward_is_replaced",
+    "has_offloaded_params",
     "hook_names",
     "is_compiled",
+    "is_offloaded_to_disk",
+    "is_traceable_wrapper_subclass",
     "kept_processors",
+    "plain_tensors",
     "retrieve_latents",
     "surface",
 ]
@@ -35,6 +48,19 @@ def retrieve_latents(encoded: Any, **options: Any) -> Any:
 def hook_names(module: Any) -> Collection[str]:
     """The hooks that diffusers has put on a module: offloading, casting, caches."""
     return getattr(vars(module).get("_diffusers_hook"), "hooks", {}).keys()
+
+
+def is_offloaded_to_disk(module: Any) -> bool:
+    """Whether diffusers' group offloading keeps a module's weights on disk, and memory of any content in
+    their place."""
+    hooks: Any = getattr(vars(module).get("_diffusers_hook"), "hooks", {})
+    group = getattr(hooks.get("group_offloading"), "group", None)
+    return getattr(group, "offload_to_disk_path", None) is not None
+
+
+def plain_tensors() -> AbstractContextManager[Any]:
+    """Where methods of a tensor's subclass give plain tensors: GGUF's parameters come back as GGUF's."""
+    return torch._C.DisableTorchFunctionSubclass()
 
 
 def is_compiled(module: Any) -> bool:
