@@ -1,5 +1,5 @@
-"""Pipelines on top of the core: drop-in classes with head guidance, a guider for modular diffusers, and sets
-of pictures; imports the core, never the reverse. Exports are imported on first use."""
+"""Pipelines on top of the core: drop-in classes with head guidance, a guider for modular diffusers, sets of
+pictures, and instructions; imports the core, never the reverse. Exports are imported on first use."""
 
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         StableDiffusion3HeadsPipeline,
     )
     from dit_heads.pipelines.in_context import InContextPipeline, InContextPipelineOutput
+    from dit_heads.pipelines.instruct import InstructPipeline, InstructPipelineOutput
     from dit_heads.pipelines.modular import HeadPerturbationGuidance
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "HeadPerturbationGuidance",
     "InContextPipeline",
     "InContextPipelineOutput",
+    "InstructPipeline",
+    "InstructPipelineOutput",
     "StableDiffusion3HeadsImg2ImgPipeline",
     "StableDiffusion3HeadsInpaintPipeline",
     "StableDiffusion3HeadsPipeline",
@@ -33,5 +36,7 @@ _HOME = dict.fromkeys(__all__, "dit_heads.pipelines.guided") | {
     "HeadPerturbationGuidance": "dit_heads.pipelines.modular",
     "InContextPipeline": "dit_heads.pipelines.in_context",
     "InContextPipelineOutput": "dit_heads.pipelines.in_context",
+    "InstructPipeline": "dit_heads.pipelines.instruct",
+    "InstructPipelineOutput": "dit_heads.pipelines.instruct",
 }
 __getattr__, __dir__ = lazy_exports(globals(), _HOME)

@@ -386,14 +386,12 @@ def test_what_cannot_be_honoured_is_named(changed: dict[str, Any], message: str)
 
 def test_a_pipeline_that_cannot_see_a_source_so_is_refused():
     pipe: Any = tiny_pipeline()
-    with pytest.raises(InputError, match="reads 4 channels of a source .* got one that reads 0; load a LoRA"):
+    with pytest.raises(InputError, match=r"reads 4 channels of a source .* got one that reads 0; load"):
         InstructPipeline(pipe)
     with pytest.raises(InputError, match="conditioning: expected channels or tokens, got 'both'"):
         InstructPipeline(pipe, "both")
     widen(pipe.transformer, 4)
-    with pytest.raises(
-        InputError, match="reads 0 channels .* 'tokens', got one that reads 4; choose 'channels'"
-    ):
+    with pytest.raises(InputError, match=r"reads 0 channels .* reads 4; choose 'channels'"):
         InstructPipeline(pipe, "tokens")
     with pytest.raises(InputError, match="pipe: expected one of StableDiffusion3Pipeline, FluxPipeline, got"):
         InstructPipeline(nn.Linear(1, 1))
