@@ -18,11 +18,10 @@ from diffusers.utils import BaseOutput
 from jaxtyping import Float
 from torch import Tensor
 
-from dit_heads.errors import InputError
+from dit_heads.errors import InputError, finite_number, whole_number
 from dit_heads.families import class_names, pipeline_names, pipelines_of, training_of
 from dit_heads.families.conditioning import KINDS, conditioning_of
 from dit_heads.families.latents import encoded
-from dit_heads.guidance.checks import is_number
 from dit_heads.pipelines.image_guidance import ImageGuidance, Text
 from dit_heads.pipelines.sources import Frame, Pixels, pictures_of
 from dit_heads.training.widen import extra_channels, narrow
@@ -161,9 +160,7 @@ class InstructPipeline:
     def _image_scale(self, scale: float | None) -> float:
         if scale is None:
             return 1.0 if pipelines_of(self.pipe.transformer).distilled else USUAL_SCALE
-        if not is_number(scale) or scale < 0:
-            raise InputError(f"image_guidance_scale: expected a number of at least 0, got {scale!r}")
-        return float(scale)
+        return finite_number("image_guidance_scale", scale, 0)
 
 
 # --- arguments ---
@@ -201,13 +198,9 @@ def _check_call(pipe: Any, output_type: str, count: Any, longest: Any, call: Map
             raise InputError(f"{name}: InstructPipeline and its {kind} take no such argument{hint}")
     if output_type not in OUTPUT_TYPES:
         raise InputError(f"output_type: expected {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
-    for name, value, least in (
-        ("num_images_per_prompt", count, 1),
-        ("num_inference_steps", call.get("num_inference_steps", 1), 1),
-        ("processing_resolution", longest, 0),
-    ):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InputError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+    whole_number("num_images_per_prompt", count, 1)
+    whole_number("num_inference_steps", call.get("num_inference_steps", 1), 1)
+    whole_number("processing_resolution", longest, 0)
 
 
 def _paired(sources: list[Pixels], prompt: Any, call: dict[str, Any]) -> tuple[list[Pixels], dict[str, Any]]:
