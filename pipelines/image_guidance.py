@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dit_heads.compat import is_compiled
 from dit_heads.errors import InputError
 from dit_heads.families import Call, layout_of, pipelines_of
-from dit_heads.compat import is_compiled
 from dit_heads.families.conditioning import conditioning_of, tiled
 from dit_heads.guidance.difference import added_to_every_tile
 from dit_heads.guidance.pipeline_runs import StepOf
