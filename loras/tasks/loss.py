@@ -76,12 +76,14 @@ class FlowLoss:
         """A part of a batch, each sample with the random numbers of its place."""
         places = range(self.batch_size)[part.index :: part.count]
         generators = [keyed_generator(self.seed, kind, part.step, place) for place in places]
+        each = list(zip(generators, examples, strict=True))
+        dropped = [bool(torch.rand((), generator=g) < self.config.caption_dropout) for g in generators]
         prompts = [
-            EMPTY_CAPTION if torch.rand((), generator=g) < self.config.caption_dropout else example.prompt
-            for g, example in zip(generators, examples, strict=True)
+            EMPTY_CAPTION if drop and example.droppable else example.prompt
+            for drop, example in zip(dropped, examples, strict=True)
         ]
         shift = self.config.shift or scheduler_shift(self.scheduler, self._tokens(examples[0].latents))
-        sigmas = [shifted(_sigma(self.config, g), shift) for g in generators]
+        sigmas = [shifted(_sigma(self.config, g), shift * example.shift) for g, example in each]
         return self._batch(examples, prompts, torch.cat(sigmas), generators)
 
     def _batch(
@@ -96,8 +98,10 @@ class FlowLoss:
         noise = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators])
         text, pooled = self.task.embed(prompts)
         source = self._source(examples) if self.task.extra_channels else None
-        weight = _weight(examples)
-        batch = Batch(latents, text, pooled, sigmas, noise, source=source, weight=weight)
+        weight, reference = (
+            _stacked([getattr(e, name) for e in examples]) for name in ("weight", "reference")
+        )
+        batch = Batch(latents, text, pooled, sigmas, noise, source, reference, weight)
         return batch.to(next(self.transformer.parameters()).device)
 
     def _tokens(self, latents: Float[Tensor, "C H W"]) -> int:
@@ -109,9 +113,10 @@ class FlowLoss:
         return torch.stack([torch.zeros(shape) if e.source is None else e.source.float() for e in examples])
 
 
-def _weight(examples: Sequence[Example]) -> Float[Tensor, "B 1 H W"] | None:
-    weights = [example.weight for example in examples if example.weight is not None]
-    return torch.stack(weights) if weights else None
+def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """The parts that samples have, None if none has one."""
+    there = [part.float() for part in parts if part is not None]
+    return torch.stack(there) if there else None
 
 
 def _sigma(config: LossConfig, generator: torch.Generator) -> Float[Tensor, " 1"]:
