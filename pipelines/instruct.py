@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from dit_heads.families.conditioning import KINDS, conditioning_of
 from dit_heads.families.latents import encoded
 from dit_heads.pipelines.image_guidance import ImageGuidance, Text
 from dit_heads.pipelines.sources import Frame, Pixels, pictures_of
+from dit_heads.pipelines.vision import VisionTasks
 from dit_heads.training.widen import extra_channels, narrow
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -43,11 +44,12 @@ class InstructPipelineOutput(BaseOutput):
     images: Any
 
 
-class InstructPipeline:
+class InstructPipeline(VisionTasks):
     """Repaints pictures as an instruction says, with an SD3 or FLUX pipeline.
 
     >>> edit = InstructPipeline(pipe)   # doctest: +SKIP
     >>> image = edit("street.jpg", "make it night").images[0]   # doctest: +SKIP
+    >>> cubes = edit.segment("street.jpg", "cube").annotations[0]   # doctest: +SKIP
 
     The pipeline stays as it is: LoRAs, head guidance (`HeadGuidance(edit.pipe, ...)`), offloading, callbacks
     and progress bar are its own. Under head guidance with `rescale`, the standard deviation is that of all
@@ -105,28 +107,36 @@ class InstructPipeline:
             InputError: for pictures that cannot be read or differ in size, a size that the model cannot
                 place, and arguments that are not known or contradict each other.
         """
-        pipe = self.pipe
         scale = self._image_scale(image_guidance_scale)
-        _check_call(pipe, output_type, num_images_per_prompt, processing_resolution, call)
+        self._check_names(call)
+        _check_call(output_type, num_images_per_prompt, processing_resolution)
         sources = pictures_of(image)
         frame = self.frame(sources, processing_resolution)
         sources, call = _paired(sources, prompt, call)
         source = self.latents([frame.framed(each) for each in sources])
         source = source.repeat_interleave(num_images_per_prompt, 0)
-        own, text = _text_guidance(pipe, scale, len(source), call)
-        call |= {"height": frame.padded[0], "width": frame.padded[1]}
-        call |= {"num_images_per_prompt": num_images_per_prompt, "return_dict": False}
         form = "latent" if output_type == "latent" else "pt"
-        with ExitStack() as stack:
-            if self.conditioning == "channels":
-                stack.enter_context(narrow(pipe.transformer, source.shape[1]))
-            guidance = ImageGuidance(pipe, source, self.conditioning, scale=scale, text_scale=own, null=text)
-            stack.enter_context(guidance.attached())
-            images = pipe(**call, output_type=form)[0]
+        call |= {"num_images_per_prompt": num_images_per_prompt, "output_type": form}
+        images = self._painted(source, frame.padded, scale, call)
         if form == "pt":
             images = torch.stack([frame.restored(each) for each in images])
-            images = pipe.image_processor.postprocess(images, output_type, [False] * len(images))
+            images = self.pipe.image_processor.postprocess(images, output_type, [False] * len(images))
         return InstructPipelineOutput(images) if return_dict else (images,)
+
+    def _painted(
+        self, source: Float[Tensor, "n C h w"], size: tuple[int, int], scale: float, call: dict[str, Any]
+    ) -> Any:
+        """What the pipeline puts out for pictures of this size, with the latents of a source for each."""
+        own, null = _text_guidance(self.pipe, scale, len(source), call)
+        call |= {"height": size[0], "width": size[1], "return_dict": False}
+        guidance = ImageGuidance(self.pipe, source, self.conditioning, scale=scale, text_scale=own, null=null)
+        with self._narrow(source.shape[1]), guidance.attached():
+            return self.pipe(**call)[0]
+
+    def _narrow(self, channels: int) -> AbstractContextManager[None]:
+        """The transformer's config as the pipeline has to read it: without the channels of the source."""
+        is_wide = self.conditioning == "channels"
+        return narrow(self.pipe.transformer, channels) if is_wide else nullcontext()
 
     @property
     def token_side(self) -> int:
@@ -157,6 +167,21 @@ class InstructPipeline:
         pipe.maybe_free_model_hooks()  # under model offloading, the autoencoder would stay beside the rest
         return torch.cat(found)
 
+    def _check_names(self, call: Mapping[str, Any]) -> None:
+        """Refuse arguments that are not the pipeline's, or contradict the source."""
+        theirs = inspect.signature(self.pipe.__call__).parameters
+        ours = [name for name in inspect.signature(InstructPipeline.__call__).parameters if name != "self"]
+        is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in theirs.values())
+        for name, value in call.items():
+            if name in REFUSED and value is not None:
+                raise InputError(f"{name}: expected none, since {REFUSED[name]}, got {type(value).__name__}")
+            if name not in theirs and not is_open:
+                near = difflib.get_close_matches(name, [*ours, *theirs], 1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                kind = type(self.pipe).__name__
+                raise InputError(f"{name}: InstructPipeline and its {kind} take no such argument{hint}")
+        whole_number("num_inference_steps", call.get("num_inference_steps", 1), 1)
+
     def _image_scale(self, scale: float | None) -> float:
         if scale is None:
             return 1.0 if pipelines_of(self.pipe.transformer).distilled else USUAL_SCALE
@@ -184,22 +209,10 @@ def _advice(conditioning: str, channels: int) -> str:
     return f"load a LoRA of the instruct task, widen(pipe.transformer, {channels}), or choose '{other}'"
 
 
-def _check_call(pipe: Any, output_type: str, count: Any, longest: Any, call: Mapping[str, Any]) -> None:
-    theirs = inspect.signature(pipe.__call__).parameters
-    open_ = any(parameter.kind is parameter.VAR_KEYWORD for parameter in theirs.values())
-    ours = [name for name in inspect.signature(InstructPipeline.__call__).parameters if name != "self"]
-    for name, value in call.items():
-        if name in REFUSED and value is not None:
-            raise InputError(f"{name}: expected none, since {REFUSED[name]}, got {type(value).__name__}")
-        if name not in theirs and not open_:
-            near = difflib.get_close_matches(name, [*ours, *theirs], 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            kind = type(pipe).__name__
-            raise InputError(f"{name}: InstructPipeline and its {kind} take no such argument{hint}")
+def _check_call(output_type: str, count: Any, longest: Any) -> None:
     if output_type not in OUTPUT_TYPES:
         raise InputError(f"output_type: expected {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
     whole_number("num_images_per_prompt", count, 1)
-    whole_number("num_inference_steps", call.get("num_inference_steps", 1), 1)
     whole_number("processing_resolution", longest, 0)
 
 
