@@ -132,6 +132,9 @@ class LossConfig:
     """Weight of each panel in the loss, row by row. By default all count the same."""
     caption_dropout: Share = 0.05
     """Share of samples that are trained without their caption."""
+    pixel_weight: NotNegative = 0.0
+    """Weight of the error of decoded pixels, of the clean picture that each prediction implies, beside the
+    error of latents. It costs a pass through the decoder and back."""
     prior: Folder | None = None
     """Folder of captioned pictures that the model should go on generating as before (prior preservation)."""
     prior_weight: NotNegative = 1.0

@@ -15,8 +15,13 @@ if TYPE_CHECKING:
         StableDiffusion3HeadsPipeline,
     )
     from dit_heads.pipelines.in_context import InContextPipeline, InContextPipelineOutput
-    from dit_heads.pipelines.instruct import InstructPipeline, InstructPipelineOutput
+    from dit_heads.pipelines.instruct import (
+        InstructPipeline,
+        InstructPipelineOutput,
+        with_instruct_lora,
+    )
     from dit_heads.pipelines.modular import HeadPerturbationGuidance
+    from dit_heads.pipelines.vision_output import VisionOutput
 
 __all__ = [
     "FluxHeadsImg2ImgPipeline",
@@ -30,6 +35,8 @@ __all__ = [
     "StableDiffusion3HeadsImg2ImgPipeline",
     "StableDiffusion3HeadsInpaintPipeline",
     "StableDiffusion3HeadsPipeline",
+    "VisionOutput",
+    "with_instruct_lora",
 ]
 
 _HOME = dict.fromkeys(__all__, "dit_heads.pipelines.guided") | {
@@ -38,5 +45,7 @@ _HOME = dict.fromkeys(__all__, "dit_heads.pipelines.guided") | {
     "InContextPipelineOutput": "dit_heads.pipelines.in_context",
     "InstructPipeline": "dit_heads.pipelines.instruct",
     "InstructPipelineOutput": "dit_heads.pipelines.instruct",
+    "VisionOutput": "dit_heads.pipelines.vision_output",
+    "with_instruct_lora": "dit_heads.pipelines.instruct",
 }
 __getattr__, __dir__ = lazy_exports(globals(), _HOME)

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from dit_heads.errors import InputError, finite_number, whole_number
 from dit_heads.families import class_names, pipeline_names, pipelines_of, training_of
 from dit_heads.families.conditioning import KINDS, conditioning_of
 from dit_heads.families.latents import encoded
+from dit_heads.loras.weights.files import load_lora, run_settings
 from dit_heads.pipelines.image_guidance import ImageGuidance, Text
 from dit_heads.pipelines.sources import Frame, Pixels, pictures_of
 from dit_heads.pipelines.vision import VisionTasks
@@ -71,6 +73,7 @@ class InstructPipeline(VisionTasks):
             raise InputError(f"pipe: expected one of {', '.join(known)}, got {type(pipe).__name__}")
         self.pipe: Any = pipe
         self.conditioning = conditioning
+        self.text_tokens: int | None = None  # what the last text encoder reads where a call does not say it
         conditioning_of(pipe.transformer, conditioning)
         _check_width(pipe, conditioning)
 
@@ -127,6 +130,8 @@ class InstructPipeline(VisionTasks):
         self, source: Float[Tensor, "n C h w"], size: tuple[int, int], scale: float, call: dict[str, Any]
     ) -> Any:
         """What the pipeline puts out for pictures of this size, with the latents of a source for each."""
+        if self.text_tokens is not None:
+            call.setdefault("max_sequence_length", self.text_tokens)
         own, null = _text_guidance(self.pipe, scale, len(source), call)
         call |= {"height": size[0], "width": size[1], "return_dict": False}
         guidance = ImageGuidance(self.pipe, source, self.conditioning, scale=scale, text_scale=own, null=null)
@@ -186,6 +191,26 @@ class InstructPipeline(VisionTasks):
         if scale is None:
             return 1.0 if pipelines_of(self.pipe.transformer).distilled else USUAL_SCALE
         return finite_number("image_guidance_scale", scale, 0)
+
+
+def with_instruct_lora(pipe: Any, path: str | Path, name: str = "instruct") -> InstructPipeline:
+    """A pipeline with a LoRA of the instruct task, which sees pictures and reads text as it was trained to.
+
+    Args:
+        pipe: A `StableDiffusion3Pipeline` or `FluxPipeline`; it gets the LoRA as its only active adapter.
+        path: The LoRA's file.
+        name: Of the adapter.
+
+    Raises:
+        InputError: for a file that was not trained for this task, or that does not fit.
+    """
+    settings = run_settings(path)
+    if settings.get("task") != "instruct":
+        raise InputError(f"path: expected a LoRA of the task instruct, got '{path}'")
+    load_lora(pipe, path, name)
+    edit = InstructPipeline(pipe, settings["instruct"]["conditioning"])
+    edit.text_tokens = settings["data"]["text_tokens"]
+    return edit
 
 
 # --- arguments ---

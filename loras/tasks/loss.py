@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dit_heads.families import pipelines_of
+from dit_heads.families.latents import denormalised
 from dit_heads.loras.config import LossConfig
 from dit_heads.loras.tasks.task import EMPTY_CAPTION, Example, Task
 from dit_heads.training.batch import Batch
@@ -33,6 +34,7 @@ class FlowLoss:
         batch_size: samples in a batch, over all processes.
         seed: of noise, noise levels and dropout.
         scheduler: config of the pipeline's scheduler, whose shift noise levels get unless `config` has one.
+        vae: the autoencoder, whose decoded pixels are compared if `config` gives them a weight.
     """
 
     def __init__(
@@ -44,13 +46,15 @@ class FlowLoss:
         batch_size: int,
         seed: int,
         scheduler: Any,
+        vae: Any = None,
     ) -> None:
         self.transformer, self.task, self.config = transformer, task, config
-        self.batch_size, self.seed, self.scheduler = batch_size, seed, scheduler
+        self.batch_size, self.seed, self.scheduler, self.vae = batch_size, seed, scheduler, vae
 
     def __call__(self, part: Part, _: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
         examples = self.task.examples(part, self.batch_size)
-        loss = self._noised(examples, part, "set").loss(self.transformer)
+        clean = self._pixel_loss if self.config.pixel_weight else None
+        loss = self._noised(examples, part, "set").loss(self.transformer, clean)
         prior = self.task.prior(part, self.batch_size)
         if not prior:
             return loss, {}
@@ -103,6 +107,15 @@ class FlowLoss:
         )
         batch = Batch(latents, text, pooled, sigmas, noise, source, reference, weight)
         return batch.to(next(self.transformer.parameters()).device)
+
+    def _pixel_loss(
+        self, implied: Float[Tensor, "B C H W"], latents: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, ""]:
+        """The mean distance of decoded pixels in [-1, 1] (Edit2Perceive, arXiv 2511.18673), weighted."""
+        wanted, got = (denormalised(self.vae, part.to(self.vae.dtype)) for part in (latents, implied))
+        with torch.no_grad():
+            target = self.vae.decode(wanted).sample
+        return self.config.pixel_weight * (self.vae.decode(got).sample - target).abs().mean()
 
     def _tokens(self, latents: Float[Tensor, "C H W"]) -> int:
         """Number of image tokens of a picture."""

@@ -173,7 +173,7 @@ def test_a_pipeline_that_cannot_see_a_source_so_is_refused():
 
 def test_without_text_encoders_the_null_text_has_to_be_given():
     pipe = pipeline("flux", "channels")
-    given = {name: t for name, t in prompts().items() if not name.startswith("negative")}
+    given: Any = {name: t for name, t in prompts().items() if not name.startswith("negative")}
     with pytest.raises(
         InputError, match="negative_prompt_embeds, negative_pooled_prompt_embeds: expected them"
     ):

@@ -22,7 +22,7 @@ from dit_heads.tasks.query import Query
 from tests.saved import tiny_pipeline
 
 PAIRS = WorldPairs("train", 8)
-QUERIES = {
+QUERIES: dict[Any, Query] = {
     "segment": Query("segment", ("object",)),
     "instances": Query("instances", ("object",)),
     "detect": Query("detect", ("object",)),
@@ -67,7 +67,7 @@ def answer(index: int, task: Any, size: tuple[int, int] = (128, 128)) -> tuple[I
 
 
 @pytest.mark.parametrize("task", QUERIES)
-def test_an_answer_that_is_painted_rightly_is_read_rightly(task: str, monkeypatch: pytest.MonkeyPatch):
+def test_an_answer_that_is_painted_rightly_is_read_rightly(task: Any, monkeypatch: pytest.MonkeyPatch):
     pictures, found, painted = zip(*(answer(index, task) for index in range(3)), strict=True)
     output = ASKED[task](seeing(monkeypatch, painted), list(pictures), batch_size=2)
     assert output.uncertainty is None and len(output.image) == 3

@@ -1,8 +1,8 @@
 """The instruct task: what a run asks, what it leaves out, and that it trains, saves, loads and draws."""
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, FluxTransformer2DModel, SD3Transformer2DModel
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from dit_heads.embedded.pairs import WorldPairs
@@ -21,14 +21,9 @@ from dit_heads.loras.base import latents_of
 from dit_heads.loras.config import AdapterConfig, InstructConfig, TrainConfig, config_of
 from dit_heads.loras.tasks.instruct import Instruct
 from dit_heads.loras.tasks.loss import FlowLoss
-from dit_heads.loras.tasks.pairs import Questions, mirrored
 from dit_heads.loras.tasks.task import EMPTY_CAPTION, Example
 from dit_heads.loras.train import train
-from dit_heads.loras.weights.files import load_lora
-from dit_heads.pipelines.instruct import InstructPipeline
-from dit_heads.tasks.annotations import Boxes
-from dit_heads.tasks.codecs import CODECS
-from dit_heads.tasks.query import TASKS
+from dit_heads.pipelines.instruct import InstructPipeline, with_instruct_lora
 from dit_heads.training.loop import Part
 from dit_heads.training.widen import input_of, widen
 from tests.saved import tiny_flux_pipeline, tiny_pipeline
@@ -61,78 +56,8 @@ def settings(model: Path, out: Path, way: str = "channels", **sections: dict[str
         "watch": {"sample_every": 2, "sample_steps": 2, "guidance_scale": 1.0},
         "instruct": {"conditioning": way, "scenes": 5, "validation_scenes": 1, "tasks": ["segment", "depth"]},
     }
-    merged = {name: {**part, **sections.get(name, {})} for name, part in chosen.items()}
+    merged = {name: {**chosen.get(name, {}), **sections.get(name, {})} for name in {**chosen, **sections}}
     return config_of({"task": "instruct", "model": str(model), "out": str(out), **merged})
-
-
-def questions(**changed: Any) -> Questions:
-    given: dict[str, Any] = {"pairs": WorldPairs("train", 40, SIDE), "tasks": TASKS, "weights": (1.0,) * 5}
-    given |= {
-        "variety": 2,
-        "flip": True,
-        "seed": 0,
-        "words": lambda query, key: CODECS[query.task].prompt(query),
-    }
-    return Questions(**given | changed)
-
-
-# --- what is asked ---
-
-
-def test_tasks_come_as_often_as_their_weights_say():
-    asked = questions(tasks=("segment", "depth", "detect"), weights=(1.0, 3.0, 0.0))
-    found = Counter(q.query.task for step in range(60) for q in asked.batch_at(step, 10))
-    assert found.keys() == {"segment", "depth"} and 2.4 < found["depth"] / found["segment"] < 3.8
-
-
-def test_a_batch_depends_on_its_step_and_the_seed_alone():
-    first, second = questions(), questions()
-    [first.batch_at(step, 4) for step in range(3)]
-    assert [q.words for q in first.batch_at(7, 4)] == [q.words for q in second.batch_at(7, 4)]
-    other = questions(seed=1).batch_at(7, 4)
-    assert [q.index for q in other] != [q.index for q in second.batch_at(7, 4)]
-
-
-def test_a_picture_has_no_more_questions_of_a_task_than_were_asked_for():
-    """So that the cache of encoded answers is bounded."""
-    asked = questions(tasks=("segment",), weights=(1.0,), variety=2)
-    found: dict[int, set[str]] = {}
-    for step in range(200):
-        for q in asked.batch_at(step, 4):
-            found.setdefault(q.index, set()).add(q.target.key)
-    assert max(map(len, found.values())) <= 4  # two questions, mirrored or not
-    assert len(found) == 40
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_picture_and_answer_are_mirrored_together(task: Any):
-    question = questions().asked(2, task, 0, "")
-    flipped = replace(question, flip=True)
-    picture, turned = (np.asarray(q.source.composite()) for q in (question, flipped))
-    assert np.array_equal(picture[:, ::-1], turned)
-    assert flipped.source.key != question.source.key and flipped.target.key != question.target.key
-    answer, other = (np.asarray(q.target.composite()) for q in (question, flipped))
-    if task == "instances":  # its colours follow the places
-        assert np.array_equal(answer[:, ::-1].any(-1), other.any(-1))
-    else:
-        assert np.array_equal(answer[:, ::-1] if task != "classify" else answer, other)
-    again = mirrored(mirrored(question.annotation()))
-    for name, value in vars(question.annotation()).items():
-        assert np.array_equal(value, getattr(again, name))
-
-
-def test_mirrored_boxes_stay_boxes():
-    box = Boxes(np.array([[1.0, 2.0, 5.0, 9.0]]), ("cube",), (10, 20))
-    assert mirrored(box).boxes.tolist() == [[15.0, 2.0, 19.0, 9.0]]  # pyright: ignore
-
-
-def test_a_hundred_thousand_pictures_cost_nothing_to_begin_with():
-    asked = questions(pairs=WorldPairs("train", 100_000, SIDE))
-    rendered = asked.pairs._rendered.cache_info()  # pyright: ignore
-    batch = asked.batch_at(0, 16)
-    assert len({q.index for q in batch}) == 16 and rendered.misses == 0
-    assert all(q.source.key for q in batch)
-    assert asked.pairs._rendered.cache_info().misses == 0  # pyright: ignore
 
 
 # --- what is left out ---
@@ -192,19 +117,18 @@ def test_a_run_trains_saves_loads_and_draws(kind: str, way: str, models: dict[st
 
     pipe: Any = DiffusionPipeline.from_pretrained(models[kind])
     pipe.set_progress_bar_config(disable=True)
-    load_lora(pipe, file, "instruct")
+    see = with_instruct_lora(pipe, file)
+    assert (see.conditioning, see.text_tokens) == (way, 8)
     question = Instruct.of(config).held_out.asked(0, "depth", 0, "validation")
-    image = InstructPipeline(pipe, way)(
+    image = see(
         question.source.composite(),
         question.words,
         image_guidance_scale=1.0,
         guidance_scale=1.0,
         num_inference_steps=2,
-        max_sequence_length=8,
         generator=torch.Generator().manual_seed(config.seed),
     ).images[0]
     assert np.abs(np.asarray(image).astype(int) - stored).max() <= 1
-    pipe.set_adapters("instruct", 0.0)
 
 
 @pytest.mark.parametrize("kind", PIPELINES)
@@ -249,6 +173,40 @@ def test_one_step_is_the_gradient_of_the_loss_written_out(
         v = velocity_of(pipe.transformer, text, pooled, **seen)(x, batch.sigmas)
         loss, _ = loss_of(Part(0, 0, 1), torch.Generator())
     assert_close(loss, (v - (batch.noise - latents)).pow(2).mean())
+
+
+@pytest.mark.parametrize("kind", PIPELINES)
+def test_decoded_pixels_may_count_too(kind: str, models: dict[str, Path], tmp_path: Path):
+    """The prediction v implies the clean latents x - s v."""
+    pipe: Any = PIPELINES[kind]()
+    config = settings(models[kind], tmp_path, "tokens", loss={"pixel_weight": 2.0})
+    latents, source = (torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(k)) for k in (1, 2))
+    example = Example("a", latents, reference=source)
+    text, pooled = torch.randn(1, 3, 32), torch.randn(1, 16 if kind == "flux" else 32)
+    task: Any = SimpleNamespace(
+        extra_channels=0, embed=lambda _: (text, pooled), examples=lambda *_: [example], prior=lambda *_: []
+    )
+    options: Any = {"batch_size": 1, "seed": 0, "scheduler": pipe.scheduler.config, "vae": pipe.vae}
+    loss_of = FlowLoss(pipe.transformer, task, config.loss, **options)
+    loss, _ = loss_of(Part(0, 0, 1), torch.Generator())
+    gradient = torch.autograd.grad(loss, pipe.transformer.proj_out.weight)[0]
+    assert gradient.abs().max() > 0
+    batch = loss_of._noised([example], Part(0, 0, 1), "set")
+    s = batch.sigmas.view(-1, 1, 1, 1)
+    x = (1 - s) * latents + s * batch.noise
+    with torch.no_grad():
+        v = velocity_of(pipe.transformer, text, pooled, reference=source[None])(x, batch.sigmas)
+        pixels, right = (pipe.vae.decode(t / 1.5 + 0.06).sample for t in (x - s * v, latents[None]))
+    expected = (v - (batch.noise - latents)).pow(2).mean() + 2.0 * (pixels - right).abs().mean()
+    assert_close(loss.detach(), expected)
+
+
+def test_a_lora_of_another_task_is_refused(models: dict[str, Path], tmp_path: Path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="path: expected a LoRA of the task instruct, got"):
+        with_instruct_lora(tiny_pipeline(), tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="path: cannot read"):
+        with_instruct_lora(tiny_pipeline(), tmp_path / "none.safetensors")
 
 
 # --- real architectures, without weights ---
