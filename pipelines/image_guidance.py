@@ -71,8 +71,8 @@ class ImageGuidance:
         hooks = self._transformer._forward_pre_hooks.values()
         if any(isinstance(getattr(hook, "__self__", None), ImageGuidance) for hook in hooks):
             raise InputError(
-                "pipe: its transformer is answering another call of InstructPipeline, in a callback or another "
-                "thread; use a pipeline of its own for each thread"
+                "pipe: its transformer is answering another call of InstructPipeline, in a callback or in "
+                "another thread; use a pipeline of its own for each"
             )
         with ExitStack() as undo:
             for register, hook, first in (
