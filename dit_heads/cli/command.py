@@ -42,6 +42,7 @@ COMMANDS = {
     "presets": Entry("presets", "Presets", "list head sets that have a name"),
     "hunt": Entry("hunt", "Hunt", "search for the heads that raise an objective"),
     "tune": Entry("hunt", "Tune", "sweep scale and softness of the heads that a search found"),
+    "demo": Entry("demo", "Demo", "open the demo: a page in the browser"),
     "train": Entry("train", "Train", "train a LoRA on sets of images"),
 }
 TRACEBACK = "--traceback"

@@ -148,6 +148,20 @@ class Keywords:
 
 
 @dataclass(frozen=True)
+class Conditioning:
+    """A way to show a transformer the latents of a source picture, of the size of the noisy ones.
+
+    beside: (call, source [B, C, h, w]) -> the call with the source in it.
+    alone: (prediction, the call without the source) -> what is predicted of the noisy latents.
+    covered: height and width of a picture -> those of the area that the transformer then reads.
+    """
+
+    beside: Callable[[Call, Tensor], dict[str, Any]]
+    alone: Callable[[Tensor, Call], Tensor] = lambda prediction, call: prediction
+    covered: Callable[[int, int], tuple[int, int]] = lambda height, width: (height, width)
+
+
+@dataclass(frozen=True)
 class Pipelines:
     """How a family's ordinary pipelines draw.
 
@@ -160,6 +174,11 @@ class Pipelines:
     noise: the latents that a pipeline would start from: (pipe, pictures, height and width in pixels,
         dtype, generator) -> as `pack` puts them out.
     largest_side: the most pixels that a side can have, None for no limit.
+    text_of: text [B, L, D] and pooled text [B, P] of a call.
+    with_text: the call with another text.
+    tokens: how the tokens of a source picture stand in the sequence, None if they cannot.
+    cfg_scale: the argument that is the scale of real CFG.
+    cfg_calls: how many calls real CFG makes in a step.
     patch: latents along the side of an image token.
     """
 
@@ -173,6 +192,11 @@ class Pipelines:
     latent_size: Callable[[Call], tuple[int, int]]
     noise: Callable[[Any, int, tuple[int, int], Any, Any], Tensor]
     largest_side: Callable[[Any], int | None]
+    text_of: Callable[[Call], tuple[Tensor, Tensor]]
+    with_text: Callable[[Call, Tensor, Tensor], dict[str, Any]]
+    tokens: Conditioning | None
+    cfg_scale: str
+    cfg_calls: int
     patch: int = 2
 
     def fills(self, pipe: object) -> bool:
