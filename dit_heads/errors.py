@@ -1,13 +1,13 @@
-"""The error of our own checks, told apart from bugs."""
+"""Errors that our own checks raise, as opposed to bugs."""
 
 
 class InputError(ValueError):
-    """What the user gave cannot be honoured: it names the argument, what was expected and what came.
+    """Input that cannot be honoured. The message names the argument, what was expected and what came.
 
-    The command shows it as one line and ends with exit code 2; any other exception is a bug, and shows its
-    traceback.
+    The command prints the message alone and exits with code 2. Any other exception is a bug and is shown with
+    its traceback.
     """
 
 
 class FileError(InputError, OSError):
-    """A file that cannot be written, as on a full disk: it names the file."""
+    """A file that cannot be written, for instance because the disk is full. The message names the file."""

@@ -1,5 +1,7 @@
-"""Pipelines on top of the core: drop-in classes with head guidance, a guider for modular diffusers, and sets
-of pictures; imports the core, never the reverse. Exports are imported on first use."""
+"""Pipelines: drop-in classes with head guidance, a guider for Modular Diffusers, and In-Context LoRA sets.
+
+Exports are imported on first use.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from dit_heads.families.flux import pack
 from dit_heads.loras.weights.low_rank import LowRank
 from dit_heads.training.flow import flow_matching_loss
-from tests.shapes import HOOKED, checked
+from tests.shapes import HOOKED, checked, shapes_unchecked
 from tests.test_package import modules
 
 
@@ -90,3 +90,10 @@ def test_a_checked_function_compiles_in_one_graph():
 def test_the_package_itself_imports_no_checker():
     script = "import sys, dit_heads.families.flux; print('beartype' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "False"
+
+
+def test_shapes_can_be_left_unchecked_to_test_what_users_meet():
+    with shapes_unchecked(), pytest.raises(ValueError, match="not enough values to unpack"):
+        pack(torch.zeros(1, 16, 4))
+    with pytest.raises(TypeCheckError):
+        pack(torch.zeros(1, 16, 4))

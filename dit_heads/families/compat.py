@@ -1,4 +1,4 @@
-"""What we take from diffusers, torch and accelerate that they keep private or do not document."""
+"""Private and undocumented parts of diffusers, torch and accelerate that we rely on."""
 
 import functools
 import inspect
@@ -26,19 +26,19 @@ __all__ = [
 
 
 def retrieve_latents(encoded: Any, **options: Any) -> Any:
-    """diffusers' own. The import of its module prints that torchvision is missing, so it comes late."""
+    """diffusers' own function. It is imported late: its module prints a warning if torchvision is missing."""
     from diffusers.pipelines.stable_diffusion_3 import pipeline_stable_diffusion_3_inpaint as inpaint
 
     return inpaint.retrieve_latents(encoded, **options)
 
 
 def hook_names(module: Any) -> Collection[str]:
-    """The hooks that diffusers has put on a module: offloading, casting, caches."""
+    """Names of diffusers' hooks on a module: offloading, casting, caches."""
     return getattr(vars(module).get("_diffusers_hook"), "hooks", {}).keys()
 
 
 def is_compiled(module: Any) -> bool:
-    """Whether a module, or its `forward`, is compiled by torch."""
+    """Whether torch has compiled a module or its `forward`."""
     own = vars(module).get("forward")
     return (
         module._compiled_call_impl is not None
@@ -48,8 +48,11 @@ def is_compiled(module: Any) -> bool:
 
 
 def forward_is_replaced(module: Any) -> bool:
-    """Whether somebody has put another `forward` on this module or on its class. accelerate and diffusers do
-    so for their hooks, which call the one before; a method of the class stays when these are taken off."""
+    """Whether a module or its class has had its `forward` replaced.
+
+    Wrappers of accelerate and diffusers, which call the original, do not count. When they are removed, they
+    leave a bound method of the class on the module, which does not count either.
+    """
     own = vars(module).get("forward")
     while isinstance(own, functools.partial) and own.func.__module__ in _HOOKS:
         own = own.__wrapped__  # pyright: ignore[reportAttributeAccessIssue]
@@ -61,7 +64,7 @@ _HOOKS = ("accelerate.hooks", "diffusers.hooks.hooks")
 
 
 def _is_patched(kind: type) -> bool:
-    """Whether the `forward` of a class is not the one that it was defined with."""
+    """Whether a class has had its `forward` replaced."""
     home = next(parent for parent in kind.__mro__ if "forward" in vars(parent))
     forward = inspect.unwrap(vars(home)["forward"])
     defined = (home.__module__, f"{home.__qualname__}.forward")
@@ -69,8 +72,11 @@ def _is_patched(kind: type) -> bool:
 
 
 def surface(module: Any) -> tuple[Any, ...]:
-    """What a call of a module depends on beside its weights: parts, `forward`, hooks, compilation. Two that
-    differ show a change. Made before every call of a transformer: 1 ms for the 1300 modules of FLUX."""
+    """Everything but the weights that a call of a module depends on: parts, `forward`, hooks, compilation.
+
+    Two surfaces differ if the module has been changed. One is taken before every call of a transformer, which
+    takes 1 ms for the 1300 modules of FLUX.
+    """
     own = vars(module)
     registry = own.get("_diffusers_hook")
     hooks = None if registry is None else tuple(registry.hooks)
@@ -79,5 +85,5 @@ def surface(module: Any) -> tuple[Any, ...]:
 
 
 def kept_processors(transformer: Any) -> dict[str, Any]:
-    """The attention processors that `fuse_qkv_projections` has put aside, by name."""
+    """The attention processors that `fuse_qkv_projections` has replaced, by name."""
     return getattr(transformer, "original_attn_processors", None) or {}

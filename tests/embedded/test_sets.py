@@ -34,7 +34,8 @@ from dit_heads.embedded.sets import (
 )
 from dit_heads.embedded.world.captions import NAMES
 from dit_heads.embedded.world.data import ATTRIBUTES
-from dit_heads.embedded.world.render import EYE, SIZE, cast, render
+from dit_heads.embedded.world.geometry import cast
+from dit_heads.embedded.world.render import EYE, SIZE, render
 from dit_heads.embedded.world.scenes import HELD_OUT, SKIES, SPLITS, Scene, Solid
 from dit_heads.embedded.world.text import make_t5_tokenizer, unknown_words
 from dit_heads.loras.sets.captions import JointCaption, identities
