@@ -27,7 +27,8 @@ from dit_heads.errors import InputError
 from dit_heads.families import pipelines_of
 from dit_heads.families.latents import encoded
 from dit_heads.io.pictures import read_image, to_rgb
-from dit_heads.loras.sets.panels import Box, Grid, PanelFit, fit_panel, scaling_loss
+from dit_heads.loras.sets.grid import Box, Grid
+from dit_heads.loras.sets.panels import PanelFit, fit_panel, scaling_loss
 
 FLOW_SCHEDULERS = (
     FlowMatchEulerDiscreteScheduler,

@@ -17,10 +17,11 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from dit_heads.errors import InputError
+from dit_heads.errors import InputError, whole_number
 from dit_heads.families import class_names, pipeline_names, pipelines_of
 from dit_heads.loras.sets.captions import JointCaption, check_caption, warn_of_cuts
-from dit_heads.loras.sets.panels import Grid, PanelFit, split
+from dit_heads.loras.sets.grid import Grid
+from dit_heads.loras.sets.panels import PanelFit, split
 from dit_heads.pipelines.filling import Given, changed_by, fill_call, given_panels, latent_slices
 from dit_heads.tasks.markers import families, markers
 
@@ -177,9 +178,7 @@ def _check_names(pipe: Any, call: Mapping[str, Any]) -> None:
 def _count(call: Mapping[str, Any], name: str) -> int:
     """A number of steps or pictures; 1 by default."""
     count = call.get(name)
-    if count is not None and (not isinstance(count, int) or count < 1):
-        raise InputError(f"{name}: expected a whole number of at least 1, got {count!r}")
-    return 1 if count is None else count
+    return 1 if count is None else whole_number(name, count, 1)
 
 
 def _check_generators(generator: object, pictures: int) -> None:
@@ -256,7 +255,7 @@ def _warn_of_cuts(pipe: Any, call: Mapping[str, Any]) -> None:
         return
     usual = inspect.signature(pipe.__call__).parameters["max_sequence_length"].default
     captions = [call["prompt"]] if isinstance(call["prompt"], str) else call["prompt"]
-    warn_of_cuts(pipe, captions, call.get("max_sequence_length", usual))
+    warn_of_cuts(pipe, dict.fromkeys(captions, "prompt"), call.get("max_sequence_length", usual))
 
 
 def _prompt_count(call: Mapping[str, Any]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,7 +10,7 @@ from diffusers.guiders import BaseGuidance
 from diffusers.guiders.guider_utils import GuiderOutput
 from torch import Tensor, nn
 
-from dit_heads.errors import InputError
+from dit_heads.errors import InputError, finite_number
 from dit_heads.families import layout_of
 from dit_heads.guidance.branch import BranchRunner
 from dit_heads.guidance.perturb import Perturbation
@@ -69,8 +68,7 @@ class HeadPerturbationGuidance(BaseGuidance):
                 "head_guidance_start, head_guidance_stop: expected 0 <= start < stop <= 1, "
                 f"got {head_guidance_start} and {head_guidance_stop}"
             )
-        if not math.isfinite(head_guidance_scale):
-            raise InputError(f"head_guidance_scale: expected a finite number, got {head_guidance_scale}")
+        finite_number("head_guidance_scale", head_guidance_scale)
         self.heads, self.softness = HeadSet.parse(heads), softness
         self.perturbation = Perturbation(perturbation, region, temperature)
         self.head_guidance_scale, self.guidance_scale = head_guidance_scale, guidance_scale

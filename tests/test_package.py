@@ -21,8 +21,9 @@ PARTS = {
 BELOW = {
     "_lazy": [],
     "errors": [],
+    "compat": [],
     "settings": ["errors"],
-    "io": ["errors"],
+    "io": ["errors", "compat"],
     "heads": ["_lazy", "io", "settings"],
     "families": ["io", "heads"],
     "guidance": ["families"],
@@ -37,6 +38,7 @@ BELOW = {
     "cli": ["pipelines"],
     "demo": ["cli"],
 }
+
 
 def modules() -> Iterator[tuple[str, Path]]:
     """Every module of the package, by the name it is imported under."""

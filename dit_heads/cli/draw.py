@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from dit_heads import HeadGuidance, HeadSet
-from dit_heads.cli.generate import Settings, without_heads
+from dit_heads.cli.generate import GUIDANCE, Settings, without_heads
 from dit_heads.cli.warn import warn
 from dit_heads.errors import InputError
 from dit_heads.families import Family, layout_of
@@ -57,8 +57,7 @@ def guidance(pipe: Any, heads: HeadSet | None, settings: Settings) -> AbstractCo
     """The context manager that guides by heads, or one that does nothing."""
     if heads is None:
         return nullcontext()
-    strength = {name: getattr(settings, name) for name in ("scale", "softness", "start", "stop")}
-    return HeadGuidance(pipe, heads, **strength)
+    return HeadGuidance(pipe, heads, **{name: getattr(settings, name) for name in GUIDANCE})
 
 
 def call_arguments(settings: Settings) -> dict[str, Any]:

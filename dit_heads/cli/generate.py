@@ -21,6 +21,8 @@ Flag = tyro.conf.arg
 Share = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=16, le=8192)]
 MAX_SEED = 2**63 - 1
+GUIDANCE = ("scale", "softness", "perturbation", "region", "temperature", "start", "stop")
+"""Settings that only head guidance follows, by the names that `HeadGuidance` gives them."""
 
 
 @settings
@@ -39,6 +41,13 @@ class Settings:
     """Head guidance scale w; 0 turns head guidance off."""
     softness: Share = 1.0
     """How far the heads are perturbed, u, from 0 to 1."""
+    perturbation: Literal["identity", "uniform", "mean_query", "arg_max", "temperature"] = "identity"
+    """What replaces the attention map of a perturbed head."""
+    region: Literal["joint", "image", "image_to_image"] = "joint"
+    """Tokens whose attention is perturbed: all, those of the image, or (identity only) those of the image
+    among themselves."""
+    temperature: Annotated[float | None, Field(gt=0), Flag(metavar="TAU")] = None
+    """Temperature of the perturbation of that name."""
     start: Share = 0.0
     """Fraction of the steps after which head guidance begins."""
     stop: Share = 1.0
@@ -61,6 +70,10 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("prompt", "negative_prompt"):
             _check_text(name, getattr(self, name))
+        if (self.perturbation, self.region, self.temperature) != ("identity", "joint", None):
+            from dit_heads.guidance.perturb import Perturbation  # imports torch
+
+            Perturbation(self.perturbation, self.region, self.temperature)
         if self.start >= self.stop:
             raise InputError(f"start: expected less than stop = {self.stop}, got {self.start}")
         if self.seed + self.num_images - 1 > MAX_SEED:
@@ -146,7 +159,7 @@ def stored(settings: Settings) -> dict[str, Any]:
 def without_heads(settings: Settings) -> Settings:
     """The settings without those that only head guidance follows, and a warning that names them."""
     usual = {each.name: each.default for each in fields(Settings)}
-    idle = [name for name in ("scale", "softness", "start", "stop") if getattr(settings, name) != usual[name]]
+    idle = [name for name in GUIDANCE if getattr(settings, name) != usual[name]]
     if idle:
         warn(f"{', '.join(idle)}: without --heads there is no head guidance that would follow")
     return replace(settings, **{name: usual[name] for name in idle})

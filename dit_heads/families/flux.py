@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dit_heads.compat import FluxAttnProcessor, apply_rotary_emb
 from dit_heads.errors import InputError
 from dit_heads.families._family import (
     JOINT_PROJECTIONS,
@@ -29,7 +30,6 @@ from dit_heads.families._family import (
     every_row,
     head_counts,
 )
-from dit_heads.families.compat import FluxAttnProcessor, apply_rotary_emb
 from dit_heads.families.processors import (
     QKV,
     HeadProcessor,

@@ -7,7 +7,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from dit_heads.families.compat import retrieve_latents
+from dit_heads.compat import retrieve_latents
 
 
 def encoded(vae: Any, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dit_heads.compat import dispatch_attention_fn
 from dit_heads.errors import InputError
-from dit_heads.families.compat import dispatch_attention_fn
 
 HEAD_WEIGHTS = "head_weights"  # the key under which a block's weights travel to its processors
 QKV = tuple[Float[Tensor, "b h n d"], Float[Tensor, "b h n d"], Float[Tensor, "b h n d"]]

@@ -8,6 +8,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from dit_heads.compat import FusedJointAttnProcessor2_0, JointAttnProcessor2_0
 from dit_heads.errors import InputError
 from dit_heads.families._family import (
     JOINT_PROJECTIONS,
@@ -23,7 +24,6 @@ from dit_heads.families._family import (
     head_counts,
     second_half,
 )
-from dit_heads.families.compat import FusedJointAttnProcessor2_0, JointAttnProcessor2_0
 from dit_heads.families.processors import (
     QKV,
     HeadProcessor,

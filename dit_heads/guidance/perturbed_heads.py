@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dit_heads.errors import InputError
+from dit_heads.errors import InputError, finite_number
 from dit_heads.families import HeadLayout
-from dit_heads.guidance.checks import is_number
 from dit_heads.heads import HeadId, HeadSet
 
 Softness = float | Mapping[HeadId | str, float]
@@ -101,9 +100,9 @@ def _softness_of(
 ) -> dict[HeadId, float]:
     """u of every head. In a mapping whole blocks may stand for their heads."""
     if not isinstance(softness, Mapping):
-        return dict.fromkeys(heads, _checked_softness(softness))
+        return dict.fromkeys(heads, finite_number("softness", softness, 0, 1))
     found = {
-        head: _checked_softness(u)
+        head: finite_number("softness", u, 0, 1)
         for name, u in softness.items()
         for head in resolve(HeadSet.parse(str(name)))
     }
@@ -113,9 +112,3 @@ def _softness_of(
             f"softness: expected a number for each head of the set and no other, these differ: {differing}"
         )
     return found
-
-
-def _checked_softness(u: object) -> float:
-    if not is_number(u) or not 0 <= u <= 1:
-        raise InputError(f"softness: expected a number from 0 to 1, got {u!r}")
-    return float(u)

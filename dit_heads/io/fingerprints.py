@@ -7,14 +7,17 @@ import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import torch
-from accelerate.utils import align_module_device
-from accelerate.utils.modeling import has_offloaded_params
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from dit_heads.compat import (
+    align_module_device,
+    has_offloaded_params,
+    is_offloaded_to_disk,
+    is_traceable_wrapper_subclass,
+    plain_tensors,
+)
 from dit_heads.errors import InputError
 
 _THREADS = min(8, os.cpu_count() or 1)
@@ -39,7 +42,10 @@ def fingerprint(model: nn.Module) -> str:
     found: dict[str, str] = {}
     here: list[tuple[str, Tensor]] = []
     for path, module in model.named_modules():
-        _check_in_memory(module, path)
+        if is_offloaded_to_disk(module):
+            raise InputError(
+                f"{path or 'model'}: expected weights in memory, got some that are offloaded to disk"
+            )
         if has_offloaded_params(module):
             with align_module_device(module, torch.device("cpu")):
                 found |= {name: tensor_hash(tensor, name) for name, tensor in _own_tensors(module, path)}
@@ -69,7 +75,7 @@ def tensor_hash(tensor: Tensor, name: str = "tensor") -> str:
         raise InputError(
             f"{name}: expected a weight in memory, got one on the meta device (offloaded to disk?)"
         )
-    with torch._C.DisableTorchFunctionSubclass():  # GGUF's parameters would come back as GGUF's
+    with plain_tensors():
         plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return content_hash(head, plain.numpy().data)
 
@@ -98,13 +104,3 @@ def _own_tensors(module: nn.Module, path: str) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in kept.items():
         if name.split(".")[0] not in children and isinstance(tensor, Tensor):
             yield f"{path}.{name}", tensor
-
-
-def _check_in_memory(module: nn.Module, path: str) -> None:
-    """diffusers' group offloading to disk leaves uninitialised memory in place of weights."""
-    hooks: Any = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
-    group = getattr(hooks.get("group_offloading"), "group", None)
-    if getattr(group, "offload_to_disk_path", None) is not None:
-        raise InputError(
-            f"{path or 'model'}: expected weights in memory, got some that are offloaded to disk"
-        )

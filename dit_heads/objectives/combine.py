@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dit_heads.errors import InputError
+from dit_heads.errors import InputError, finite_number
 from dit_heads.objectives.objective import Objective, checked_scores, name_of, parts_of
 
 
@@ -25,9 +24,10 @@ class WeightedSum:
     """
 
     def __init__(self, weights: Mapping[Objective, float]) -> None:
-        if not weights or not all(math.isfinite(w) for w in weights.values()):
-            came = list(weights.values())
-            raise InputError(f"weights: expected a finite number for each objective, got {came}")
+        if not weights:
+            raise InputError("weights: expected an objective or more, got none")
+        for objective, weight in weights.items():
+            finite_number(f"weights: {_part(objective)}", weight)
         self.weights = dict(weights)
         self.name = " + ".join(f"{w:.12g} {_part(o)}" for o, w in weights.items())
 
@@ -62,8 +62,8 @@ class Threshold:
     def __init__(
         self, objective: Objective, gate: Objective, at_least: float, otherwise: float = 0.0
     ) -> None:
-        if not (math.isfinite(at_least) and math.isfinite(otherwise)):
-            raise InputError(f"at_least, otherwise: expected finite numbers, got {at_least}, {otherwise}")
+        finite_number("at_least", at_least)
+        finite_number("otherwise", otherwise)
         self.objective, self.gate, self.at_least, self.otherwise = objective, gate, at_least, otherwise
         self.name = f"{_part(objective)} if {_part(gate)} >= {at_least:.12g} else {otherwise:.12g}"
 

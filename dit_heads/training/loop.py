@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dit_heads.errors import InputError
+from dit_heads.errors import InputError, whole_number
 from dit_heads.training.checkpoints import (
     Progress,
     check_resumable,
@@ -126,8 +126,7 @@ def fit(
             and naming the step whose gradient is not finite, before it does harm.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the step is done and stored. For a single process.
     """
-    if config.accumulate < 1:
-        raise InputError(f"accumulate: expected at least 1, got {config.accumulate}")
+    whole_number("accumulate", config.accumulate, 1)
     state = process_state()
     if until is not None and state.num_processes > 1:
         raise InputError(
@@ -290,7 +289,8 @@ def _check_finite(norm: float, step: int, scaler: Any) -> None:
 
 
 def rate_at(step: int, config: FitConfig) -> float:
-    """The learning rate's share of its peak: linear warm-up, constant, then a cosine."""
+    """The learning rate's share of its peak at a step, counted from 0: linear warm-up, constant, then a
+    cosine."""
     if step < config.warmup:
         return (step + 1) / config.warmup
     decline = max(1.0, config.decline * (config.steps - config.warmup))
@@ -300,5 +300,11 @@ def rate_at(step: int, config: FitConfig) -> float:
 
 @torch.no_grad()
 def update_average(average: Mapping[str, Tensor], weights: Mapping[str, Tensor], decay: float) -> None:
-    """Move the averaged weights towards the weights, by the share 1 - decay."""
+    """Move averaged weights towards the weights, by the share 1 - decay.
+
+    Args:
+        average: averaged weights by name. They are changed in place.
+        weights: parameters in the same order.
+        decay: from 0 to 1.
+    """
     torch._foreach_lerp_(list(average.values()), [p.detach() for p in weights.values()], 1 - decay)

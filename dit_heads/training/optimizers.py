@@ -37,8 +37,13 @@ class Muon(torch.optim.Muon):
 
 
 def orthogonalised(matrix: Tensor, settings: Mapping[str, Any]) -> Tensor:
-    """A matrix with singular values near 1, by Newton and Schulz's iteration with the coefficients of
-    https://kellerjordan.github.io/posts/muon."""
+    """Move the singular values of a matrix to near 1, by Newton and Schulz's iteration with the coefficients
+    of https://kellerjordan.github.io/posts/muon.
+
+    Args:
+        matrix: of two axes.
+        settings: a parameter group of torch's Muon.
+    """
     a, b, c = settings["ns_coefficients"]
     wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
     x = wide / wide.norm().clamp(min=settings["eps"])
@@ -162,7 +167,14 @@ class Optimizer:
 
 
 def require_bitsandbytes(argument: str) -> Any:
-    """The bitsandbytes library. Raises InputError naming `argument` if it or a GPU is missing."""
+    """The bitsandbytes library.
+
+    Args:
+        argument: that asked for it, which the error names.
+
+    Raises:
+        InputError: the library or a GPU is missing.
+    """
     if not torch.cuda.is_available():
         raise InputError(f"{argument}: 8 bits need a CUDA GPU, this machine has none")
     try:

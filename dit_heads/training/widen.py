@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dit_heads.errors import InputError
+from dit_heads.errors import InputError, whole_number
 from dit_heads.families import InputProjection, family_of
 
 
@@ -33,8 +33,7 @@ def widen(transformer: Any, extra: int) -> Callable[[], None]:
         InputError: for another family, for a number below 1, and for a quantised or adapted input.
     """
     where = input_of(transformer)
-    if extra < 1:
-        raise InputError(f"extra: expected at least 1 channel, got {extra}")
+    whole_number("extra", extra, 1)
     parent, _, name = where.path.rpartition(".")
     owner, old = transformer.get_submodule(parent), transformer.get_submodule(where.path)
     before = {key: getattr(transformer.config, key) for key in ("in_channels", "out_channels")}
@@ -90,7 +89,7 @@ def reading(transformer: Any, source: Float[Tensor, "B C H W"]) -> Iterator[None
 
 
 def input_of(transformer: nn.Module) -> InputProjection:
-    """What reads the latents of a transformer. Raises InputError if it cannot be widened."""
+    """The module that reads the latents of a transformer. Raises `InputError` if it cannot be widened."""
     family = family_of(transformer)
     if family.training is None or family.training.input is None:
         raise InputError(f"transformer: expected one whose input can be widened, got one of {family.name}")

@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dit_heads.families import pipelines_of
 from dit_heads.loras.config import LossConfig
 from dit_heads.loras.tasks.task import EMPTY_CAPTION, Example, Task
 from dit_heads.training.batch import Batch
-from dit_heads.training.flow import flux_shift, logit_normal_sigmas, mode_sigmas, shifted
+from dit_heads.training.flow import logit_normal_sigmas, mode_sigmas, scheduler_shift, shifted
 from dit_heads.training.generators import keyed_generator
 from dit_heads.training.loop import Part
 
@@ -31,7 +32,7 @@ class FlowLoss:
         config: settings of the loss.
         batch_size: samples in a batch, over all processes.
         seed: of noise, noise levels and dropout.
-        shift: of noise levels as in `flow.shifted`, None for FLUX's by resolution.
+        scheduler: config of the pipeline's scheduler, whose shift noise levels get unless `config` has one.
     """
 
     def __init__(
@@ -42,10 +43,10 @@ class FlowLoss:
         *,
         batch_size: int,
         seed: int,
-        shift: float | None,
+        scheduler: Any,
     ) -> None:
         self.transformer, self.task, self.config = transformer, task, config
-        self.batch_size, self.seed, self.shift = batch_size, seed, shift
+        self.batch_size, self.seed, self.scheduler = batch_size, seed, scheduler
 
     def __call__(self, part: Part, _: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
         examples = self.task.examples(part, self.batch_size)
@@ -79,7 +80,7 @@ class FlowLoss:
             EMPTY_CAPTION if torch.rand((), generator=g) < self.config.caption_dropout else example.prompt
             for g, example in zip(generators, examples, strict=True)
         ]
-        shift = flux_shift(_tokens(examples[0].latents)) if self.shift is None else self.shift
+        shift = self.config.shift or scheduler_shift(self.scheduler, self._tokens(examples[0].latents))
         sigmas = [shifted(_sigma(self.config, g), shift) for g in generators]
         return self._batch(examples, prompts, torch.cat(sigmas), generators)
 
@@ -99,6 +100,10 @@ class FlowLoss:
         batch = Batch(latents, text, pooled, sigmas, noise, source=source, weight=weight)
         return batch.to(next(self.transformer.parameters()).device)
 
+    def _tokens(self, latents: Float[Tensor, "C H W"]) -> int:
+        """Number of image tokens of a picture."""
+        return latents[0].numel() // pipelines_of(self.transformer).patch ** 2
+
     def _source(self, examples: Sequence[Example]) -> Float[Tensor, "B S H W"]:
         shape = self.task.extra_channels, *examples[0].latents.shape[1:]
         return torch.stack([torch.zeros(shape) if e.source is None else e.source.float() for e in examples])
@@ -115,8 +120,3 @@ def _sigma(config: LossConfig, generator: torch.Generator) -> Float[Tensor, " 1"
     if config.timesteps == "mode":
         return mode_sigmas(1, generator, scale=config.mode_scale)
     return logit_normal_sigmas(1, generator, mean=config.timestep_mean, std=config.timestep_std)
-
-
-def _tokens(latents: Float[Tensor, "C H W"]) -> int:
-    """Tokens of a picture: one for each 2 x 2 latents."""
-    return latents.shape[1] * latents.shape[2] // 4

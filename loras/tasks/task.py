@@ -43,8 +43,8 @@ class Drawing:
 class Task(Protocol):
     """What a run teaches a transformer. The trainer brings the loop, the loss, the LoRA and the files.
 
-    A task is made from the settings of the run, and reads its data then. It is asked in this order: `plan`,
-    `prepare`, then the rest in any order."""
+    A task is made from the settings of the run, and reads its data then. `plan` is called first, then
+    `prepare`, then the other methods in any order."""
 
     extra_channels: int
     """Latent channels of a source that the transformer reads beside the noisy ones, 0 without a source."""
@@ -69,7 +69,12 @@ class Task(Protocol):
         ...
 
     def examples(self, part: Part, batch_size: int) -> list[Example]:
-        """The samples `part.index::part.count` of batch `part.step`, all of one size."""
+        """The samples of a part of a batch, all of one size.
+
+        Args:
+            part: `part.index::part.count` of batch `part.step`.
+            batch_size: number of samples in the whole batch, over all processes.
+        """
         ...
 
     def prior(self, part: Part, batch_size: int) -> list[Example]:

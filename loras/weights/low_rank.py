@@ -36,6 +36,7 @@ class LowRank:
 
     @property
     def rank(self) -> int:
+        """Number of rows of A."""
         return len(self.a)
 
     @property
@@ -52,6 +53,7 @@ class Lora:
 
     @property
     def dora(self) -> bool:
+        """Whether magnitudes are trained, too."""
         return any(change.magnitude is not None for change in self.modules.values())
 
     def tensors(self) -> dict[str, Tensor]:
@@ -81,9 +83,19 @@ class Lora:
 
 
 def check_fits(lora: Lora, transformer: nn.Module, label: str = "lora: it") -> None:
-    """Raise ValueError unless each module of the LoRA is a linear one of the transformer, of its shape, and
-    all have magnitudes or none; the message begins with `label`. The input projection may be a convolution,
-    and the LoRA may read more channels than it does."""
+    """Refuse a LoRA that does not fit a transformer.
+
+    Each module has to be a linear one of the transformer, of its shape, and all have magnitudes or none. The
+    input projection may be a convolution, and the LoRA may read more channels than it does.
+
+    Args:
+        lora: what to check.
+        transformer: the model that it is for.
+        label: what the message begins with.
+
+    Raises:
+        InputError: naming the first modules that do not fit.
+    """
     linear, projection = linear_modules(transformer), input_projection(transformer)
     problems = {}
     for name, change in lora.modules.items():
@@ -113,7 +125,7 @@ def _input_misfit(change: LowRank, module: Any) -> str | None:
 
 
 def missing_channels(lora: Lora, transformer: nn.Module) -> int:
-    """Latent channels that the LoRA reads and the transformer does not."""
+    """Number of latent channels that a LoRA reads and a transformer does not."""
     projection = input_projection(transformer)
     if projection is None or projection.path not in lora.modules:
         return 0
@@ -143,7 +155,13 @@ def linear_modules(transformer: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def raise_for(problems: Mapping[str, str], label: str, transformer: nn.Module) -> None:
-    """Raise ValueError if there are problems, by key; the message begins with `label`."""
+    """Raise an `InputError` if there are problems.
+
+    Args:
+        problems: what is wrong, by the key of a file or the name of a module.
+        label: what the message begins with.
+        transformer: the model that does not fit.
+    """
     if problems:
         shown = "; ".join(f"'{key}': {why}" for key, why in list(problems.items())[:_SHOWN])
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
@@ -152,9 +170,9 @@ def raise_for(problems: Mapping[str, str], label: str, transformer: nn.Module) -
 
 
 def require_peft() -> Any:
-    """The peft library. Raises ImportError that says how to get it."""
+    """The peft library. Raises `InputError` that says how to install it."""
     try:
         import peft
     except ImportError as error:
-        raise ImportError(NEEDS) from error
+        raise InputError(NEEDS) from error
     return peft

@@ -282,7 +282,7 @@ def test_a_weighted_sum_keeps_weights_of_its_own(images):
 
 @pytest.mark.parametrize("weights", [{}, {brightness: math.nan}, {brightness: 1.0, redness: math.inf}])
 def test_a_sum_of_nothing_or_of_odd_weights_is_refused(weights):
-    with pytest.raises(ValueError, match="weights: expected a finite number for each objective, got"):
+    with pytest.raises(ValueError, match=r"weights: .*expected (a finite number|an objective or more), got"):
         WeightedSum(weights)
 
 
@@ -295,7 +295,7 @@ def test_a_threshold_takes_what_passes_the_gate():
 
 @pytest.mark.parametrize("bounds", [(math.nan, 0.0), (0.0, math.inf)])
 def test_a_threshold_that_is_not_finite_is_refused(bounds):
-    with pytest.raises(ValueError, match="at_least, otherwise: expected finite numbers"):
+    with pytest.raises(ValueError, match=r"(at_least|otherwise): expected a finite number, got"):
         Threshold(NAMED, brightness, *bounds)
 
 

@@ -19,7 +19,8 @@ from transformers import CLIPTextModel
 
 from dit_heads import HeadGuidance, load_embedded
 from dit_heads.loras.sets.captions import JointCaption
-from dit_heads.loras.sets.panels import Grid, fit_panel
+from dit_heads.loras.sets.grid import Grid
+from dit_heads.loras.sets.panels import fit_panel
 from dit_heads.pipelines.in_context import InContextPipeline
 from dit_heads.tasks.markers import markers
 from tests import tiny

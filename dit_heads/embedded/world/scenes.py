@@ -79,12 +79,6 @@ class Scene:
     style: str = "photo"
     phase: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
-    def with_solid(self, index: int, **changes: object) -> Scene:
-        """The same scene with one solid changed; the order from left to right is kept up."""
-        solids = list(self.solids)
-        solids[index] = replace(solids[index], **changes)  # pyright: ignore[reportArgumentType]
-        return replace(self, solids=left_to_right(solids))
-
 
 def left_to_right(solids: list[Solid]) -> tuple[Solid, ...]:
     """Solids in the order in which the camera sees them, by `bearing`."""

@@ -20,9 +20,9 @@ from torch.testing import assert_close
 
 from dit_heads.errors import InputError
 from dit_heads.families.velocity import velocity_of
+from dit_heads.io.fingerprints import content_hash
 from dit_heads.loras.base import Encoders, latents_of
 from dit_heads.loras.config import TrainConfig, config_of
-from dit_heads.loras.sets.folders import content_hash
 from dit_heads.loras.tasks import TASKS, Drawing, Example
 from dit_heads.loras.tasks.drawing import prompt_arguments, sampling_arguments
 from dit_heads.loras.train import train

@@ -1,25 +1,38 @@
-"""Private and undocumented parts of diffusers, torch and accelerate that we rely on."""
+"""Private and undocumented parts of diffusers, torch and accelerate that we rely on.
+
+A new version of these libraries then breaks one file of ours at most.
+"""
 
 import functools
 import inspect
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
+from accelerate.utils import align_module_device
+from accelerate.utils.modeling import has_offloaded_params
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.attention_processor import FusedJointAttnProcessor2_0, JointAttnProcessor2_0
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 __all__ = [
     "FluxAttnProcessor",
     "FusedJointAttnProcessor2_0",
     "JointAttnProcessor2_0",
+    "align_module_device",
     "apply_rotary_emb",
     "dispatch_attention_fn",
     "forward_is_replaced",
+    "has_offloaded_params",
     "hook_names",
     "is_compiled",
+    "is_offloaded_to_disk",
+    "is_traceable_wrapper_subclass",
     "kept_processors",
+    "plain_tensors",
     "retrieve_latents",
     "surface",
 ]
@@ -37,6 +50,19 @@ def hook_names(module: Any) -> Collection[str]:
     return getattr(vars(module).get("_diffusers_hook"), "hooks", {}).keys()
 
 
+def is_offloaded_to_disk(module: Any) -> bool:
+    """Whether diffusers' group offloading keeps a module's weights on disk and uninitialised memory in their
+    place."""
+    hooks: Any = getattr(vars(module).get("_diffusers_hook"), "hooks", {})
+    group = getattr(hooks.get("group_offloading"), "group", None)
+    return getattr(group, "offload_to_disk_path", None) is not None
+
+
+def plain_tensors() -> AbstractContextManager[Any]:
+    """A context in which methods of tensor subclasses, such as GGUF's parameters, return plain tensors."""
+    return torch._C.DisableTorchFunctionSubclass()
+
+
 def is_compiled(module: Any) -> bool:
     """Whether torch has compiled a module or its `forward`."""
     own = vars(module).get("forward")
@@ -48,7 +74,7 @@ def is_compiled(module: Any) -> bool:
 
 
 def forward_is_replaced(module: Any) -> bool:
-    """Whether a module or its class has had its `forward` replaced.
+    """Whether the `forward` of a module or of its class has been replaced.
 
     Wrappers of accelerate and diffusers, which call the original, do not count. When they are removed, they
     leave a bound method of the class on the module, which does not count either.
@@ -64,7 +90,7 @@ _HOOKS = ("accelerate.hooks", "diffusers.hooks.hooks")
 
 
 def _is_patched(kind: type) -> bool:
-    """Whether a class has had its `forward` replaced."""
+    """Whether the `forward` of a class has been replaced."""
     home = next(parent for parent in kind.__mro__ if "forward" in vars(parent))
     forward = inspect.unwrap(vars(home)["forward"])
     defined = (home.__module__, f"{home.__qualname__}.forward")
