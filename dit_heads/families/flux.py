@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from dit_heads.compat import FluxAttnProcessor, apply_rotary_emb
@@ -151,13 +151,13 @@ def positions(rows: int, columns: int) -> Float[Tensor, "n 3"]:
     return place.flatten(0, 1)
 
 
-def pack(latents: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N 4*C"]:
+def pack(latents: Shaped[Tensor, "B C H W"]) -> Shaped[Tensor, "B N 4*C"]:
     """Latents as tokens, one for each 2 x 2 latents."""
     b, c, h, w = latents.shape
     return latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
 
 
-def unpack(tokens: Float[Tensor, "B N 4*C"], height: int, width: int) -> Float[Tensor, "B C H W"]:
+def unpack(tokens: Float[Tensor, "B N D"], height: int, width: int) -> Float[Tensor, "B C H W"]:
     """The inverse of `pack`, for latents of a given height and width."""
     b, _, c = tokens.shape
     grid = tokens.view(b, height // 2, width // 2, c // 4, 2, 2)

@@ -18,16 +18,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from dit_heads.embedded.agreement import agreement, identity_kept, panels_right, solids_seen
 from dit_heads.embedded.nets.judge import WHOLE, Verdict, labels
 from dit_heads.embedded.sets import (
     FIRST,
     TASKS,
     SceneSet,
-    agreement,
-    identity_kept,
-    panels_right,
     sample_set,
-    solids_seen,
     split_sets,
     turned,
     write_sets,

@@ -1,4 +1,4 @@
-"""Ray casting of a scene in numpy: picture, depth in metres and instance ids, exact and without a mesh.
+"""Ray casting of a scene in numpy: the picture, its depth in metres and its instance ids, all exact.
 
 All functions work on all rays at once: directions are [N, 3], distances along a ray [N], infinite where it
 meets nothing.
@@ -68,8 +68,13 @@ LIGHTS = {
 
 @dataclass(frozen=True)
 class Rendering:
-    """`image` uint8 [S, S, 3]; `depth` metres along the view axis, float32 [S, S], inf = sky; `ids` uint8
-    [S, S], 0 = no solid, k = `scene.solids[k - 1]`."""
+    """A rendered scene of S x S pixels.
+
+    Attributes:
+        image: uint8 [S, S, 3].
+        depth: metres along the view axis, float32 [S, S], infinite for the sky.
+        ids: uint8 [S, S]; 0 is no solid, k is `scene.solids[k - 1]`.
+    """
 
     image: NDArray[np.uint8]
     depth: Floats
@@ -77,8 +82,16 @@ class Rendering:
 
 
 def boxes(ids: NDArray[np.uint8], count: int) -> NDArray[np.int64]:
-    """Boxes of the visible pixels of each solid, [count, 4] as x0, y0, x1, y1 with the far edges exclusive; a
-    solid that is hidden altogether has a box of zeros."""
+    """Boxes around the visible pixels of each solid.
+
+    Args:
+        ids: instance ids [S, S].
+        count: number of solids.
+
+    Returns:
+        x0, y0, x1, y1 of each solid in pixels, [count, 4], with exclusive far edges. The box of a solid that
+        is entirely hidden is all zeros.
+    """
     out = np.zeros((count, 4), np.int64)
     for k in range(count):
         rows, columns = np.nonzero(ids == k + 1)
@@ -98,13 +111,18 @@ EYE, FORWARD, RIGHT, UP = _camera_axes()
 
 
 def rays(across: Floats, down: Floats) -> Floats:
-    """Unit directions through picture coordinates in [-1, 1], x right, y down: [rows, columns, 3]."""
+    """Unit directions, [rows, columns, 3], through picture coordinates in [-1, 1], x right and y down."""
     x, y = np.float32(HALF_VIEW) * across, np.float32(HALF_VIEW) * down
     return unit(FORWARD + x[None, :, None] * RIGHT - y[:, None, None] * UP)
 
 
 def render(scene: Scene, size: int = SIZE) -> Rendering:
-    """The scene in `size` x `size` pixels: 2 x 2 samples a pixel, tent-filtered, then the style."""
+    """Render a scene with 2 x 2 samples per pixel and a tent filter, and apply its style.
+
+    Args:
+        scene: the scene.
+        size: side of the picture, in pixels.
+    """
     n = 2 * size
     grid = ((np.arange(-1, n + 1) + 0.5) / n * 2 - 1).astype(np.float32)
     directions = rays(grid, grid).reshape(-1, 3)
@@ -118,7 +136,7 @@ def render(scene: Scene, size: int = SIZE) -> Rendering:
 
 
 def _tent(samples: Floats) -> Floats:
-    """Average 4 x 4 samples with weights 1 3 3 1 a side, two samples apart: [2n+2, 2n+2, 3] -> [n, n, 3]."""
+    """Average 4 x 4 samples with weights 1 3 3 1, in steps of two: [2n+2, 2n+2, 3] -> [n, n, 3]."""
     for _ in range(2):
         a, b, c, d = samples[:-3:2], samples[1:-2:2], samples[2:-1:2], samples[3::2]
         samples = np.swapaxes((a + 3 * b + 3 * c + d) / np.float32(8), 0, 1)
@@ -213,7 +231,7 @@ def _draw_solid(
 def _polish(
     painted: Floats, light: Light, d: Floats, normal: Floats, towards: Floats, lambert: Floats
 ) -> Floats:
-    """A highlight of the sun, and a fifth of the sky mirrored."""
+    """Add a highlight of the sun and the reflection of a fifth of the sky."""
     mirrored_sun = towards - 2 * (normal @ towards)[:, None] * normal
     highlight = (np.clip(dot(mirrored_sun, d), 0, 1) ** 24 * (lambert > 0))[:, None]
     up = np.clip((d - 2 * dot(d, normal)[:, None] * normal)[:, 1:2], 0, 1)
@@ -222,7 +240,7 @@ def _polish(
 
 
 def _paint(solid: Solid, x: Floats) -> Floats:
-    """Colour at points [N, 3] of the unit frame: plain, or two tones in a pattern fixed to the solid."""
+    """Colours at points [N, 3] of the unit frame: plain, or two tones in a pattern fixed to the solid."""
     first, second = f32(PAINT[solid.colour]), f32(SECOND_TONE[solid.colour])
     if solid.texture == "plain":
         return np.broadcast_to(first, x.shape)
