@@ -30,7 +30,7 @@ class Agreement:
     kept: Bool[Tensor, " s"]
 
 
-def agreement(judge: Judge, pictures: Float[Tensor, "s p 3 128 128"], sets: Sequence[SceneSet]) -> Agreement:
+def agreement(judge: Judge, pictures: Float[Tensor, "s p 3 h w"], sets: Sequence[SceneSet]) -> Agreement:
     """Judge the panels, in [-1, 1], of sets of one task.
 
     Raises:
@@ -61,7 +61,7 @@ def panels_right(judged: Verdict, panels: int) -> Bool[Tensor, "s p"]:
 
 @torch.no_grad()
 def identity_kept(
-    judge: Judge, pictures: Float[Tensor, "s p 3 128 128"], task: str, batch: int = 32
+    judge: Judge, pictures: Float[Tensor, "s p 3 h w"], task: str, batch: int = 32
 ) -> Bool[Tensor, " s"]:
     """Whether the judge sees the same solids in all panels of a set, whatever the caption asks for.
 

@@ -172,7 +172,7 @@ class Verdict:
 
 @torch.no_grad()
 def verdict(
-    judge: Judge, pixels: Float[Tensor, "b 3 128 128"], scenes: Sequence[Scene], batch: int = 32
+    judge: Judge, pixels: Float[Tensor, "b 3 h w"], scenes: Sequence[Scene], batch: int = 32
 ) -> Verdict:
     """Judge pictures in [-1, 1] against the scenes that their prompts describe."""
     truth = labels(scenes)
