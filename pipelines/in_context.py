@@ -103,9 +103,8 @@ class InContextPipeline:
             fit: "crop" or "pad": how given images are fitted to their panels.
             output_type: "pil", "np", "pt" or "latent", as in diffusers.
             return_dict: if false, the result is the tuple (images, panels).
-            call: all other arguments go to the wrapped pipeline: `negative_prompt`, `generator`,
-                `num_images_per_prompt`, `num_inference_steps`, `guidance_scale` and so on.
-                `callback_on_step_end` sees latents with the given panels restored, and may return None.
+            call: arguments of the wrapped pipeline, such as `negative_prompt`, `generator`, `guidance_scale`.
+                `callback_on_step_end` sees latents with given panels restored, and may return None.
 
         Returns:
             The composites, which have the grid's size, and their panels.

@@ -9,19 +9,16 @@ from torch import nn
 
 from dit_heads.errors import InputError
 from dit_heads.families._family import (
-    Arguments,
-    Call,
-    Carrier,
     Family,
     HeadLayout,
     InputProjection,
-    Keywords,
     LoraDialect,
     Pipelines,
     Residuals,
     Training,
     class_names,
 )
+from dit_heads.families.calls import Arguments, Call, Carrier, Keywords
 from dit_heads.families.flux import FLUX
 from dit_heads.families.sd3 import SD3
 

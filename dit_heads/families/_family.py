@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from dit_heads.errors import InputError
+from dit_heads.families.calls import Arguments, Call, Carrier
 from dit_heads.families.processors import HeadProcessor
 from dit_heads.heads import HeadId, HeadSet
 from dit_heads.heads.names import every_head
-
-Call = Mapping[str, Any]
-"""The arguments of one call of a transformer, or of one of its blocks, by name."""
 
 
 @dataclass(frozen=True)
@@ -138,82 +136,6 @@ def _rows(value: Any, rows: slice, batch: int, residuals: bool) -> Any:
         return [_rows(item, rows, batch, False) for item in value]
     has_rows = value.ndim > 0 if isinstance(value, Tensor) else isinstance(value, list | tuple)
     return value[rows] if has_rows and len(value) == batch else value
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """Names of the arguments of a transformer and of its blocks.
-
-    Attributes:
-        latents: the transformer's noisy latents.
-        batched: arguments of the transformer with one row, or one list entry, per sample.
-        block: arguments of a block, in order.
-        grown: arguments of a block with one row per sample, the image stream first.
-    """
-
-    latents: str
-    batched: tuple[str, ...]
-    block: tuple[str, ...]
-    grown: tuple[str, ...]
-
-
-class Carrier(Protocol):
-    """The way in which values of ours travel from a call of the transformer to its attention modules.
-
-    They have to be arguments of the call: gradient checkpointing runs blocks again long after the call, and
-    the second run must see the same values.
-    """
-
-    def put(self, call: Call, key: str, value: Any) -> dict[str, Any]:
-        """The call with one more value.
-
-        Args:
-            call: arguments of the transformer, a block or an attention.
-            key: name of the value.
-            value: what travels.
-        """
-        ...
-
-    def pop(self, call: Call, key: str) -> tuple[Any, dict[str, Any]]:
-        """A value (None if it is missing) and the call without it.
-
-        Args:
-            call: arguments of the transformer, a block or an attention.
-            key: name of the value.
-        """
-        ...
-
-    def mapped(self, call: Call, change: Callable[[Any], Any]) -> dict[str, Any]:
-        """The carrying arguments with every value changed, including values that other code has put there.
-
-        Args:
-            call: arguments of the transformer, a block or an attention.
-            change: value -> new value.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class Keywords(Carrier):
-    """Carries values in a dictionary of keyword arguments that reaches the attention processors.
-
-    Attributes:
-        argument: name of the argument that holds the dictionary.
-    """
-
-    argument: str
-
-    def put(self, call: Call, key: str, value: Any) -> dict[str, Any]:
-        return {**call, self.argument: {**(call.get(self.argument) or {}), key: value}}
-
-    def pop(self, call: Call, key: str) -> tuple[Any, dict[str, Any]]:
-        held = dict(call.get(self.argument) or {})
-        found = held.pop(key, None)
-        return found, {**call, self.argument: held}
-
-    def mapped(self, call: Call, change: Callable[[Any], Any]) -> dict[str, Any]:
-        held = call.get(self.argument)
-        return {} if not held else {self.argument: {name: change(value) for name, value in held.items()}}
 
 
 @dataclass(frozen=True)

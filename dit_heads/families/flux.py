@@ -17,12 +17,9 @@ from dit_heads.compat import FluxAttnProcessor, apply_rotary_emb
 from dit_heads.errors import InputError
 from dit_heads.families._family import (
     JOINT_PROJECTIONS,
-    Arguments,
-    Call,
     Family,
     HeadLayout,
     InputProjection,
-    Keywords,
     LoraDialect,
     Pipelines,
     Residuals,
@@ -30,6 +27,7 @@ from dit_heads.families._family import (
     every_row,
     head_counts,
 )
+from dit_heads.families.calls import Arguments, Call, Keywords
 from dit_heads.families.processors import (
     QKV,
     HeadProcessor,

@@ -12,18 +12,16 @@ from dit_heads.compat import FusedJointAttnProcessor2_0, JointAttnProcessor2_0
 from dit_heads.errors import InputError
 from dit_heads.families._family import (
     JOINT_PROJECTIONS,
-    Arguments,
-    Call,
     Family,
     HeadLayout,
     InputProjection,
-    Keywords,
     Pipelines,
     Residuals,
     Training,
     head_counts,
     second_half,
 )
+from dit_heads.families.calls import Arguments, Call, Keywords
 from dit_heads.families.processors import (
     QKV,
     HeadProcessor,
