@@ -16,6 +16,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.attention_processor import FusedJointAttnProcessor2_0, JointAttnProcessor2_0
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 __all__ = [
@@ -32,6 +33,8 @@ __all__ = [
     "is_offloaded_to_disk",
     "is_traceable_wrapper_subclass",
     "kept_processors",
+    "lerp_all",
+    "muon_group",
     "plain_tensors",
     "retrieve_latents",
     "surface",
@@ -56,6 +59,18 @@ def is_offloaded_to_disk(module: Any) -> bool:
     hooks: Any = getattr(vars(module).get("_diffusers_hook"), "hooks", {})
     group = getattr(hooks.get("group_offloading"), "group", None)
     return getattr(group, "offload_to_disk_path", None) is not None
+
+
+def muon_group(optimizer: torch.optim.Muon, group: dict[str, Any]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Weight, gradient and momentum of each matrix in a parameter group that has a gradient."""
+    parts: tuple[list[Tensor], list[Tensor], list[Tensor]] = [], [], []
+    optimizer._init_group(group, *parts)
+    return list(zip(*parts, strict=True))
+
+
+def lerp_all(tensors: list[Tensor], others: list[Tensor], share: float) -> None:
+    """Move tensors in place towards others by a share, in few kernels."""
+    torch._foreach_lerp_(tensors, others, share)
 
 
 def plain_tensors() -> AbstractContextManager[Any]:

@@ -45,6 +45,7 @@ COMMANDS = {
     "presets": Entry("presets", "Presets", "list the named head sets"),
     "hunt": Entry("hunt", "Hunt", "search for the heads that raise an objective"),
     "tune": Entry("hunt", "Tune", "sweep the scale and softness of the heads that a search found"),
+    "demo": Entry("demo", "Demo", "open the demo: a page in the browser"),
     "train": Entry("train", "Train", "train a LoRA on sets of images"),
 }
 TRACEBACK = "--traceback"

@@ -18,7 +18,7 @@ from dit_heads.families._family import (
     Training,
     class_names,
 )
-from dit_heads.families.calls import Arguments, Call, Carrier, Keywords
+from dit_heads.families.calls import Arguments, Call, Carrier, Conditioning, Keywords
 from dit_heads.families.flux import FLUX
 from dit_heads.families.sd3 import SD3
 
@@ -27,6 +27,7 @@ __all__ = [
     "Arguments",
     "Call",
     "Carrier",
+    "Conditioning",
     "Family",
     "HeadLayout",
     "InputProjection",

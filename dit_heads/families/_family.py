@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from dit_heads.errors import InputError
-from dit_heads.families.calls import Arguments, Call, Carrier
+from dit_heads.families.calls import Arguments, Call, Carrier, Conditioning
 from dit_heads.families.processors import HeadProcessor
 from dit_heads.heads import HeadId, HeadSet
 from dit_heads.heads.names import every_head
@@ -156,6 +156,11 @@ class Pipelines:
         noise: (pipe, pictures, (height, width) in pixels, dtype, generator) -> the packed latents that the
             pipeline itself would start from.
         largest_side: pipe -> largest height or width in pixels, or None for no limit.
+        text_of: call of the transformer -> its text [B, L, D] and pooled text [B, P].
+        with_text: (call, text, pooled text) -> the call with this text.
+        tokens: the way in which the tokens of a source picture join the sequence, or None if they cannot.
+        cfg_scale: name of the argument that is the scale of true CFG.
+        cfg_calls: number of calls that true CFG makes in a step.
         patch: latents along each side of an image token.
     """
 
@@ -169,6 +174,11 @@ class Pipelines:
     latent_size: Callable[[Call], tuple[int, int]]
     noise: Callable[[Any, int, tuple[int, int], Any, Any], Tensor]
     largest_side: Callable[[Any], int | None]
+    text_of: Callable[[Call], tuple[Tensor, Tensor]]
+    with_text: Callable[[Call, Tensor, Tensor], dict[str, Any]]
+    tokens: Conditioning | None
+    cfg_scale: str
+    cfg_calls: int
     patch: int = 2
 
     def fills(self, pipe: object) -> bool:

@@ -1,10 +1,12 @@
-"""Calls of a transformer and its blocks: names of their arguments, and values of ours that travel in them."""
+"""Calls of a transformer and its blocks: names of their arguments, and what we add to them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from torch import Tensor
 
 Call = Mapping[str, Any]
 """The arguments of one call of a transformer, or of one of its blocks, by name."""
@@ -84,3 +86,18 @@ class Keywords(Carrier):
     def mapped(self, call: Call, change: Callable[[Any], Any]) -> dict[str, Any]:
         held = call.get(self.argument)
         return {} if not held else {self.argument: {name: change(value) for name, value in held.items()}}
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """A way to show a transformer the latents of a source picture, which have the size of the noisy ones.
+
+    Attributes:
+        beside: (call, source [B, C, h, w]) -> the call with the source in it.
+        alone: (prediction, the call without the source) -> the prediction for the noisy latents alone.
+        covered: (height, width) of a picture -> those of the area that the transformer then reads.
+    """
+
+    beside: Callable[[Call, Tensor], dict[str, Any]]
+    alone: Callable[[Tensor, Call], Tensor] = lambda prediction, call: prediction
+    covered: Callable[[int, int], tuple[int, int]] = lambda height, width: (height, width)

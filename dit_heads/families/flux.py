@@ -27,7 +27,7 @@ from dit_heads.families._family import (
     every_row,
     head_counts,
 )
-from dit_heads.families.calls import Arguments, Call, Keywords
+from dit_heads.families.calls import Arguments, Call, Conditioning, Keywords
 from dit_heads.families.processors import (
     QKV,
     HeadProcessor,
@@ -212,6 +212,32 @@ def _noise(pipe: Any, pictures: int, size: tuple[int, int], dtype: Any, generato
     return pipe.prepare_latents(pictures, channels, *size, dtype, pipe._execution_device, generator)[0]
 
 
+def _text_of(call: Call) -> tuple[Tensor, Tensor]:
+    return call["encoder_hidden_states"], call["pooled_projections"]
+
+
+def _with_text(call: Call, text: Tensor, pooled: Tensor) -> dict[str, Any]:
+    ids = call["txt_ids"].new_zeros(text.shape[1], 3)
+    return {**call, "encoder_hidden_states": text, "pooled_projections": pooled, "txt_ids": ids}
+
+
+def _beside(call: Call, source: Float[Tensor, "b c h w"]) -> dict[str, Any]:
+    """Tokens of the source after the noisy ones, in a frame of their own at the same places (FLUX.1
+    Kontext)."""
+    noisy, places = call["hidden_states"], call["img_ids"]
+    frame = positions(source.shape[2] // 2, source.shape[3] // 2)
+    frame[:, 0] = 1
+    return {
+        **call,
+        "hidden_states": torch.cat([noisy, pack(source)], 1),
+        "img_ids": torch.cat([places, frame.to(places)]),
+    }
+
+
+def _alone(prediction: Float[Tensor, "b n c"], call: Call) -> Float[Tensor, "b n c"]:
+    return prediction[:, : call["hidden_states"].shape[1]]
+
+
 def _released_names(tensors: dict[str, Tensor]) -> Mapping[str, Tensor]:
     """From the names of FLUX's first release (kohya's sd-scripts, ComfyUI) to diffusers'."""
     from diffusers import FluxPipeline
@@ -258,6 +284,11 @@ FLUX = Family(
         latent_size=_latent_size,
         noise=_noise,
         largest_side=lambda pipe: None,
+        text_of=_text_of,
+        with_text=_with_text,
+        tokens=Conditioning(_beside, _alone),
+        cfg_scale="true_cfg_scale",
+        cfg_calls=2,
     ),
     training=Training(
         velocity=_velocity,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from dit_heads.families._family import (
     head_counts,
     second_half,
 )
-from dit_heads.families.calls import Arguments, Call, Keywords
+from dit_heads.families.calls import Arguments, Call, Conditioning, Keywords
 from dit_heads.families.processors import (
     QKV,
     HeadProcessor,
@@ -162,6 +163,33 @@ def _largest_side(pipe: Any) -> int:
     return config.pos_embed_max_size * config.patch_size * pipe.vae_scale_factor
 
 
+def _text_of(call: Call) -> tuple[Tensor, Tensor]:
+    return call["encoder_hidden_states"], call["pooled_projections"]
+
+
+def _with_text(call: Call, text: Tensor, pooled: Tensor) -> dict[str, Any]:
+    return {**call, "encoder_hidden_states": text, "pooled_projections": pooled}
+
+
+# --- a source picture as a panel beside the noisy one: SD3 has one plane of positions alone ---
+
+
+def _beside(call: Call, source: Float[Tensor, "b c h w"]) -> dict[str, Any]:
+    """The source on the right of the noisy latents, or below wide ones."""
+    noisy = call["hidden_states"]
+    side = -1 if noisy.shape[-2] >= noisy.shape[-1] else -2
+    return {**call, "hidden_states": torch.cat([noisy, source], side)}
+
+
+def _alone(prediction: Float[Tensor, "b c h w"], call: Call) -> Float[Tensor, "b c h w"]:
+    height, width = call["hidden_states"].shape[-2:]
+    return prediction[..., :height, :width]
+
+
+def _covered(height: int, width: int) -> tuple[int, int]:
+    return (height, 2 * width) if height >= width else (2 * height, width)
+
+
 SD3 = Family(
     name="sd3",
     layout=_layout,
@@ -193,6 +221,11 @@ SD3 = Family(
         latent_size=lambda call: tuple(call["hidden_states"].shape[-2:]),
         noise=_noise,
         largest_side=_largest_side,
+        text_of=_text_of,
+        with_text=_with_text,
+        tokens=Conditioning(_beside, _alone, _covered),
+        cfg_scale="guidance_scale",
+        cfg_calls=1,
     ),
     training=Training(
         velocity=_velocity,

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dit_heads.compat import lerp_all
 from dit_heads.errors import InputError, whole_number
 from dit_heads.training.checkpoints import (
     Progress,
@@ -307,4 +308,4 @@ def update_average(average: Mapping[str, Tensor], weights: Mapping[str, Tensor],
         weights: parameters in the same order.
         decay: from 0 to 1.
     """
-    torch._foreach_lerp_(list(average.values()), [p.detach() for p in weights.values()], 1 - decay)
+    lerp_all(list(average.values()), [p.detach() for p in weights.values()], 1 - decay)

@@ -119,6 +119,17 @@ def test_prior_pictures_that_are_missing_are_drawn_once(
     assert again == {"prior-0001.png", "prior-0001.txt"}
 
 
+def test_other_processes_do_not_wait_for_a_push(
+    models: dict[str, Path], sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A hub that cannot be reached stops the main process after the others have ended."""
+    order: list[str] = []
+    monkeypatch.setattr(trainer, "wait_for_all", lambda _: order.append("together"))
+    monkeypatch.setattr(trainer, "push", lambda *_: order.append("push"))
+    train(settings(models["sd3"], sets, tmp_path / "run", optimization={"steps": 1}))
+    assert order == ["together", "push"]
+
+
 # --- what is refused ---
 
 
