@@ -8,6 +8,7 @@ The CFG of a pipeline gives e(0, I) + s_T (e(T, I) - e(0, I)). So it is enough t
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -57,6 +58,7 @@ class ImageGuidance:
         self._layout, self._form = layout_of(pipe.transformer), pipelines_of(pipe.transformer)
         self._how = conditioning_of(pipe.transformer, kind)
         self._scale, self._text_scale, self._null = scale, text_scale, null
+        self._thread = threading.get_ident()
         self._call: Call = {}  # the one under way, without the source
         self._added: Tensor | None = None  # what every call of this step gets
 
@@ -66,6 +68,12 @@ class ImageGuidance:
         scheduler = self._pipe.scheduler
         if is_compiled(self._transformer):
             raise InputError("pipe: its transformer is compiled, which skips hooks; use the uncompiled one")
+        hooks = self._transformer._forward_pre_hooks.values()
+        if any(isinstance(getattr(hook, "__self__", None), ImageGuidance) for hook in hooks):
+            raise InputError(
+                "pipe: its transformer is answering another call of InstructPipeline, in a callback or in "
+                "another thread; use a pipeline of its own for each"
+            )
         with ExitStack() as undo:
             for register, hook, first in (
                 (self._transformer.register_forward_pre_hook, self._before, True),
@@ -87,6 +95,10 @@ class ImageGuidance:
     # --- hooks, in the order in which they run ---
 
     def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            raise InputError(
+                "pipe: its transformer was called in another thread while InstructPipeline shows it a picture"
+            )
         self._call = kwargs
         return args, self._beside(kwargs, self._source)
 

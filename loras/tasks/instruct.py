@@ -7,7 +7,6 @@ Instruction, picture or both are left out of some samples, so that guidance towa
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +32,7 @@ from dit_heads.models import empty_transformer, quiet_loading
 from dit_heads.tasks.codecs import CODECS
 from dit_heads.training.generators import keyed_generator
 from dit_heads.training.loop import Part
-from dit_heads.training.widen import input_of, narrow
+from dit_heads.training.widen import input_of, reading
 
 FLAT = ("segment", "instances", "classify")  # tasks whose answers are flat colours, not pictures
 
@@ -125,10 +124,8 @@ class Instruct:
         source = self._ready.latents(question.source)["latents"][None]
         height, width = self.config.data.sizes[0]
         call = sampling_arguments(self.config.watch, height, width, self.config.seed)
-        with ExitStack() as stack:
-            if self.extra_channels:
-                stack.enter_context(narrow(pipe.transformer, self.extra_channels))
-            stack.enter_context(seeing(pipe.transformer, source, self.config.instruct.conditioning))
+        is_wide, model = self.extra_channels, pipe.transformer
+        with reading(model, source) if is_wide else seeing(model, source, "tokens"):
             return pipe(**prompt_arguments(pipe, self._ready, question.words), **call).images[0]
 
     def _measured(self) -> list[Question]:

@@ -1,5 +1,6 @@
 """The pipeline under `InstructPipeline` stays the user's own, and what cannot be honoured is refused."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.testing import assert_close
 from dit_heads.errors import InputError
 from dit_heads.pipelines.instruct import InstructPipeline
 from dit_heads.training.widen import widen
+from tests import tiny
 from tests.pipelines.edits import KINDS, STEPS, call, counted, pipeline, prompts, scales, sources
 from tests.saved import tiny_flux_pipeline, tiny_pipeline
 
@@ -115,6 +117,21 @@ def test_one_picture_serves_all_instructions_and_each_gets_as_many_results():
     assert images.shape == (6, 16, 16, 3)
 
 
+def test_a_second_call_during_a_call_is_refused():
+    pipe = pipeline("sd3", "channels")
+    edit = InstructPipeline(pipe)
+    with pytest.raises(InputError, match="is answering another call of InstructPipeline"):
+        call(edit, "sd3", callback_on_step_end=lambda *_: call(edit, "sd3"))
+
+    def elsewhere(*_: Any) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(pipe.transformer, **tiny.inputs(2)).result()
+
+    with pytest.raises(InputError, match="called in another thread while InstructPipeline shows it"):
+        call(edit, "sd3", callback_on_step_end=elsewhere)
+    assert not pipe.transformer._forward_pre_hooks
+
+
 # --- what cannot be honoured ---
 
 
@@ -178,3 +195,22 @@ def test_without_text_encoders_the_null_text_has_to_be_given():
         InputError, match="negative_prompt_embeds, negative_pooled_prompt_embeds: expected them"
     ):
         InstructPipeline(pipe)(sources(), image_guidance_scale=2.0, **given)
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_half_precision_draws_about_the_same(family: str):
+    """Each part of the guidance is computed in float32 and put into the pipeline's own format."""
+    drawn = []
+    for dtype in (torch.float32, torch.bfloat16):
+        pipe: Any = tiny_pipeline() if family == "sd3" else tiny_flux_pipeline()
+        pipe.set_progress_bar_config(disable=True)
+        widen(pipe.transformer, 4)
+        pipe.to(dtype)
+        given: dict[str, Any] = {"num_inference_steps": 2, "image_guidance_scale": 2.0, **scales(family)}
+        generator = torch.Generator().manual_seed(0)
+        edit = InstructPipeline(pipe)
+        images = edit(sources()[0], "a", negative_prompt="b", generator=generator, output_type="np", **given)
+        depth = edit.depth(sources()[0], num_inference_steps=1, max_sequence_length=8)
+        assert depth.annotations[0].metres.shape == (16, 16)
+        drawn.append(images.images.astype(float))
+    assert np.abs(drawn[0] - drawn[1]).mean() < 0.1
