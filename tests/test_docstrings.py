@@ -36,16 +36,9 @@ NOT_YET = frozenset(
     {
         "dit_heads.HeadHunter",
         "dit_heads.hunt.HeadHunter",
-        "dit_heads.loras.Grid",
-        "dit_heads.loras.JointCaption",
-        "dit_heads.loras.Lora",
-        "dit_heads.loras.LowRank",
         "dit_heads.pipelines.InstructPipeline",
         "dit_heads.pipelines.InstructPipelineOutput",
         "dit_heads.pipelines.VisionOutput",
-        "dit_heads.training.Batch",
-        "dit_heads.training.FitConfig",
-        "dit_heads.training.Part",
     }
 )
 

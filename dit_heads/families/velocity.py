@@ -43,7 +43,7 @@ def velocity_of(
     """
     training = training_of(transformer)
 
-    def velocity(x: Float[Tensor, "B C H W"], sigmas: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
+    def velocity(x: Float[Tensor, "B C H W"], sigmas: Float[Tensor, " B"]) -> Float[Tensor, "B _ H W"]:
         seen = x if source is None else torch.cat([x, source], 1)
         with nullcontext() if reference is None else seeing(transformer, reference, "tokens"):
             return training.velocity(transformer, seen, sigmas, text, pooled, guidance)
