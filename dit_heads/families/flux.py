@@ -234,7 +234,7 @@ def _beside(call: Call, source: Float[Tensor, "b c h w"]) -> dict[str, Any]:
     }
 
 
-def _alone(prediction: Float[Tensor, "b n c"], call: Call) -> Float[Tensor, "b n c"]:
+def _alone(prediction: Float[Tensor, "b _ c"], call: Call) -> Float[Tensor, "b n c"]:
     return prediction[:, : call["hidden_states"].shape[1]]
 
 

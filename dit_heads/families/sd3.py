@@ -181,7 +181,7 @@ def _beside(call: Call, source: Float[Tensor, "b c h w"]) -> dict[str, Any]:
     return {**call, "hidden_states": torch.cat([noisy, source], side)}
 
 
-def _alone(prediction: Float[Tensor, "b c h w"], call: Call) -> Float[Tensor, "b c h w"]:
+def _alone(prediction: Float[Tensor, "b c _ _"], call: Call) -> Float[Tensor, "b c h w"]:
     height, width = call["hidden_states"].shape[-2:]
     return prediction[..., :height, :width]
 
