@@ -71,7 +71,9 @@ def definition(name: str, of: str) -> Definition | None:
     if own:
         return own[-1]  # after its overloads
     for node in ast.walk(tree):
-        source = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        source = node.module or ""
         if source.startswith("dit_heads") and any(alias.name == name for alias in node.names):
             return definition(name, source)
     return None

@@ -339,7 +339,7 @@ COMMANDS = {
 
 
 
-def quick_attention() -> AbstractContextManager[None]:
+def quick_attention() -> AbstractContextManager[Any]:
     """A context in which attention trains faster: on a CPU in bf16, the backward pass of flash attention is
     slow, and with the plain kernel a step takes two thirds of the time."""
     return nullcontext() if DEVICE.type == "cuda" else sdpa_kernel(SDPBackend.MATH)
