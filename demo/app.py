@@ -8,12 +8,13 @@ from typing import Any
 import gradio as gr
 
 from dit_heads.demo.api import add_api
-from dit_heads.demo.page import Page, visitor
-from dit_heads.demo.tabs import guide
+from dit_heads.demo.page import QUIET, Page, visitor
+from dit_heads.demo.tabs import guide, hunt
 from dit_heads.demo.theme import part
 
 TABS: dict[str, Callable[[Page], None]] = {
     "Guide": guide.build,
+    "Hunt": hunt.build,
 }
 """Every tab by its name; a new one is a module and a line here."""
 
@@ -33,7 +34,7 @@ def build(page: Page) -> gr.Blocks:
                 with gr.Tab(name, id=name.lower()):
                     lay_out(page)
         for function, inputs, outputs in page.on_load:
-            blocks.load(function, inputs, outputs, show_progress="hidden", api_visibility="private")
+            blocks.load(function, inputs, outputs, **QUIET)
         blocks.unload(_leaving(page))
     return blocks
 

@@ -11,14 +11,15 @@ from dit_heads.demo.facts import Facts
 from dit_heads.demo.theme import part
 
 
-def component(name: str, value: Mapping[str, Any], **options: Any) -> gr.HTML:
+def component(name: str, value: Mapping[str, Any], elem_id: str = "", **options: Any) -> gr.HTML:
     """A component of `parts/NAME.html` and `parts/NAME.js`, whose value is JSON."""
     return gr.HTML(
         value=value,
         html_template=part(f"{name}.html"),
         js_on_load=part(f"{name}.js"),
         apply_default_css=False,
-        elem_id=f"dh-{name.replace('_', '-')}",
+        elem_id=elem_id or f"dh-{name.replace('_', '-')}",
+        elem_classes=["dh-part"],
         **options,
     )
 

@@ -13,6 +13,14 @@ from dit_heads.demo.engine import Engine
 from dit_heads.demo.facts import Facts
 from dit_heads.demo.limits import Limits
 
+QUIET: dict[str, Any] = {
+    "show_progress": "hidden",
+    "api_visibility": "private",
+    "concurrency_limit": None,
+    "trigger_mode": "multiple",
+}
+"""How the events of our tabs are connected: the engine alone bounds them, and our own parts show progress."""
+
 
 @dataclass
 class Page:
@@ -22,7 +30,7 @@ class Page:
         engine: draws.
         models: the facts of each model, by its name; the first one is shown at the start.
         tabs: the tab bar, once it is built.
-        heads: Guide's head map, for tabs that find heads.
+        heads, strength: Guide's head map and its sliders of scale and softness, for tabs that find heads.
         on_load: what runs when a page is opened: (function, inputs, outputs).
     """
 
@@ -31,6 +39,7 @@ class Page:
     cache: Cache = field(default_factory=Cache)
     tabs: gr.Tabs | None = None
     heads: gr.HTML | None = None
+    strength: list[gr.Slider] = field(default_factory=list)
     on_load: list[tuple[Callable[..., Any], list[Any], list[Any]]] = field(default_factory=list)
 
     @property

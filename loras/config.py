@@ -208,12 +208,13 @@ class InstructConfig:
     conditioning: Literal["channels", "tokens"] = "channels"
     """How the transformer sees the picture: its latents on the channel axis of a widened input, or as tokens
     in the sequence."""
-    pairs: Literal["world"] = "world"
-    """Where pictures and answers come from: world, the renderer of the embedded models."""
+    pairs: Literal["world", "classes"] = "world"
+    """Where pictures and answers come from: world, the renderer of the embedded models, or classes, a folder
+    `root` with a folder of pictures for each class, and likewise a folder `validation`."""
     scenes: Count = 4000
     """Number of scenes of the world."""
     tasks: Annotated[tuple[VisionTask, ...], Field(min_length=1)] = get_args(VisionTask)
-    """Tasks to learn together. Every other setting holds for all of them."""
+    """Tasks to learn together; of a folder of classes, classify alone."""
     task_weights: tuple[NotNegative, ...] = ()
     """How often each task comes, relative to the others. By default all come equally often."""
     questions: Count = 4
@@ -223,7 +224,7 @@ class InstructConfig:
     mask_shift: Positive = 1.0
     """Shift of noise levels, beside that of the loss, for answers in flat colours; above 1 means noisier."""
     validation_scenes: CountOrNone = 4
-    """Number of scenes that are answered and measured during the run."""
+    """Number of pictures that are answered and measured during the run."""
 
     def __post_init__(self) -> None:
         weights = self.task_weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import groupby
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from dit_heads.errors import InputError, whole_number
 from dit_heads.families import pipelines_of
+from dit_heads.loras.sets.captions import warn_of_cuts
 from dit_heads.pipelines.ensembles import joined
 from dit_heads.pipelines.sources import Frame, Pixels, pictures_of
 from dit_heads.pipelines.vision_output import VisionOutput, output_of
@@ -45,6 +47,7 @@ class VisionTasks:
 
     pipe: Any
     conditioning: str
+    text_tokens: int | None
     token_side: int
     frame: Callable[[list[Pixels], int], Frame]
     latents: Callable[[list[Pixels]], Tensor]
@@ -99,6 +102,7 @@ class VisionTasks:
         frames = [self.frame([each], self._longest(processing_resolution)) for each in sources]
         noise = self._noise(frames, ensemble_size, generator)
         words = codec.prompt(query) if prompt is None else prompt
+        self._warn_of_cuts(words, call)
         jobs = [(number, noise[number][k]) for number in range(len(sources)) for k in range(ensemble_size)]
         painted: list[list[np.ndarray]] = [[] for _ in sources]
         for batch in _batches(jobs, lambda job: frames[job[0]].padded, batch_size):
@@ -118,6 +122,12 @@ class VisionTasks:
             for pictures, source in zip(painted, pixels, strict=True)
         ]
         return output_of(answers, [np.stack(pictures) for pictures in painted], output_type)
+
+    def _warn_of_cuts(self, words: str, call: Mapping[str, Any]) -> None:
+        """Warn of an instruction that the model does not read to its end, where names may stand."""
+        usual = inspect.signature(self.pipe.__call__).parameters["max_sequence_length"].default
+        tokens = call.get("max_sequence_length", self.text_tokens or usual)
+        warn_of_cuts(self.pipe, {words: "the instruction"}, tokens)
 
     def _longest(self, resolution: int | None) -> int:
         if resolution is None:

@@ -16,7 +16,7 @@ from dit_heads.demo.facts import Facts, known_as
 from dit_heads.demo.files import opened, png_uri, quick_uri, received
 from dit_heads.demo.jobs import View
 from dit_heads.demo.limits import MAX_SEED
-from dit_heads.demo.page import Page, visitor
+from dit_heads.demo.page import QUIET, Page, visitor
 from dit_heads.demo.recipes import command_line, python_code
 from dit_heads.demo.sentences import sentence
 from dit_heads.errors import InputError
@@ -62,23 +62,15 @@ def build(page: Page) -> None:
             with gr.Accordion("The same picture from the command line or Python", open=False):
                 code = _recipes()
     controls = [prompt, *sliders, seed, *more]
-    page.heads = heads
+    page.heads, page.strength = heads, sliders
     outputs = [stage, *code, draw, cancel]
-    started = {"inputs": [model, heads, *controls], "outputs": outputs, **_QUIET}
+    started = {"inputs": [model, heads, *controls], "outputs": outputs, **QUIET}
     gr.on([draw.click, prompt.submit], _drawing(page), **started)
-    cancel.click(_cancelling(page), None, None, **_QUIET)
-    heads.preset(_preset, None, sliders, **_QUIET)
-    stage.pick(_picking(page), [model], [model, heads, *controls, *code], **_QUIET)
-    stage.open(_opening(page), [model], [stage, model, heads, *controls, *code], **_QUIET)
-    model.input(_switching(page), [model], [heads, *sliders], **_QUIET)
-
-
-_QUIET: dict[str, Any] = {
-    "show_progress": "hidden",
-    "api_visibility": "private",
-    "concurrency_limit": None,
-    "trigger_mode": "multiple",
-}
+    cancel.click(_cancelling(page), None, None, **QUIET)
+    heads.preset(_preset, None, sliders, **QUIET)
+    stage.pick(_picking(page), [model], [model, heads, *controls, *code], **QUIET)
+    stage.open(_opening(page), [model], [stage, model, heads, *controls, *code], **QUIET)
+    model.input(_switching(page), [model], [heads, *sliders], **QUIET)
 
 
 # --- controls ---
@@ -135,7 +127,7 @@ def _more(page: Page) -> tuple[gr.Number, list[Any]]:
         with gr.Row():
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=140)
             dice = gr.Button("Another seed", size="md", min_width=110, elem_classes="dh-dice")
-            dice.click(None, None, seed, js=f"() => Math.floor(Math.random() * {2**31})", **_QUIET)
+            dice.click(None, None, seed, js=f"() => Math.floor(Math.random() * {2**31})", **QUIET)
         negative = gr.Textbox(
             label="Negative prompt", info="What CFG leads away from; FLUX reads none", max_length=1000
         )
@@ -146,7 +138,7 @@ def _more(page: Page) -> tuple[gr.Number, list[Any]]:
         region = _choice(REGIONS, "Region", "Tokens whose attention is changed")
         temperature = gr.Slider(1, 20, 3.0, step=0.5, label="Temperature", visible=False)
         shown = lambda kind: gr.update(visible=kind == "temperature")  # noqa: E731
-        kind.change(shown, kind, temperature, **_QUIET)
+        kind.change(shown, kind, temperature, **QUIET)
         with gr.Row():
             start = _slider(0, 1, 0.0, 0.05, "From", "Share of the steps")
             stop = _slider(0, 1, 1.0, 0.05, "To", "Share of the steps")

@@ -6,8 +6,9 @@ Instruction, picture or both are left out of some samples, so that guidance towa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,8 +25,11 @@ from dit_heads.families.conditioning import conditioning_of, seeing
 from dit_heads.io.fingerprints import content_hash
 from dit_heads.loras.base import Encoders
 from dit_heads.loras.config import TrainConfig
+from dit_heads.loras.sets.captions import warn_of_cuts
 from dit_heads.loras.sets.grid import PIXELS
+from dit_heads.loras.tasks.class_folder import ClassFolder
 from dit_heads.loras.tasks.drawing import prompt_arguments, sampling_arguments
+from dit_heads.loras.tasks.fitted import FittedPairs
 from dit_heads.loras.tasks.pairs import Pairs, Question, Questions
 from dit_heads.loras.tasks.task import EMPTY_CAPTION, Drawing, Example
 from dit_heads.models import empty_transformer, quiet_loading
@@ -34,6 +38,8 @@ from dit_heads.training.generators import keyed_generator
 from dit_heads.training.loop import Part
 from dit_heads.training.widen import input_of, reading
 
+FOLDERS: dict[str, Callable[[Path], Pairs]] = {"classes": ClassFolder}
+"""What reads a folder of pictures with answers, by the name that `pairs` has in the settings."""
 FLAT = ("segment", "instances", "classify")  # tasks whose answers are flat colours, not pictures
 
 
@@ -41,39 +47,43 @@ FLAT = ("segment", "instances", "classify")  # tasks whose answers are flat colo
 class Instruct:
     """The task of vision by instruction.
 
-    `asked` are the questions of the run, `held_out` those that are measured on the way. `extra_channels` as
-    in `Task`: as many as latents have, for the conditioning by channels."""
+    `asked` are the questions of the run, `held_out` those that are measured on the way, if any are.
+    `extra_channels` as in `Task`: as many as latents have, for the conditioning by channels."""
 
     config: TrainConfig
     asked: Questions
-    held_out: Questions
+    held_out: Questions | None = None
     extra_channels: int = 0
     encoders: Encoders | None = None
 
     @classmethod
     def of(cls, config: TrainConfig) -> Instruct:
         """The task of a run."""
-        chosen = config.instruct
-        trained = _questions(config, world(config, "train", chosen.scenes))
-        measured = _questions(config, world(config, "validation", max(chosen.validation_scenes, 1)))
-        channels = latent_channels(config.model) if chosen.conditioning == "channels" else 0
-        return cls(config, trained, replace(measured, flip=False), channels)
+        trained, measured = (_pairs(config, split) for split in ("train", "validation"))
+        channels = latent_channels(config.model) if config.instruct.conditioning == "channels" else 0
+        held_out = None if measured is None else replace(_questions(config, measured), flip=False)
+        assert trained is not None
+        return cls(config, _questions(config, trained), held_out, channels)
 
     def plan(self, transformer: nn.Module) -> None:
         """Raise InputError for a source that the transformer has no place for."""
-        kind, (side, _) = self.config.instruct.conditioning, self.config.data.sizes[0]
-        covered = max(conditioning_of(transformer, kind).covered(side, side))
+        kind, size = self.config.instruct.conditioning, self.config.data.sizes[0]
+        covered = max(conditioning_of(transformer, kind).covered(*size))
         pipe = SimpleNamespace(transformer=transformer, vae_scale_factor=PIXELS["latents"])
         most = pipelines_of(transformer).largest_side(pipe)
         if most is not None and covered > most:
             raise InputError(
-                f"sizes: expected pictures that this model reads within {most} pixels a side, got {side} x "
-                f"{side}, which it reads as {covered} with the conditioning '{kind}'"
+                f"sizes: expected pictures that this model reads within {most} pixels a side, got "
+                f"{size[0]} x {size[1]}, which it reads as {covered} with the conditioning '{kind}'"
             )
 
     def prepare(self, encoders: Encoders) -> None:
         """Encode all that the steps of the run will ask, and what is measured."""
         self.encoders = encoders
+        if encoders.state.is_main_process:
+            shown = [*self._measured(), *self.asked.batch_at(0, self.config.optimization.batch_size)]
+            named = {q.words: f"the question about {q.pairs.name(q.index)}" for q in shown}
+            warn_of_cuts(encoders.pipe, named, encoders.tokens)
         if self.config.data.encode != "all":
             return
         chosen = self.config.optimization
@@ -130,11 +140,14 @@ class Instruct:
 
     def _measured(self) -> list[Question]:
         """A question of each task about each scene for validation."""
-        count = self.config.instruct.validation_scenes
+        held_out = self.held_out
+        if held_out is None:
+            return []
+        count = min(self.config.instruct.validation_scenes, len(held_out.pairs))
         return [
-            self.held_out.asked(index, task, 0, "validation")
-            for index in range(count)
-            for task in self.held_out.tasks
+            held_out.asked(k * len(held_out.pairs) // count, task, 0, "validation")
+            for k in range(count)
+            for task in held_out.tasks
         ]
 
     def _example(self, question: Question) -> Example:
@@ -165,12 +178,24 @@ class Instruct:
         return self.encoders
 
 
-def world(config: TrainConfig, split: Split, count: int) -> WorldPairs:
-    """Scenes of the embedded world, of the size that a run trains on."""
-    (height, width), *more = config.data.sizes
-    if more or height != width:
-        raise InputError(f"sizes: expected one square size for scenes of the world, got {config.data.sizes}")
-    return WorldPairs(split, count, height)
+def _pairs(config: TrainConfig, split: Split) -> Pairs | None:
+    """The pictures of a split, all of the size that a run trains on; None if there are none to measure."""
+    size, *more = config.data.sizes
+    if more:
+        raise InputError(f"sizes: expected one size, got {len(more) + 1}")
+    measured, chosen = split == "validation", config.instruct
+    if measured and not chosen.validation_scenes:
+        return None
+    if chosen.pairs == "world":
+        return _world(size, split, chosen.validation_scenes if measured else chosen.scenes)
+    root = config.watch.validation if measured else config.data.root
+    return None if root is None else FittedPairs(FOLDERS[chosen.pairs](root), size)
+
+
+def _world(size: tuple[int, int], split: Split, count: int) -> WorldPairs:
+    if size[0] != size[1]:
+        raise InputError(f"sizes: expected a square size for scenes of the world, got {size}")
+    return WorldPairs(split, count, size[0])
 
 
 def latent_channels(model: str) -> int:
