@@ -33,8 +33,8 @@ def build(page: Page) -> gr.Blocks:
             for name, lay_out in TABS.items():
                 with gr.Tab(name, id=name.lower()):
                     lay_out(page)
-        for function, inputs, outputs in page.on_load:
-            blocks.load(function, inputs, outputs, **QUIET)
+        for function, inputs, outputs, script in page.on_load:
+            blocks.load(function, inputs, outputs, js=script, **QUIET)
         blocks.unload(_leaving(page))
     return blocks
 

@@ -31,7 +31,7 @@ class Page:
         models: the facts of each model, by its name; the first one is shown at the start.
         tabs: the tab bar, once it is built.
         heads, strength: Guide's head map and its sliders of scale and softness, for tabs that find heads.
-        on_load: what runs when a page is opened: (function, inputs, outputs).
+        on_load: what runs when a page is opened: (function, inputs, outputs, JavaScript that gives inputs).
     """
 
     engine: Engine
@@ -40,7 +40,7 @@ class Page:
     tabs: gr.Tabs | None = None
     heads: gr.HTML | None = None
     strength: list[gr.Slider] = field(default_factory=list)
-    on_load: list[tuple[Callable[..., Any], list[Any], list[Any]]] = field(default_factory=list)
+    on_load: list[tuple[Callable[..., Any], list[Any], list[Any], str]] = field(default_factory=list)
 
     @property
     def limits(self) -> Limits:

@@ -1,4 +1,4 @@
-// What a search shows: props.value is {state, note, step, steps, pictures: [{src, heads}], sheet, told}.
+// What a search shows: props.value is {state, note, step, steps, pictures: [{src, heads}], sheet, told, search}.
 const root = element.querySelector(".dh-board");
 const find = (selector) => root.querySelector(selector);
 
@@ -14,6 +14,7 @@ function tile({ src, heads }) {
 
 function update() {
   const value = props.value || {};
+  if (value.search) try { localStorage.setItem("dit-heads-search", value.search); } catch { /* a private window */ }
   root.dataset.state = value.state || "empty";
   find(".dh-note").textContent = value.note || "";
   const share = value.steps ? Math.round((100 * value.step) / value.steps) : 0;

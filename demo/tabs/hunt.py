@@ -22,6 +22,9 @@ ANY = "Pictures that match their prompts better"
 STYLE = "A style"
 DRAWN = "gain of each head that was drawn"
 
+# The board keeps the id of its search in the browser, where a page that is loaded again finds it.
+REMEMBERED = "() => { try { return localStorage.getItem('dit-heads-search') || '' } catch { return '' } }"
+
 
 def build(page: Page) -> None:
     """Lay the tab out and connect it."""
@@ -51,13 +54,13 @@ def build(page: Page) -> None:
             board = component("hunt_board", {"state": "empty", "note": _IDLE})
             found = component("head_map", map_value(facts, scores={}), "dh-hunt-map", visible=False)
             use = gr.Button("Use these heads in Guide", visible=False, elem_id="dh-hunt-use")
-    kept = gr.BrowserState("", storage_key="dit-heads-hunt")
+    kept = gr.Textbox(visible=False)  # the id of the search
     outputs = [board, found, start, cancel, use, kept]
     aim.change(lambda aim: gr.update(visible=aim == STYLE), aim, style, **QUIET)
     start.click(_starting(page), [aim, style, prompts, budget, count], outputs, **QUIET)
     cancel.click(_cancelling(page), [kept], None, **QUIET)
     use.click(_using(page), [found], [page.tabs, page.heads, *page.strength], **QUIET)
-    page.on_load.append((_going_on(page), [kept], outputs))
+    page.on_load.append((_going_on(page), [kept], outputs, REMEMBERED))
 
 
 _IDLE = (
@@ -109,7 +112,9 @@ async def _followed(job: Job, facts: Facts) -> AsyncIterator[Any]:
 
 def _board(board: dict[str, Any], over: bool, kept: str) -> list[Any]:
     hidden = gr.update(visible=False)
-    return [board, hidden, gr.update(visible=over), gr.update(visible=not over), hidden, kept]
+    # With its label, as a tab that was not shown yet loses what is not sent again.
+    cancel = gr.update(value="Cancel", visible=not over)
+    return [{**board, "search": kept}, hidden, gr.update(visible=over), cancel, hidden, kept]
 
 
 def _shown(view: View) -> dict[str, Any]:
@@ -139,11 +144,11 @@ def _ended(found: Hunted, facts: Facts, kept: str) -> list[Any]:
     sheet = png_uri(found.sheet, {"heads": str(found.heads), **strength})
     value = {**map_value(facts, str(found.heads), found.gains, DRAWN), "presets": []}
     return [
-        {"state": "done", "note": told, "told": told, "sheet": sheet},
+        {"state": "done", "note": told, "told": told, "sheet": sheet, "search": kept},
         gr.update(value=value, visible=True),
         gr.update(visible=True),
         gr.update(visible=False),
-        gr.update(visible=True),
+        gr.update(value="Use these heads in Guide", visible=True),
         kept,
     ]
 

@@ -13,7 +13,7 @@ from PIL import Image
 from dit_heads.demo.files import png_bytes
 from dit_heads.demo.limits import Limits
 from dit_heads.demo.serve import running
-from tests.saved import tiny_pipeline
+from tests.saved import red, tiny_pipeline
 
 pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
@@ -222,3 +222,21 @@ def test_dark_mode_is_dark(visit):
     page = visit(color_scheme="dark")
     colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert max(int(part) for part in re.findall(r"\d+", colour)[:3]) < 64
+
+
+@pytest.mark.slow
+def test_a_search_outlives_its_page_and_its_heads_go_to_guide(visit, monkeypatch):
+    monkeypatch.setattr("dit_heads.demo.hunting.load_objective", lambda name, known: red)
+    page = visit()
+    page.get_by_role("tab", name="Hunt").click()
+    page.fill("#dh-hunt-prompts textarea", "a cat\na dog")
+    page.click("#dh-hunt")
+    page.wait_for_selector('.dh-board[data-state="running"]')
+    page.reload()
+    page.wait_for_selector("#dh-head-map .dh-cell")
+    page.get_by_role("tab", name="Hunt").click()
+    page.wait_for_selector('.dh-board[data-state="done"]')
+    found = page.input_value("#dh-hunt-map .dh-text")
+    page.click("#dh-hunt-use")
+    page.wait_for_function(f"document.querySelector('#dh-head-map .dh-text').value == '{found}'")
+    assert found and page.is_visible("#dh-head-map")

@@ -121,7 +121,9 @@ def test_a_run_trains_saves_loads_and_draws(kind: str, way: str, models: dict[st
     pipe.set_progress_bar_config(disable=True)
     see = with_instruct_lora(pipe, file)
     assert (see.conditioning, see.text_tokens) == (way, 8)
-    question = Instruct.of(config).held_out.asked(0, "depth", 0, "validation")
+    held_out = Instruct.of(config).held_out
+    assert held_out is not None
+    question = held_out.asked(0, "depth", 0, "validation")
     image = see(
         question.source.composite(),
         question.words,
