@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -331,7 +332,7 @@ def _checked(page: Page, kept: object) -> tuple[Facts, Settings]:
     if not isinstance(kept, dict):
         raise InputError("picture: expected its settings, got none")
     facts = known_as(str(kept.get("model", "")), page.models)
-    settings = settings_of({**kept, "model": facts.name}, "this picture")
+    settings = settings_of({**kept, "model": facts.name}, Path("this picture"))
     check_settings(settings, page.limits)
     return facts, settings
 

@@ -59,7 +59,8 @@ def build(page: Page) -> None:
     aim.change(lambda aim: gr.update(visible=aim == STYLE), aim, style, **QUIET)
     start.click(_starting(page), [aim, style, prompts, budget, count], outputs, **QUIET)
     cancel.click(_cancelling(page), [kept], None, **QUIET)
-    use.click(_using(page), [found], [page.tabs, page.heads, *page.strength], **QUIET)
+    guide: list[Any] = [page.tabs, page.heads, *page.strength]
+    use.click(_using(page), [found], guide, **QUIET)
     page.on_load.append((_going_on(page), [kept], outputs, REMEMBERED))
 
 
