@@ -22,8 +22,6 @@ from dit_heads.hunt.trials import TrialBatch
 
 NEEDS = "Ray is missing, which workers need: pip install 'dit-heads[search]'"
 DEATHS = 3  # of workers over the same batch, before the search ends
-# Ray gives workers the niceness 15. Beside one other busy process a core they would get a thirtieth of it.
-_LOCAL = {"worker_niceness": 0}
 
 
 class _Worker:
@@ -157,7 +155,7 @@ def on_ray(
     if workers < 1:
         raise InputError(f"workers: expected at least 1, got {workers}")
     if not ray.is_initialized():
-        local = {"num_cpus": workers * threads, "_system_config": _LOCAL} if address is None else {}
+        local = {"num_cpus": workers * threads} if address is None else {}
         ray.init(address=address, include_dashboard=False, log_to_driver=False, **local)
     resource, each = ("GPU", 1) if ray.cluster_resources().get("GPU") else ("CPU", threads)
     room = ray.cluster_resources().get(resource, 0)

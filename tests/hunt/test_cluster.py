@@ -16,7 +16,6 @@ from dit_heads.errors import InputError
 from dit_heads.hunt.cluster import on_ray
 from dit_heads.hunt.config import HuntConfig
 from dit_heads.hunt.scorer import Scorer
-from dit_heads.hunt.trials import Trial
 from tests.saved import red, tiny_pipeline
 
 CALL = {"guidance_scale": 1.0, "max_sequence_length": 8}
@@ -149,24 +148,6 @@ def failing() -> Scorer:
 def test_what_a_worker_refuses_is_refused_here_in_the_same_words(marks):
     with pytest.raises(InputError, match="model: there is none"):
         on_ray(failing, 1)
-
-
-class Priority(Scorer):
-    """Scores are the niceness of the process that scores."""
-
-    def __call__(self, batch):
-        return [float(os.nice(0))] * len(batch)
-
-
-def by_priority() -> Scorer:
-    return Priority(tiny_pipeline(), red, CALL)
-
-
-@pytest.mark.slow
-def test_workers_are_as_important_to_the_machine_as_this_process(marks):
-    """Ray's own niceness would leave them a thirtieth of a core beside another busy process."""
-    batch = (Trial("", "a cat", 0, 2, 0.0, 0.0),)
-    assert list(on_ray(by_priority, 1).score([batch])) == [(batch, [float(os.nice(0))])]
 
 
 @pytest.mark.slow
