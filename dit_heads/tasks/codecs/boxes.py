@@ -30,7 +30,7 @@ class BoxCodec:
         radius: Levels from a line's colour at which there is no evidence of it left.
     """
 
-    line: float = 1 / 42
+    line: float = 1 / 21
     filled: bool = False
     radius: float = 160.0
 
