@@ -1,5 +1,8 @@
-"""Pipelines on top of the core: drop-in classes with head guidance, a guider for modular diffusers, sets of
-pictures, and instructions; imports the core, never the reverse. Exports are imported on first use."""
+"""Pipelines: drop-in classes with head guidance, a guider for Modular Diffusers, In-Context LoRA sets, and
+instructions.
+
+Exports are imported on first use.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,5 +1,5 @@
-"""SD3 and SD3.5: joint attention of image and text tokens, image first; in SD3.5-medium image-only attention
-beside it. CFG is one call whose first half are the negative prompts."""
+"""SD3 and SD3.5: joint attention over image and text tokens, image first. SD3.5-medium has image-only
+attention too. CFG is one call with the negative prompts in the first half."""
 
 from __future__ import annotations
 
@@ -13,19 +13,16 @@ from dit_heads.compat import FusedJointAttnProcessor2_0, JointAttnProcessor2_0
 from dit_heads.errors import InputError
 from dit_heads.families._family import (
     JOINT_PROJECTIONS,
-    Arguments,
-    Call,
-    Conditioning,
     Family,
     HeadLayout,
     InputProjection,
-    Keywords,
     Pipelines,
     Residuals,
     Training,
     head_counts,
     second_half,
 )
+from dit_heads.families.calls import Arguments, Call, Conditioning, Keywords
 from dit_heads.families.processors import (
     QKV,
     HeadProcessor,
@@ -60,7 +57,7 @@ def _layout(transformer: Any) -> HeadLayout:
 
 
 class JointHeadProcessor(HeadProcessor):
-    """SD3's joint attention, image tokens first, and SD3.5's image-only one."""
+    """SD3's joint attention, image tokens first, and SD3.5's image-only attention."""
 
     replaceable = (JointAttnProcessor2_0, FusedJointAttnProcessor2_0)
 
@@ -91,8 +88,11 @@ class JointHeadProcessor(HeadProcessor):
 
 
 class ExplicitJointAttention:
-    """SD3's joint attention with its map made. In bf16 on a CPU it trains 3.6 times faster than
-    `scaled_dot_product_attention`, whose flash kernel is slow backwards and the plain one in its softmax."""
+    """SD3's joint attention, computed through its attention map.
+
+    In bf16 on a CPU it trains 3.6 times faster than `scaled_dot_product_attention`: the backward pass of its
+    flash kernel is slow, and so is the softmax of its plain kernel.
+    """
 
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
@@ -101,13 +101,15 @@ class ExplicitJointAttention:
         return outputs(attn, out, hidden_states.shape[1], joint=encoder_hidden_states is not None)
 
 
-def projections(attn: Any, image: Tensor, text: Tensor | None) -> QKV:
-    """Queries, keys and values [B, H, N + T, D]: image tokens, then text tokens."""
+def projections(attn: Any, image: Float[Tensor, "b n c"], text: Float[Tensor, "b t c"] | None) -> QKV:
+    """Queries, keys and values [B, H, N + T, D], image tokens first."""
     return joined([image_heads(attn, image)] + ([] if text is None else [text_heads(attn, text)]))
 
 
-def outputs(attn: Any, out: Tensor, image_tokens: int, joint: bool) -> Tensor | tuple[Tensor, Tensor]:
-    """Output projections of attention [B, N + T, C], for image and text apart."""
+def outputs(
+    attn: Any, out: Float[Tensor, "b s c"], image_tokens: int, joint: bool
+) -> Float[Tensor, "b n e"] | tuple[Float[Tensor, "b n e"], Float[Tensor, "b t f"]]:
+    """Output projections of attention [B, N + T, C], for the image and, if it is joint, for the text."""
     project, dropout = attn.to_out
     if not joint:
         return dropout(project(out))
@@ -129,7 +131,7 @@ def _noise_level(call: Call) -> float:
 def _velocity(
     transformer: Any, x: Tensor, sigmas: Tensor, text: Tensor, pooled: Tensor, guidance: float | Tensor
 ) -> Tensor:
-    """SD3 has no guidance embedding: `guidance` is not read."""
+    """SD3 has no guidance embedding, so `guidance` is ignored."""
     return transformer(
         hidden_states=x,
         timestep=1000 * sigmas,
@@ -156,7 +158,7 @@ def _noise(pipe: Any, pictures: int, size: tuple[int, int], dtype: Any, generato
 
 
 def _largest_side(pipe: Any) -> int:
-    """What the position table covers."""
+    """The side of the area that the position table covers, in pixels."""
     config = pipe.transformer.config
     return config.pos_embed_max_size * config.patch_size * pipe.vae_scale_factor
 
@@ -179,7 +181,7 @@ def _beside(call: Call, source: Float[Tensor, "b c h w"]) -> dict[str, Any]:
     return {**call, "hidden_states": torch.cat([noisy, source], side)}
 
 
-def _alone(prediction: Float[Tensor, "b c h w"], call: Call) -> Float[Tensor, "b c h w"]:
+def _alone(prediction: Float[Tensor, "b c _ _"], call: Call) -> Float[Tensor, "b c h w"]:
     height, width = call["hidden_states"].shape[-2:]
     return prediction[..., :height, :width]
 

@@ -41,7 +41,11 @@ class Batch:
     weight: Float[Tensor, "B 1 H W"] | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
+        """The same batch on a device.
+
+        Args:
+            device: the device.
+        """
         tensors: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         moved = {name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None}
         return replace(self, **moved)

@@ -10,10 +10,11 @@ from diffusers import FluxPipeline, StableDiffusion3Pipeline
 
 from dit_heads import HeadGuidance, HeadSet, load_embedded
 from dit_heads.embedded import TEXT_TOKENS, WEIGHTS, embedded_lora
+from dit_heads.embedded.agreement import agreement
 from dit_heads.embedded.evaluate import paint, unseen_scenes
 from dit_heads.embedded.export import load_judge
 from dit_heads.embedded.nets.judge import verdict
-from dit_heads.embedded.sets import TASKS, agreement, split_sets, task_of
+from dit_heads.embedded.sets import TASKS, split_sets, task_of
 from dit_heads.embedded.world.captions import caption
 from dit_heads.families import layout_of
 from dit_heads.loras import Grid
