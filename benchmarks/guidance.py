@@ -129,9 +129,9 @@ def sd3_rows(case: Case) -> tuple[list[Row], list[Row]]:
 
     def pag_run(cfg: float) -> Callable[[], object]:
         def call() -> None:
-            kept = transformer.attn_processors
+            processors = transformer.attn_processors
             run(pag, cfg, pag_scale=3.0)
-            transformer.set_attn_processor(kept)
+            transformer.set_attn_processor(processors)
 
         return call
 
@@ -206,8 +206,8 @@ def report(title: str, rows: list[Row], rounds: int, case: Case, goal: Callable[
     """A Markdown table; `goal(f)` is the ratio that a fork at depth f is meant to stay under."""
     print(f"\n{title}\n\n| | seconds a step | ratio to the first row | goal |\n|---|---|---|---|")
     for row, (seconds, ratio) in zip(rows, ratios(rows, rounds, case.device), strict=True):
-        wanted = "" if row.fork is None else f"{goal(row.fork):.3f}"
-        print(f"| {row.name} | {seconds / case.steps:.4g} | {ratio:.3f} | {wanted} |", flush=True)
+        target = "" if row.fork is None else f"{goal(row.fork):.3f}"
+        print(f"| {row.name} | {seconds / case.steps:.4g} | {ratio:.3f} | {target} |", flush=True)
 
 
 class PeakBytes(TorchDispatchMode):

@@ -1,14 +1,14 @@
 """HeadHunter measured on the embedded SD3: the paper's claims, and the fast search against the exact one.
 
-    python benchmarks/hunt.py general styles interactions cost --folder out/hunt
+    python benchmarks/hunt.py general styles interactions --folder out/hunt
 
 Searches ask the embedded CLIP on validation prompts; what they found is scored on test prompts by that CLIP
-and by the judge, which no search asks. Every score of a search is kept in the folder: stopped, it goes on.
+and by the judge, which no search asks. Every score of a search is stored in the folder; run the command again
+to resume.
 """
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import json
 import time
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from scipy.stats import bootstrap, spearmanr
+from agreement import share_interval, spearman, split_half
 
 from dit_heads import HeadGuidance, HeadHunter, HeadId, HeadSet
 from dit_heads.embedded import TEXT_TOKENS
@@ -32,19 +32,45 @@ from dit_heads.embedded.objective import embedded_clip
 from dit_heads.embedded.world.captions import caption, content
 from dit_heads.embedded.world.scenes import STYLES, Scene
 from dit_heads.hunt.config import HuntConfig
-from dit_heads.hunt.halving import cost, rungs
 from dit_heads.hunt.plots import draw_grid
-from dit_heads.hunt.report import Result
-from dit_heads.hunt.scorer import Scorer
-from dit_heads.hunt.trials import batches_of
+from dit_heads.hunt.result import Result
 from dit_heads.io.atomic import write_text
 from dit_heads.models import load_pipeline
 
 GENERAL = HuntConfig(per_round=4, scale=2.0, steps=10, batch=16)
 STYLE = replace(GENERAL, rounds=3, per_round=1)
-SCALES, SOFTNESSES = (0.5, 1.5, 3.0, 6.0), (0.5, 1.0)
-CFG, STEPS = 4.0, 28
+SOFTNESSES = (0.5, 1.0)
+CFG = 4.0
 SOLIDS = 3  # of general prompts: with fewer, the model is right without guidance
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured.
+
+    Attributes:
+        prompts: number of validation prompts that a general search draws; a style's draws a quarter.
+        count: number of test prompts.
+        batch: number of pictures side by side.
+        search_steps, steps: of a picture in a search, and of one that is measured.
+        scales: head guidance scales that are swept after a search.
+        candidates: heads to choose among; None for all.
+        styles: what the stage of that name searches.
+    """
+
+    prompts: int
+    count: int
+    batch: int
+    search_steps: int = 10
+    steps: int = 28
+    scales: tuple[float, ...] = (0.5, 1.5, 3.0, 6.0)
+    candidates: str | None = None
+    styles: tuple[str, ...] = STYLES[1:]
+
+    def quick(self) -> Extent:
+        """So little that the code runs in a minute; the figures mean nothing."""
+        heads = "L1H0, L3H2, L5H4, L7H1, L9H5"
+        return Extent(8, 4, self.batch, 3, 2, scales=(1.5,), candidates=heads, styles=STYLES[1:2])
 
 
 @dataclass(frozen=True)
@@ -62,45 +88,8 @@ class Guided:
         return {"effect": effect, **self.heads.to_json(), **strength, "verified": True}
 
 
-def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    """Rank correlation."""
-    found: Any = spearmanr(a, b)
-    return float(found.statistic)
-
-
-def split_half(scores: np.ndarray, rounds: int = 200) -> float:
-    """How well the ranking of candidates (rows) by a random half of the pairs (columns) agrees with that by
-    the other half: Spearman's coefficient, the mean over splits."""
-    rng = np.random.default_rng(0)
-    half = scores.shape[1] // 2
-    found = []
-    for _ in range(rounds):
-        order = rng.permutation(scores.shape[1])
-        found.append(spearman(scores[:, order[:half]].mean(1), scores[:, order[half : 2 * half]].mean(1)))
-    return fmean(found)
-
-
-def share_interval(part: np.ndarray, whole: np.ndarray, rounds: int = 2000) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of `part` over that of `whole`, pairs resampled together."""
-
-    def share(part: np.ndarray, whole: np.ndarray, axis: int = -1) -> np.ndarray:
-        return part.mean(axis) / whole.mean(axis)
-
-    options: dict[str, Any] = {"paired": True, "method": "percentile", "n_resamples": rounds, "rng": 0}
-    found = bootstrap((part, whole), share, **options).confidence_interval
-    return float(found.low), float(found.high)
-
-
-def makespan(times: Sequence[float], workers: int) -> float:
-    """Seconds until the last of the tasks is done, each given to the first worker that is free."""
-    free = [0.0] * workers
-    for seconds in times:
-        heapq.heapreplace(free, free[0] + seconds)
-    return max(free)
-
-
 @dataclass
-class Found:
+class Search:
     """A search and its outcome; `seconds` of all sessions it took."""
 
     hunter: HeadHunter
@@ -111,21 +100,26 @@ class Found:
 class Bench:
     """The parts that all measurements share."""
 
-    def __init__(self, folder: Path, prompts: int, count: int, batch: int, device: str) -> None:
-        self.folder, self.prompts, self.batch = folder, prompts, batch
+    def __init__(self, folder: Path, extent: Extent, device: str) -> None:
+        self.folder, self.extent = folder, extent
         self.pipe = load_pipeline("embedded", "float32", device)
         self.pipe.set_progress_bar_config(disable=True)
         self.judge, self.clip = load_judge(), embedded_clip()
-        self.scenes = unseen_scenes("test", count, solids=SOLIDS)
+        self.scenes = unseen_scenes("test", extent.count, solids=SOLIDS)
 
     def hunter(self, name: str, prompts: Sequence[str], config: HuntConfig) -> HeadHunter:
-        call, config = {"max_sequence_length": TEXT_TOKENS}, replace(config, batch=self.batch)
-        return HeadHunter(self.pipe, self.clip, prompts, self.folder / name, config, call=call)
+        extent = self.extent
+        config = replace(config, batch=extent.batch, steps=extent.search_steps)
+        options: dict[str, Any] = {
+            "candidates": extent.candidates,
+            "call": {"max_sequence_length": TEXT_TOKENS},
+        }
+        return HeadHunter(self.pipe, self.clip, prompts, self.folder / name, config, **options)
 
     def general_prompts(self) -> list[str]:
-        return [caption(scene) for scene in unseen_scenes("validation", self.prompts, solids=SOLIDS)]
+        return [caption(scene) for scene in unseen_scenes("validation", self.extent.prompts, solids=SOLIDS)]
 
-    def search(self, name: str, prompts: Sequence[str], config: HuntConfig) -> Found:
+    def search(self, name: str, prompts: Sequence[str], config: HuntConfig) -> Search:
         """Run a search, or read what is stored of it."""
         hunter, clock = self.hunter(name, prompts, config), self.folder / name / "seconds.json"
         before, began = json.loads(clock.read_text()) if clock.exists() else 0.0, time.time()
@@ -134,13 +128,13 @@ class Bench:
         seconds = before + (time.time() - began if len(hunter.log) > known else 0.0)
         write_text(clock, json.dumps(seconds))
         hunter.write(result)
-        return Found(hunter, result, seconds)
+        return Search(hunter, result, seconds)
 
     def strongest(self, name: str, hunter: HeadHunter, sets: Sequence[HeadSet]) -> Guided:
         """Of head sets x scales x softnesses the best on the prompts of a search, and what softness did."""
         tried = [
             Guided(heads, scale, softness, fmean(scores))
-            for scale, softness in itertools.product(SCALES, SOFTNESSES)
+            for scale, softness in itertools.product(self.extent.scales, SOFTNESSES)
             for heads, scores in zip(sets, hunter.scores(sets, scale=scale, softness=softness), strict=True)
         ]
         best = [
@@ -163,8 +157,8 @@ class Bench:
             found[name] = self._scores(scenes, prompts, cfg, guided)
             pairs = zip(found[name], found["none"], strict=True)
             cells = [shown for values, none in pairs for shown in (cell(values), cell(values - none))]
-            said = f"{name}: {guided.heads}, w {guided.scale:g}, u {guided.softness:g}" if guided else name
-            print(f"| {said} | {' | '.join(cells)} |", flush=True)
+            label = f"{name}: {guided.heads}, w {guided.scale:g}, u {guided.softness:g}" if guided else name
+            print(f"| {label} | {' | '.join(cells)} |", flush=True)
         exhaustive, fast = (found[name][1] - found["none"][1] for name in ("HeadHunter", "fast HeadHunter"))
         low, high = share_interval(fast, exhaustive)
         print(f"CLIP score x 100 of the fast search less the exhaustive one: {cell(fast - exhaustive)}")
@@ -176,11 +170,11 @@ class Bench:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Attributes right, in %, and CLIP score x 100 of a picture of each prompt."""
         heads = guided and HeadGuidance(self.pipe, guided.heads, scale=guided.scale, softness=guided.softness)
-        call: dict[str, Any] = {"num_inference_steps": STEPS, "max_sequence_length": TEXT_TOKENS}
-        call |= {"guidance_scale": cfg, "batch": self.batch}
+        call: dict[str, Any] = {"num_inference_steps": self.extent.steps, "max_sequence_length": TEXT_TOKENS}
+        call |= {"guidance_scale": cfg, "batch": self.extent.batch}
         pictures = paint(self.pipe, scenes, prompts=prompts, guidance=heads, **call)
         pairs = zip(pictures.split(1), prompts, strict=True)
-        scores = torch.cat([self.clip(picture / 2 + 0.5, [said]) for picture, said in pairs])
+        scores = torch.cat([self.clip(picture / 2 + 0.5, [prompt]) for picture, prompt in pairs])
         return 100 * verdict(self.judge, pictures, scenes).per_picture().numpy(), 100 * scores.numpy()
 
 
@@ -196,12 +190,14 @@ def general(bench: Bench) -> None:
     bench.held_out(bench.scenes, [caption(scene) for scene in bench.scenes], rows)
 
 
-def write_preset(bench: Bench, whole: Found, heads: Guided | None, layer: Guided | None) -> None:
+def write_preset(bench: Bench, whole: Search, heads: Guided | None, layer: Guided | None) -> None:
     """The choice as `dit-heads showcase` reads it, with every number of it."""
     assert heads and layer
     unguided = fmean(whole.result.unguided)
     gains = {head: fmean(scores) - unguided for head, scores in whole.result.rounds[0].scores.items()}
-    command = f"python benchmarks/hunt.py general --prompts {bench.prompts} --batch {bench.batch}"
+    command = (
+        f"python benchmarks/hunt.py general --prompts {bench.extent.prompts} --batch {bench.extent.batch}"
+    )
     provenance = {
         "command": command,
         "score": {"no guidance": unguided, "heads": heads.score, "block": layer.score},
@@ -215,11 +211,11 @@ def write_preset(bench: Bench, whole: Found, heads: Guided | None, layer: Guided
     print(f"wrote {path}")
 
 
-def _rows(bench: Bench, whole: Found, fast: Found) -> dict[str, tuple[float, Guided | None]]:
+def _rows(bench: Bench, whole: Search, fast: Search) -> dict[str, tuple[float, Guided | None]]:
     """What is compared on test prompts: CFG and heads, each at its best strength on the search's prompts."""
     heads = bench.strongest("HeadHunter", whole.hunter, _prefixes(whole.result))
     fast_heads = bench.strongest("fast HeadHunter", whole.hunter, _prefixes(fast.result))
-    layer = bench.strongest("a layer", whole.hunter, _blocks(bench))
+    layer = bench.strongest("a layer", whole.hunter, _blocks(whole))
     return {
         "none": (1.0, None),
         f"CFG {CFG:g}": (CFG, None),
@@ -238,11 +234,12 @@ def _prefixes(result: Result) -> list[HeadSet]:
     return [HeadSet(result.chosen[:n]) for n in sizes]
 
 
-def _blocks(bench: Bench) -> list[HeadSet]:
-    return [HeadSet.parse(f"L{b}") for b in range(bench.pipe.transformer.config.num_layers)]
+def _blocks(search: Search) -> list[HeadSet]:
+    """Every block that has candidates, as a whole."""
+    return [HeadSet.parse(f"L{block}") for block in sorted({head.block for head in search.hunter.candidates})]
 
 
-def compare(whole: Found, fast: Found) -> None:
+def compare(whole: Search, fast: Search) -> None:
     """The first round of a fast search against that of the exhaustive one."""
     singles, screen = whole.result.rounds[0].scores, fast.result.rounds[0]
     heads = sorted(singles)
@@ -266,10 +263,10 @@ def compare(whole: Found, fast: Found) -> None:
 
 def styles(bench: Bench) -> None:
     """Searches of every style: do later rounds help, do the heads transfer to new prompts?"""
-    for style in STYLES[1:]:
-        said: Callable[[Scene], str] = lambda scene, style=style: f"{style}, {content(scene)}"  # noqa: E731
+    for style in bench.extent.styles:
+        prompt_of: Callable[[Scene], str] = lambda scene, style=style: f"{style}, {content(scene)}"  # noqa: E731
         name = style.replace(" ", "-")
-        prompts = [said(scene) for scene in unseen_scenes("validation", bench.prompts // 4)]
+        prompts = [prompt_of(scene) for scene in unseen_scenes("validation", bench.extent.prompts // 4)]
         whole = bench.search(name, prompts, STYLE)
         fast = bench.search(f"{name}-fast", prompts, replace(STYLE, method="fast"))
         print(f"\n### {style}\n{whole.result}")
@@ -278,7 +275,7 @@ def styles(bench: Bench) -> None:
         print("score after each round:", ", ".join(f"{100 * mean:.2f}" for mean in curve))
         print("place of each chosen head alone:", ", ".join(_places(whole.result)))
         scenes = [replace(scene, style=style) for scene in bench.scenes[: len(bench.scenes) // 2]]
-        bench.held_out(scenes, [said(scene) for scene in scenes], _rows(bench, whole, fast))
+        bench.held_out(scenes, [prompt_of(scene) for scene in scenes], _rows(bench, whole, fast))
 
 
 def _places(result: Result) -> list[str]:
@@ -290,7 +287,7 @@ def _places(result: Result) -> list[str]:
 
 def interactions(bench: Bench, top: int = 20) -> None:
     """What two of the best heads gain together beyond what they gain alone, as a picture."""
-    prompts, pairs = bench.general_prompts(), bench.prompts // 2
+    prompts, pairs = bench.general_prompts(), bench.extent.prompts // 2
     singles = bench.search("general", prompts, GENERAL).result.rounds[0].scores
     heads: list[HeadId] = sorted(singles, key=lambda head: -fmean(singles[head]))[:top]
     hunter = bench.hunter("interactions", prompts[:pairs], GENERAL)
@@ -298,7 +295,7 @@ def interactions(bench: Bench, top: int = 20) -> None:
     alone = dict(zip(heads, hunter.scores([HeadSet([head]) for head in heads]), strict=True))
     couples = list(itertools.combinations(heads, 2))
     joint = hunter.scores([HeadSet(couple) for couple in couples])
-    grid = [[float("nan")] * top for _ in range(top)]
+    grid = [[float("nan")] * len(heads) for _ in heads]
     found = {}
     for (a, b), scores in zip(couples, joint, strict=True):
         extra = np.array(scores) - np.array(alone[a]) - np.array(alone[b]) + np.array(base)
@@ -318,47 +315,7 @@ def interactions(bench: Bench, top: int = 20) -> None:
         print(f"  {a}, {b}: {cell(100 * found[a, b])}")
 
 
-def cost_model(bench: Bench) -> None:
-    """What searches of the real models take, and how they scale: from the paper's figures and measured
-    times here."""
-    # 11,520 pictures of 20 steps took about 3 hours on 8 H100 (arXiv 2506.10978); FLUX.1-dev by parameters.
-    of_sd3 = 8 * 3 / (11_520 * 20)
-    of_flux = of_sd3 * 11.9 / 2.0
-    print("| search | pictures exhaustive | pictures fast | H100 hours exhaustive | H100 hours fast |")
-    print("|---|---|---|---|---|")
-    for name, heads, pairs, rounds, each, steps, hours in (
-        ("SD3-medium, general", 576, 20, 1, 24, 20, of_sd3),
-        ("SD3-medium, a style", 576, 5, 5, 3, 20, of_sd3),
-        ("FLUX.1-dev, a style", 1368, 5, 5, 3, 15, of_flux),
-    ):
-        left = [heads - r * each for r in range(rounds)]
-        whole = pairs * (1 + sum(left))
-        fast = sum(pairs + cost(rungs(n, pairs, each, int(0.1 * pairs * (n + 1)) - pairs)) for n in left)
-        print(f"| {name} | {whole} | {fast} | {whole * steps * hours:.1f} | {fast * steps * hours:.1f} |")
-    times = _task_times(bench)
-    print(
-        f"\nOf {len(times)} measured tasks ({fmean(times):.1f} s each): workers, hours of the round, speed-up"
-    )
-    many = (times * (11_540 // bench.batch // len(times) + 1))[: 11_540 // bench.batch]
-    for workers in (1, 2, 4, 8, 16, 32, 64):
-        span = makespan(many, workers)
-        print(f"| {workers} | {span / 3600:.2f} | {makespan(many, 1) / span:.1f} |")
-
-
-def _task_times(bench: Bench, count: int = 6) -> list[float]:
-    """Seconds of batches of a search."""
-    hunter = bench.hunter("general", bench.general_prompts(), GENERAL)
-    scorer = Scorer(bench.pipe, bench.clip, {"guidance_scale": 1.0, "max_sequence_length": TEXT_TOKENS})
-    trials = [hunter._trial(HeadSet([head]), *pair) for head in hunter.candidates for pair in hunter.pairs]
-    times = []
-    for batch in batches_of(trials, bench.batch)[:: len(trials) // bench.batch // count][:count]:
-        began = time.perf_counter()
-        scorer(batch)
-        times.append(time.perf_counter() - began)
-    return times
-
-
-STAGES = {"general": general, "styles": styles, "interactions": interactions, "cost": cost_model}
+STAGES = {"general": general, "styles": styles, "interactions": interactions}
 
 
 def main(
@@ -368,10 +325,21 @@ def main(
     count: int = 96,
     batch: int = 16,
     device: str = "auto",
+    quick: bool = False,
 ) -> None:
-    """Run the stages named, all of them by default: searches with `prompts` validation prompts (a quarter of
-    them a style), measured on `count` test prompts, `batch` pictures at a time."""
-    bench = Bench(folder, prompts, count, batch, device)
+    """Run the stages named, all of them by default.
+
+    Args:
+        stages: general, styles or interactions.
+        folder: where searches are stored.
+        prompts: number of validation prompts of a general search; that of a style has a quarter.
+        count: number of test prompts that heads are measured on.
+        batch: number of pictures side by side.
+        device: where models run.
+        quick: measure so little that it only shows that everything runs.
+    """
+    extent = Extent(prompts, count, batch)
+    bench = Bench(folder, extent.quick() if quick else extent, device)
     for name in stages:
         print(f"\n## {name}", flush=True)
         STAGES[name](bench)

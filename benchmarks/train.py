@@ -108,7 +108,7 @@ class Script:
         prepared: Any = self.accelerator.prepare(transformer, descent, loader, rate)
         self.transformer, self.descent, self.loader, self.rate = prepared
         self.cached = [self._posterior(pixels) for pixels, _ in self.loader] if latents else None
-        self.said = self._encode([samples[0][1]] * case.batch) if text else None
+        self.encoded = self._encode([samples[0][1]] * case.batch) if text else None
         if text:
             drop_text_encoders(self.pipe)
         if latents:
@@ -132,7 +132,7 @@ class Script:
 
     def _step(self, bar: tqdm[Any]) -> None:
         number, (pixels, captions) = next(self.batches)
-        text, pooled = self.said or self._encode(captions)
+        text, pooled = self.encoded or self._encode(captions)
         posterior = self._posterior(pixels) if self.cached is None else self.cached[number]
         shift, scale = self.scale
         latents = ((posterior.sample() - shift) * scale).to(self.dtype)

@@ -1,1 +1,1 @@
-"""The Gradio page that shows every part of the package; imports the core, never the reverse."""
+"""The demo: one Gradio page on top of an engine that knows no Gradio (`pip install '.[demo]'`)."""

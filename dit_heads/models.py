@@ -20,10 +20,15 @@ EMBEDDED = {"embedded": "sd3", "embedded/sd3": "sd3", "embedded/flux": "flux"}
 
 
 def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> Any:
-    """The pipeline of a model, on its device.
+    """Load the pipeline of a model.
+
+    Args:
+        model: "embedded", "embedded/flux", a folder in diffusers' format, or a model id of the hub.
+        dtype: name of a number format; "auto" as in `torch_dtype`.
+        device: where it goes; "auto" as in `torch_device`.
 
     Raises:
-        InputError: if the model cannot be loaded, or the device cannot be used.
+        InputError: the model cannot be loaded, or the device cannot be used.
     """
     place = torch_device(device)
     number = torch_dtype(dtype, place)
@@ -105,20 +110,30 @@ def _unusable(model: str, part: str, error: Exception) -> str:
     return f"model: the {part} of '{model}' has no usable config: {_one_line(error)}"
 
 
+def pipeline_class(model: str) -> str:
+    """The name of the model's pipeline class. Raises `InputError` if the model cannot be found."""
+    return str(_index(model)[0])
+
+
 def _transformer_class(model: str) -> str:
     """The class of the model's transformer by its model_index.json, if heads can be guided in it."""
-    where = _location(model)
-    try:
-        parts: Any = DiffusionPipeline.load_config(where)
-        kind = dict(parts).get("transformer", (None, None))[1]
-    except Exception as error:
-        raise InputError(f"model: cannot read '{model}': {_one_line(error)}") from error
+    pipeline, kind = _index(model)
     if kind not in FAMILIES:
         raise InputError(
             f"model: expected a pipeline with one of {', '.join(FAMILIES)}, "
-            f"'{model}' is a {parts.get('_class_name')} with {kind or 'no transformer'}"
+            f"'{model}' is a {pipeline} with {kind or 'no transformer'}"
         )
     return kind
+
+
+def _index(model: str) -> tuple[Any, Any]:
+    """The classes of the model's pipeline and of its transformer, by its model_index.json."""
+    where = _location(model)
+    try:
+        parts: Any = DiffusionPipeline.load_config(where)
+        return parts.get("_class_name"), dict(parts).get("transformer", (None, None))[1]
+    except Exception as error:
+        raise InputError(f"model: cannot read '{model}': {_one_line(error)}") from error
 
 
 def torch_device(name: str) -> torch.device:
@@ -134,7 +149,8 @@ def torch_device(name: str) -> torch.device:
 
 
 def torch_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is float32 on a CPU, where half precision is slow on many machines, and bfloat16 elsewhere."""
+    """A number format by its name. "auto" is float32 on a CPU, where half precision is slow on many machines,
+    and bfloat16 elsewhere."""
     if name == "auto":
         name = "float32" if device.type == "cpu" else "bfloat16"
     return getattr(torch, name)

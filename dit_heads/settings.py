@@ -92,7 +92,11 @@ def from_mapping(kind: type[Kind], found: object, label: str) -> Kind:
 
 
 def from_json(kind: type[Kind], path: Path, label: str) -> Kind:
-    """The settings of a JSON file. Raises `InputError` as `from_mapping` does, and for what is not JSON."""
+    """The settings of a JSON file. Arguments as of `from_mapping`.
+
+    Raises:
+        InputError: as `from_mapping`, and for what is not JSON.
+    """
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -101,7 +105,7 @@ def from_json(kind: type[Kind], path: Path, label: str) -> Kind:
 
 
 def from_yaml(kind: type[Kind], path: Path, label: str) -> Kind:
-    """The settings of a YAML file; an empty one is all defaults.
+    """The settings of a YAML file; an empty one is all defaults. Arguments as of `from_mapping`.
 
     Raises:
         InputError: as `from_mapping`, and for a name given twice, of which YAML's parser takes the last.

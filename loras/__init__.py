@@ -8,7 +8,8 @@ from dit_heads._lazy import lazy_exports
 if TYPE_CHECKING:
     from dit_heads.loras.sets.captions import JointCaption
     from dit_heads.loras.sets.dataset import SetDataset
-    from dit_heads.loras.sets.panels import Grid, join, split
+    from dit_heads.loras.sets.grid import Grid
+    from dit_heads.loras.sets.panels import join, split
     from dit_heads.loras.weights.compose import compose, set_scales
     from dit_heads.loras.weights.files import add_lora, load_lora, lora_of, save_lora, write_lora
     from dit_heads.loras.weights.formats import read_lora
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "Grid": "dit_heads.loras.sets.panels",
+    "Grid": "dit_heads.loras.sets.grid",
     "JointCaption": "dit_heads.loras.sets.captions",
     "Lora": "dit_heads.loras.weights.low_rank",
     "LowRank": "dit_heads.loras.weights.low_rank",

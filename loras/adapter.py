@@ -52,9 +52,14 @@ def add_adapter(transformer: Any, config: AdapterConfig, seed: int, whole: Seque
 
 
 def targeted(transformer: Any, config: AdapterConfig) -> list[str]:
-    """Names of the linear modules to train: those of the blocks and with the endings of the settings.
+    """The linear modules to train: those of the chosen blocks and with the endings of the settings.
 
-    It reads names and shapes alone, so a transformer on the `meta` device will do.
+    Args:
+        transformer: its names and shapes alone are read, so the `meta` device will do.
+        config: which modules get the LoRA.
+
+    Returns:
+        Their names, sorted.
 
     Raises:
         InputError: for a target or a block that the transformer lacks.

@@ -24,10 +24,9 @@ from dit_heads.families import (
     training_of,
 )
 from dit_heads.families.latents import encoded
-from dit_heads.io.fingerprints import fingerprint
+from dit_heads.io.fingerprints import content_hash, fingerprint
 from dit_heads.loras.cache import CachedEncoder, Picture, Policy
 from dit_heads.loras.config import DataConfig
-from dit_heads.loras.sets.folders import content_hash
 from dit_heads.models import EMBEDDED, load_pipeline, quiet_loading
 from dit_heads.training.optimizers import require_bitsandbytes
 from dit_heads.training.processes import wait_for_all
@@ -49,9 +48,7 @@ def load_base(model: str, base: str, precision: str, device: torch.device) -> An
         InputError: for a base that the precision cannot train, for a pipeline of another kind, and for 8 bits
             where they cannot be had.
     """
-    name = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision] if base == "auto" else base
-    if precision == "no" and name != "float32":
-        raise InputError(f"base: expected float32 for precision 'no', got '{name}'")
+    name = base_format(model, base, precision)
     if name == "8bit":
         pipe = _eight_bit(model, device)
     else:
@@ -69,10 +66,23 @@ def load_base(model: str, base: str, precision: str, device: torch.device) -> An
     return pipe
 
 
-def _eight_bit(model: str, device: torch.device) -> Any:
-    if model in EMBEDDED:
+def base_format(model: str, base: str, precision: str) -> str:
+    """The number format of the frozen weights. Arguments as of `load_base`.
+
+    Raises:
+        InputError: for one that the precision cannot train, and for 8 bits where they cannot be had.
+    """
+    name = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision] if base == "auto" else base
+    if precision == "no" and name != "float32":
+        raise InputError(f"base: expected float32 for precision 'no', got '{name}'")
+    if name == "8bit" and model in EMBEDDED:
         raise InputError(f"base: 8bit is for a folder or a model of the hub, got '{model}'")
-    require_bitsandbytes("base")
+    if name == "8bit":
+        require_bitsandbytes("base")
+    return name
+
+
+def _eight_bit(model: str, device: torch.device) -> Any:
     from diffusers.quantizers import PipelineQuantizationConfig
 
     try:
@@ -102,7 +112,15 @@ def _large_parts(index: Any) -> list[str]:
 
 
 def latent_encoder(pipe: Any, folder: Path, policy: Policy = "all", memory: int = 0) -> CachedEncoder:
-    """An encoder of pictures: {"latents": [C, h, w]}, normalised, by the posterior's mean."""
+    """An encoder of pictures.
+
+    Args:
+        pipe: whose autoencoder is used, by its posterior's mean.
+        folder, policy, memory: as in `CachedEncoder`.
+
+    Returns:
+        Of a picture: {"latents": [C, h, w]}, normalised.
+    """
 
     @_alone(pipe)
     def encode(picture: Picture) -> dict[str, Tensor]:
@@ -129,7 +147,15 @@ def _alone(pipe: Any) -> Callable[[Encode], Encode]:
 
 @torch.no_grad()
 def latents_of(pipe: Any, image: Image.Image) -> Tensor:
-    """Normalised latents [C, h, w] of a picture."""
+    """Encode a picture, without a cache.
+
+    Args:
+        pipe: whose autoencoder is used.
+        image: of sides that it can shrink.
+
+    Returns:
+        Normalised latents.
+    """
     vae = pipe.vae
     pixels = pipe.image_processor.preprocess(image).to(vae.device, vae.dtype)
     return encoded(vae, pixels)[0]
@@ -138,7 +164,16 @@ def latents_of(pipe: Any, image: Image.Image) -> Tensor:
 def text_encoder(
     pipe: Any, folder: Path, tokens: int | None, policy: Policy = "all", memory: int = 0
 ) -> CachedEncoder:
-    """An encoder of captions: {"text": [L, D], "pooled": [P]}, of which the T5 reads `tokens`."""
+    """An encoder of captions.
+
+    Args:
+        pipe: whose text encoders are used.
+        folder, policy, memory: as in `CachedEncoder`.
+        tokens: that the T5 reads, None for as many as the pipeline reads.
+
+    Returns:
+        Of a caption: {"text": [L, D], "pooled": [P]}.
+    """
     encode_prompt = training_of(pipe.transformer).encode_prompt
     length = tokens or pipelines_of(pipe.transformer).text_tokens
 
@@ -163,7 +198,14 @@ def _mark(part: Any) -> Any:
 
 
 def fill(encoder: CachedEncoder, items: Sequence[Any], what: str, *, show: bool) -> None:
-    """Encode everything once, so that training only reads."""
+    """Encode everything once, so that training only reads.
+
+    Args:
+        encoder: with a cache.
+        items: captions or pictures.
+        what: they are called on the progress bar.
+        show: whether there is a bar.
+    """
     for item in tqdm(items, desc=f"encoding {what}", leave=False, disable=not show):
         encoder(item)
 
@@ -187,7 +229,14 @@ class Encoders:
 
     @classmethod
     def of(cls, pipe: Any, config: DataConfig, folder: Path, state: Any) -> Encoders:
-        """Those of a run in `folder`, as its settings cache them."""
+        """The encoders of a run, cached as its settings say.
+
+        Args:
+            pipe: that they belong to.
+            config: cache, policy and number of tokens.
+            folder: of the run.
+            state: the processes of the run.
+        """
         cache = config.cache or folder / "cache"
         latents = latent_encoder(pipe, cache, config.encode, MEMORY)
         texts = text_encoder(pipe, cache, config.text_tokens, config.encode, MEMORY)
@@ -195,7 +244,12 @@ class Encoders:
         return cls(pipe, latents, texts, tokens, state)
 
     def fill(self, captions: Sequence[str], pictures: Sequence[Picture]) -> None:
-        """Encode everything before training, if that is the policy. Each process encodes its share."""
+        """Encode everything before training, if that is the policy. Each process encodes its share.
+
+        Args:
+            captions: of all samples and drawings.
+            pictures: of all samples.
+        """
         first, step, show = self.state.process_index, self.state.num_processes, self.state.is_main_process
         if self.texts.policy == "all":
             fill(self.texts, captions[first::step], "captions", show=show)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dit_heads.errors import InputError
 from dit_heads.io.atomic import atomic_file
-from dit_heads.loras.sets.folders import content_hash
+from dit_heads.io.fingerprints import content_hash
 
 Policy = Literal["all", "lazy", "off"]
 """When an item is encoded: "all" of them before training, "lazy" each when it is needed first, "off" each
@@ -40,7 +40,9 @@ class Picture(Protocol):
         """Where the picture comes from, for messages."""
         ...
 
-    def composite(self) -> Image.Image: ...
+    def composite(self) -> Image.Image:
+        """The pixels."""
+        ...
 
 
 class CachedEncoder:

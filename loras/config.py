@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 from pydantic import AfterValidator, BeforeValidator
@@ -12,10 +12,12 @@ from pydantic_core import PydanticCustomError
 
 from dit_heads.errors import InputError
 from dit_heads.settings import Field, as_mapping, from_mapping, from_yaml, settings
+from dit_heads.tasks.query import Task as VisionTask
 
 __all__ = [
     "AdapterConfig",
     "DataConfig",
+    "InstructConfig",
     "LossConfig",
     "OptimizerConfig",
     "TrainConfig",
@@ -81,9 +83,10 @@ class DataConfig:
     fit: Literal["crop", "pad"] = "crop"
     """How a picture is fitted to its panel: crop what sticks out, or pad with white."""
     flip: bool = False
-    """Mirror the panels of every other set, each in its place. Not for captions that say left and right."""
+    """Mirror the panels of half of the samples, chosen at random, each panel in its place. Not for captions
+    that say left or right."""
     on_error: Literal["stop", "skip"] = "stop"
-    """What happens at sets that cannot be used: stop with a list of them, or skip them with a warning."""
+    """What to do about sets that cannot be used: stop with a list of them, or skip them with a warning."""
     cache: Folder | None = None
     """Folder for encoded pictures and captions. The default is `cache` in the run's folder."""
     encode: Literal["all", "lazy", "off"] = "all"
@@ -129,14 +132,17 @@ class LossConfig:
     """Weight of each panel in the loss, row by row. By default all count the same."""
     caption_dropout: Share = 0.05
     """Share of samples that are trained without their caption."""
+    pixel_weight: NotNegative = 0.0
+    """Weight of the error of decoded pixels, of the clean picture that each prediction implies, beside the
+    error of latents. It costs a pass through the decoder and back."""
     prior: Folder | None = None
-    """Folder of pictures with captions that the model should keep drawing as it does (prior preservation)."""
+    """Folder of captioned pictures that the model should go on generating as before (prior preservation)."""
     prior_weight: NotNegative = 1.0
     """Weight of the prior pictures' loss, relative to that of the sets."""
     prior_prompt: str | None = None
-    """Prompt of which the untrained model first draws the pictures that the folder `prior` lacks."""
+    """Prompt from which the untrained model first generates the pictures that the folder `prior` lacks."""
     prior_count: Count = 100
-    """Number of pictures that are drawn of prior_prompt."""
+    """Number of pictures generated from prior_prompt."""
 
 
 @settings
@@ -144,11 +150,11 @@ class OptimizerConfig:
     """How the loss is minimised."""
 
     steps: Count = 1000
-    """Number of optimiser steps, from the very first to the last."""
+    """Number of optimiser steps of the whole run, those before a resume included."""
     batch_size: Count = 4
     """Number of sets in a step, over all processes."""
     accumulate: Count = 1
-    """Number of parts in which a process takes its share of a batch, one after the other, to save memory."""
+    """Gradient accumulation steps: parts in which a process takes its share of a batch, to save memory."""
     learning_rate: Positive = 1e-4
     """Peak learning rate."""
     warmup: CountOrNone = 50
@@ -158,7 +164,7 @@ class OptimizerConfig:
     optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
     """Optimiser. adamw8bit needs a GPU and the package bitsandbytes."""
     weight_decay: NotNegative = 0.01
-    """Weight decay of AdamW."""
+    """Weight decay of the optimiser."""
     clip: Positive = 1.0
     """Largest norm of the gradient; a larger one is scaled down to it."""
     ema: Share = 0.99
@@ -168,15 +174,15 @@ class OptimizerConfig:
     base: Literal["auto", "float32", "bfloat16", "float16", "8bit"] = "auto"
     """Number format of the frozen weights. 8bit needs a GPU and the package bitsandbytes."""
     gradient_checkpointing: bool = False
-    """Compute activations twice: needs less memory and about a third more time."""
+    """Recompute activations in the backward pass. It saves memory and takes about a third more time."""
 
 
 @settings
 class WatchConfig:
-    """What is drawn, measured and kept during a run."""
+    """What a run generates, measures and keeps on the way."""
 
     prompts: tuple[str, ...] = ()
-    """Joint captions of which samples are drawn during the run."""
+    """Joint captions from which samples are generated during the run."""
     sample_every: CountOrNone = 250
     """Steps between samples and validation losses. 0 switches both off."""
     sample_steps: Annotated[int, Field(ge=1, le=1000)] = 20
@@ -192,7 +198,40 @@ class WatchConfig:
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Experiment trackers that get the figures of log.csv as well."""
     hub_id: str | None = None
-    """Model on the hub, as owner/name, that the finished LoRA is pushed to."""
+    """Model on the hub, as owner/name, to which the finished LoRA is pushed."""
+
+
+@settings
+class InstructConfig:
+    """Vision tasks by instruction; read for the task instruct alone."""
+
+    conditioning: Literal["channels", "tokens"] = "channels"
+    """How the transformer sees the picture: its latents on the channel axis of a widened input, or as tokens
+    in the sequence."""
+    pairs: Literal["world", "classes"] = "world"
+    """Where pictures and answers come from: world, the renderer of the embedded models, or classes, a folder
+    `root` with a folder of pictures for each class, and likewise a folder `validation`."""
+    scenes: Count = 4000
+    """Number of scenes of the world."""
+    tasks: Annotated[tuple[VisionTask, ...], Field(min_length=1)] = get_args(VisionTask)
+    """Tasks to learn together; of a folder of classes, classify alone."""
+    task_weights: tuple[NotNegative, ...] = ()
+    """How often each task comes, relative to the others. By default all come equally often."""
+    questions: Count = 4
+    """Number of different questions of a task about a picture."""
+    dropout: Annotated[float, Field(ge=0, le=1 / 3)] = 0.05
+    """Share of samples without the instruction, as many without the picture, and as many without both."""
+    mask_shift: Positive = 1.0
+    """Shift of noise levels, beside that of the loss, for answers in flat colours; above 1 means noisier."""
+    validation_scenes: CountOrNone = 4
+    """Number of pictures that are answered and measured during the run."""
+
+    def __post_init__(self) -> None:
+        weights = self.task_weights
+        if weights and len(weights) != len(self.tasks):
+            raise InputError(f"task_weights: expected {len(self.tasks)}, one a task, got {len(weights)}")
+        if weights and not any(weights):
+            raise InputError(f"task_weights: expected numbers not all of which are 0, got {list(weights)}")
 
 
 @settings
@@ -200,7 +239,8 @@ class TrainConfig:
     """A LoRA training run."""
 
     task: str = "in_context"
-    """What the LoRA learns: in_context, to draw sets of pictures."""
+    """What the LoRA learns: in_context, to generate sets of pictures; instruct, to answer questions about
+    pictures with pictures."""
     model: str = "embedded"
     """Model to train on: embedded, embedded/flux, a folder in diffusers' format, or a model id of the hub."""
     out: Folder = Path("runs/lora")
@@ -216,11 +256,12 @@ class TrainConfig:
     loss: Annotated[LossConfig, Inline] = field(default_factory=LossConfig)
     optimization: Annotated[OptimizerConfig, Inline] = field(default_factory=OptimizerConfig)
     watch: Annotated[WatchConfig, Inline] = field(default_factory=WatchConfig)
+    instruct: Annotated[InstructConfig, Inline] = field(default_factory=InstructConfig)
 
 
 def read_config(path: Path) -> TrainConfig:
-    """The settings of a YAML file, which has a section for each part of `TrainConfig`; what it leaves out has
-    its default. Raises `InputError` with a line for each setting that is unknown or does not fit."""
+    """Read settings from a YAML file with a section for each part of `TrainConfig`. Settings that it leaves
+    out have their defaults. Raises `InputError` with a line for each that is unknown or does not fit."""
     return from_yaml(TrainConfig, path, "config")
 
 

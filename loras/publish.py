@@ -31,7 +31,15 @@ def write_card(config: TrainConfig, pipe: Any) -> Path:
     """Write `README.md` beside the LoRA: what it is of, how it was trained, how it is used.
 
     No path of this machine is in it. A README.md that somebody else wrote, or changed, stays; the card then
-    gets another name. Returns the card's path."""
+    gets another name.
+
+    Args:
+        config: settings of the run.
+        pipe: the pipeline that was trained.
+
+    Returns:
+        The card's path.
+    """
     text = _card(config, pipe)
     path = config.out / CARD
     if path.exists() and not is_card(path.read_text("utf-8", "replace")):
@@ -54,6 +62,9 @@ def _checksum(text: str) -> str:
 def _card(config: TrainConfig, pipe: Any) -> str:
     data, adapter, steps = config.data, config.adapter, config.optimization.steps
     grid = f"{data.rows} x {data.columns} panels" if data.rows * data.columns > 1 else "single pictures"
+    learned = f"{grid}, trained for {steps} steps on\n`{data.root.resolve().name}`"
+    if config.task != "in_context":
+        learned = f"the task {config.task}, trained for {steps} steps"
     samples = sorted((config.out / "samples").glob(f"step-{steps:06}-*.png"))
     shown = "".join(f"![{path.stem}](samples/{path.name})\n" for path in samples)
     notes = f"\nBegin captions with `{config.trigger}`.\n" if config.trigger else ""
@@ -64,8 +75,7 @@ def _card(config: TrainConfig, pipe: Any) -> str:
 
 # {config.out.resolve().name}
 
-A LoRA of rank {adapter.rank} for `{model_name(config.model)}`: {grid}, trained for {steps} steps on
-`{data.root.resolve().name}` by dit-heads {__version__}.
+A LoRA of rank {adapter.rank} for `{model_name(config.model)}`: {learned} by dit-heads {__version__}.
 {notes}
 ```python
 {_code(config, type(pipe).__name__)}
@@ -109,7 +119,14 @@ pipe.load_lora_weights({where}, weight_name="{LORA}")'''
 
 
 def check_hub(hub_id: str | None) -> None:
-    """Raise ValueError if a push to the hub is asked for and could not be done, before hours are spent."""
+    """Refuse a push to the hub that could not be done, before hours are spent.
+
+    Args:
+        hub_id: "owner/name", None for no push.
+
+    Raises:
+        InputError: the name is not of this form, the hub is switched off, or nobody is logged in.
+    """
     if hub_id is None:
         return
     if hub_id.count("/") != 1 or not all(hub_id.split("/")):
@@ -125,7 +142,12 @@ def check_hub(hub_id: str | None) -> None:
 
 
 def push(hub_id: str | None, folder: Path) -> None:
-    """Send LoRA, card and samples of a run's folder to the hub, if asked for."""
+    """Send LoRA, card and samples of a run to the hub.
+
+    Args:
+        hub_id: "owner/name", None for no push.
+        folder: of the run.
+    """
     if hub_id is None:
         return
     from huggingface_hub import HfApi

@@ -1,6 +1,6 @@
 """The life of a run's folder: one run at a time, with settings and data of its own, whose files agree.
 
-Everything here is told before a model is loaded, and changes no file of a run that is refused.
+All of these checks come before a model is loaded. They change no file of a run that they refuse.
 """
 
 from __future__ import annotations
@@ -10,24 +10,27 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
-from dit_heads.errors import InputError
+from dit_heads.errors import InputError, listed
 from dit_heads.io.atomic import write_text
+from dit_heads.io.fingerprints import content_hash
 from dit_heads.loras.config import TrainConfig, as_mapping, shared
 from dit_heads.loras.publish import LORA, is_card
 from dit_heads.loras.sets.dataset import SetDataset
-from dit_heads.loras.sets.folders import content_hash
 from dit_heads.models import EMBEDDED
+from dit_heads.training.loop import FitConfig
 
 CHECKPOINT, CONFIG, DATA, LOG = "checkpoint.safetensors", "config.json", "data.json", "log.csv"
 # Settings that are known by content, or that change no weight of the LoRA.
 FREE = {"root", "cache", "encode", "prior", "on_error", "steps", "precision", "base"}
-FREE |= {"gradient_checkpointing"}
+FREE |= {"gradient_checkpointing", "validation_scenes"}
+PARTS = ("data", "adapter", "loss", "optimization", "instruct")  # sections that a run keeps
 MADE = ("lora-*.safetensors", "samples/step-*.png")  # files of a run beside those of READERS
 DRAWN = ("prompts", "sample_every", "sample_steps", "guidance_scale", "validation", "keep_every")
 
@@ -74,7 +77,7 @@ def check_folder(config: TrainConfig) -> None:
     """Raise `InputError`, a line for each problem, if the run cannot start or continue in its folder.
 
     Refused are files that no run wrote, files that are damaged, a run with other settings, and a run that
-    has done more steps than are asked for, or all of them with other samples."""
+    has done more than its number of steps, or all of them with other samples."""
     out = config.out
     there = [name for name in READERS if (out / name).exists()]
     if CONFIG not in there:
@@ -95,7 +98,7 @@ def _refuse_foreign(out: Path, there: Sequence[str]) -> None:
     foreign = [name for name in there if name != DATA] + made
     if foreign:
         raise InputError(
-            f"out: '{out}' holds {_some(foreign)}, which the run would replace; choose another folder"
+            f"out: '{out}' holds {listed(foreign)}, which the run would replace; choose another folder"
         )
     if DATA in there:
         _read(out / DATA)
@@ -106,13 +109,26 @@ def fixed_settings(config: TrainConfig) -> dict[str, Any]:
 
     A setting goes by its name, and by its section too where two sections have one of that name."""
     sections = as_mapping(config)
-    parts = {name: sections[name] for name in ("data", "adapter", "loss", "optimization")}
+    parts = {name: sections[name] for name in PARTS if name in sections}
     names = Counter(name for part in parts.values() for name in part)
     fixed: dict[str, Any] = {"task": config.task, "model": _place(config.model), "seed": config.seed}
     for section, part in parts.items():
         for name, value in part.items():
             fixed[name if names[name] == 1 else f"{section}.{name}"] = value
     return {name: value for name, value in fixed.items() if name not in FREE}
+
+
+def update_settings(config: TrainConfig) -> None:
+    """Write the settings of an older version's run as this version does, once `check_folder` has found that
+    they are the same: with those that it did not know, and without those that are gone."""
+    path = config.out / CONFIG
+    if path.exists():
+        found = _read(path)
+        loop = {
+            name: found.get(name, value)
+            for name, value in asdict(FitConfig(config.optimization.steps)).items()
+        }
+        write_text(path, json.dumps(loop | fixed_settings(config), indent=1))
 
 
 def _place(model: str) -> str:
@@ -257,9 +273,4 @@ def _changes(before: Mapping[str, list[str]], now: Mapping[str, list[str]]) -> s
         "new are": [name for name in now if name not in before],
         "missing are": [name for name in before if name not in now],
     }
-    return "; ".join(f"{what} {_some(names)}" for what, names in groups.items() if names)
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+    return "; ".join(f"{what} {listed(names)}" for what, names in groups.items() if names)

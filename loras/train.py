@@ -1,4 +1,4 @@
-"""Train a LoRA: `dit-heads train CONFIG.yaml`. What it learns is a task (`loras.tasks`)."""
+"""Train a LoRA: `dit-heads train CONFIG.yaml`. What it learns is up to its task (`loras.tasks`)."""
 
 from __future__ import annotations
 
@@ -13,20 +13,26 @@ from dit_heads.errors import InputError
 from dit_heads.families import training_of
 from dit_heads.io.atomic import write_tensors
 from dit_heads.io.pictures import check_writable
-from dit_heads.loras.adapter import add_adapter, targeted
+from dit_heads.loras.adapter import add_adapter
 from dit_heads.loras.base import Encoders, drop_text_encoders, load_base
 from dit_heads.loras.config import OptimizerConfig, TrainConfig, check, shared
+from dit_heads.loras.plan import check_plan, check_task
 from dit_heads.loras.publish import check_hub, push, write_card
-from dit_heads.loras.run_folder import check_data, check_folder, check_places, fixed_settings, held
+from dit_heads.loras.run_folder import (
+    check_data,
+    check_folder,
+    check_places,
+    fixed_settings,
+    held,
+    update_settings,
+)
 from dit_heads.loras.tasks import Task, task_of
 from dit_heads.loras.tasks.loss import FlowLoss
 from dit_heads.loras.watch import Watcher, check_tracking
 from dit_heads.loras.weights.files import save_lora
-from dit_heads.loras.weights.low_rank import require_peft
-from dit_heads.models import EMBEDDED, empty_transformer, quiet_loading
-from dit_heads.training.checkpoints import check_resumable, run_precision
+from dit_heads.models import EMBEDDED
+from dit_heads.training.checkpoints import run_precision
 from dit_heads.training.loop import FitConfig, fit
-from dit_heads.training.optimizers import require_bitsandbytes
 from dit_heads.training.processes import main_value, process_state, wait_for_all
 from dit_heads.training.widen import input_of, widen
 
@@ -44,8 +50,8 @@ def train(config: TrainConfig) -> Path:
         The path of the LoRA's file.
 
     Raises:
-        InputError: for settings, data and a model that do not go together, before weights are loaded where
-            it can be told by then.
+        InputError: for settings, data and a model that do not go together. Most of it is found before weights
+            are loaded.
     """
     check(config)
     check_places(config)
@@ -57,9 +63,9 @@ def train(config: TrainConfig) -> Path:
     if state.is_main_process:
         check_folder(config)
     precision = main_value(state, run_precision(config.out, config.optimization.precision))
-    check_resumable(config.out, fit_config(config, precision), fixed_settings(config))
+    transformer = check_plan(config, precision)
     task = task_of(config)
-    check_model(config, task)
+    check_task(config, task, transformer)
     with held(config.out) if state.is_main_process else nullcontext():
         return _trained(config, task, state, precision)
 
@@ -68,6 +74,7 @@ def _trained(config: TrainConfig, task: Task, state: Any, precision: str) -> Pat
     """The file of a LoRA, once its folder is this run's alone."""
     if state.is_main_process:
         check_data(config.out, task.contents())
+        update_settings(config)
     pipe = load_base(config.model, config.optimization.base, precision, state.device)
     task.prepare(Encoders.of(pipe, config.data, config.out, state))
     if state.is_main_process:
@@ -93,7 +100,16 @@ def _trained(config: TrainConfig, task: Task, state: Any, precision: str) -> Pat
 
 
 def trained_parts(transformer: Any, task: Task, config: TrainConfig) -> nn.ModuleDict:
-    """All that a run trains: the transformer, widened for a source and with a LoRA, and the task's parts."""
+    """Make all that a run trains.
+
+    Args:
+        transformer: the frozen one. It is widened for a source, and gets a LoRA.
+        task: whose source and modules are trained.
+        config: settings of the run.
+
+    Returns:
+        The transformer and the task's modules, by name.
+    """
     whole = []
     if task.extra_channels:
         widen(transformer, task.extra_channels)
@@ -105,14 +121,15 @@ def trained_parts(transformer: Any, task: Task, config: TrainConfig) -> nn.Modul
 
 
 def flow_loss(pipe: Any, task: Task, config: TrainConfig) -> FlowLoss:
-    """The loss of a run."""
+    """The loss of a run, on the transformer of a pipeline."""
     return FlowLoss(
         pipe.transformer,
         task,
         config.loss,
         batch_size=config.optimization.batch_size,
         seed=config.seed,
-        shift=_shift(pipe, config.loss.shift),
+        scheduler=pipe.scheduler.config,
+        vae=pipe.vae,
     )
 
 
@@ -122,7 +139,12 @@ def write_attention_out(transformer: Any) -> None:
 
 
 def fit_config(config: TrainConfig, precision: str) -> FitConfig:
-    """The settings as the training loop takes them."""
+    """The settings as the training loop takes them.
+
+    Args:
+        config: settings of the run.
+        precision: "no", "bf16" or "fp16", once "auto" is settled.
+    """
     chosen = config.optimization
     return FitConfig(
         steps=chosen.steps,
@@ -142,37 +164,6 @@ def fit_config(config: TrainConfig, precision: str) -> FitConfig:
     )
 
 
-# --- what can be told before weights are loaded ---
-
-
-def check_model(config: TrainConfig, task: Task) -> None:
-    """Raise InputError for all that the model's configs and this machine tell: packages, a GPU, targets, and
-    what the task asks of the transformer."""
-    try:
-        require_peft()
-    except ImportError as error:
-        raise InputError(f"train: {error}") from error
-    if config.optimization.optimizer == "adamw8bit":
-        require_bitsandbytes("optimizer")
-    if config.optimization.base == "8bit":
-        require_bitsandbytes("base")
-    with quiet_loading():
-        transformer = empty_transformer(config.model)
-    targeted(transformer, config.adapter)
-    if task.extra_channels:
-        input_of(transformer)
-        _check_whole(config)
-    task.plan(transformer)
-
-
-def _check_whole(config: TrainConfig) -> None:
-    """A widened input is a part of the LoRA whose weight is trained whole."""
-    if config.adapter.dora:
-        raise InputError(f"dora: expected false for the task {config.task}, which trains an input whole")
-    if config.optimization.base == "8bit":
-        raise InputError(f"base: 8bit cannot be widened for a source, which the task {config.task} has")
-
-
 def _check_batch(config: OptimizerConfig, processes: int) -> None:
     size, parts = config.batch_size, processes * config.accumulate
     if size % parts:
@@ -180,11 +171,3 @@ def _check_batch(config: OptimizerConfig, processes: int) -> None:
             f"batch_size: expected a multiple of {parts} ({processes} processes x {parts // processes} "
             f"parts), got {size}"
         )
-
-
-def _shift(pipe: Any, wanted: float | None) -> float | None:
-    """The shift of noise levels, None for one by resolution."""
-    scheduler = pipe.scheduler.config
-    if wanted is not None:
-        return wanted
-    return None if scheduler.use_dynamic_shifting else scheduler.shift

@@ -82,7 +82,7 @@ class Watcher:
         path = self.config.out / "validation.csv"
         rows = path.read_text().splitlines()[1:] if path.exists() else []
         rows = [row for row in rows if int(row.split(",")[0]) < step]
-        values = ["" if loss is None else f"{loss:.6f}", *(f"{value:.6g}" for value in figures.values())]
+        values = ["" if loss is None else f"{loss:.6g}", *(f"{value:.6g}" for value in figures.values())]
         head = ",".join(["step", "loss", *figures])
         write_text(path, "\n".join([head, *rows, ",".join([str(step), *values]), ""]))
 
@@ -93,7 +93,12 @@ class Watcher:
 
 @contextmanager
 def averaged(model: nn.Module, average: Mapping[str, Tensor]) -> Iterator[None]:
-    """A model with its averaged weights for a while."""
+    """Give a model its averaged weights for a while.
+
+    Args:
+        model: what is trained.
+        average: averaged weights by the names of the model's parameters.
+    """
     kept = {name: p.detach().clone() for name, p in model.named_parameters() if name in average}
     try:
         load_weights(model, average)
@@ -103,7 +108,7 @@ def averaged(model: nn.Module, average: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def check_tracking(config: WatchConfig) -> None:
-    """Raise ValueError for a tracker whose library is missing, before a run depends on it."""
+    """Refuse a tracker whose library is missing, before a run depends on it. Raises `InputError`."""
     from accelerate.utils import is_tensorboard_available, is_wandb_available
 
     there = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}

@@ -21,8 +21,9 @@ PARTS = {
 BELOW = {
     "_lazy": [],
     "errors": [],
+    "compat": [],
     "settings": ["errors"],
-    "io": ["errors"],
+    "io": ["errors", "compat"],
     "heads": ["_lazy", "io", "settings"],
     "families": ["io", "heads"],
     "guidance": ["families"],
@@ -37,6 +38,7 @@ BELOW = {
     "cli": ["pipelines"],
     "demo": ["cli"],
 }
+
 
 def modules() -> Iterator[tuple[str, Path]]:
     """Every module of the package, by the name it is imported under."""
@@ -64,6 +66,8 @@ def within(name: str, *packages: str) -> bool:
 
 def room(name: str) -> str:
     """The package, or the module of its own, that a name inside dit_heads belongs to."""
+    if within(name, "dit_heads.cli.demo"):  # the command that starts the demo stands above it
+        return "demo"
     return name.split(".")[1] if name.count(".") else ""
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from dit_heads.cli.generate import check_out
-from dit_heads.errors import InputError
+from dit_heads.errors import whole_number
 
 
 @dataclass(frozen=True)
@@ -18,18 +18,17 @@ class Showcase:
     """Draw one sheet: the same prompts and seeds, unguided and guided, side by side."""
 
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.png")] = Path("out/showcase.png")
-    """File of the sheet."""
+    """Output file."""
     seed: int = 0
-    """Seed of the first row; those of the next ones count up from it."""
+    """Seed of the first row. Each further row takes the next seed."""
     steps: int = 28
     """Number of denoising steps."""
 
     def run(self) -> None:
+        """Check the settings, then draw and write the sheet."""
         check_out(self.out)
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed: expected a whole number from 0 to {2**32 - 1}, got {self.seed}")
-        if not 1 <= self.steps <= 1000:
-            raise InputError(f"steps: expected a whole number from 1 to 1000, got {self.steps}")
+        whole_number("seed", self.seed, 0, 2**32 - 1)
+        whole_number("steps", self.steps, 1, 1000)
         from dit_heads.cli.sheet import write_showcase
 
         began = time.perf_counter()

@@ -16,7 +16,7 @@ class Train:
     """Train a LoRA on sets of images (In-Context LoRA). Flags take precedence over the file."""
 
     file: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="CONFIG.yaml")]] = None
-    """YAML file of settings, in sections; without one, flags alone count"""
+    """YAML file of settings, in sections. Without one, flags and defaults count."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
 
     @classmethod
@@ -25,6 +25,7 @@ class Train:
         return cls(file, read_config(file))
 
     def run(self) -> None:
+        """Train, and say where the file is."""
         from dit_heads.models import quiet_loading
 
         with quiet_loading():  # what `train` imports has something to say already

@@ -50,7 +50,14 @@ class AttachedGuidance:
             self._undo = undo.pop_all()
 
     def detach(self) -> None:
-        """Put the model and the pipeline back exactly as they were."""
+        """Put the model and the pipeline back exactly as they were.
+
+        Raises:
+            InputError: inside a call of the transformer, whose copied rows would be left in what it returns.
+        """
+        run = self.runs.current
+        if run is not None and run.is_in_call():
+            raise InputError("detach: a call of the transformer is under way; detach when it has returned")
         self._undo.close()
 
     def __deepcopy__(self, memo: object) -> AttachedGuidance:
@@ -120,14 +127,14 @@ def check_attachable(transformer: nn.Module, layout: HeadLayout) -> None:
     check_runs_hooks(transformer, layout)
 
 
-def _trunk(asked: str, runner: BranchRunner, blocks: int) -> tuple[str, str]:
+def _trunk(requested: str, runner: BranchRunner, blocks: int) -> tuple[str, str]:
     """How the perturbed branch is evaluated, and why."""
     unknown = runner.watch.unlike_stock()
-    if asked == "two_pass":
+    if requested == "two_pass":
         return "two_pass", "as asked"
     if unknown is None:
         return "shared", f"forks at block {runner.fork} of {blocks}"
-    if asked == "shared":
+    if requested == "shared":
         raise InputError(
             f"trunk: expected stock attention processors after the fork to share it, {unknown}; use "
             "'two_pass' or 'auto'"

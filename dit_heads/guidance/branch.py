@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit_heads.compat import kept_processors
 from dit_heads.errors import InputError
 from dit_heads.families import HeadLayout
-from dit_heads.families.compat import kept_processors
 from dit_heads.families.processors import HEAD_WEIGHTS, HeadProcessor, HeadWeights
 from dit_heads.guidance.perturb import Perturbation
 from dit_heads.guidance.perturbed_heads import Weights

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from typing import TypeGuard
-
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.pag.pag_utils import PAGMixin
 from torch import nn
 
+from dit_heads.compat import forward_is_replaced, hook_names, is_compiled
 from dit_heads.errors import InputError
 from dit_heads.families import HeadLayout
-from dit_heads.families.compat import forward_is_replaced, hook_names, is_compiled
 
 # diffusers' hooks that move or cast weights; any other (block caches) may hand the perturbed branch
 # another's result.
@@ -22,11 +19,6 @@ _HARMLESS_HOOKS = {
     "layer_execution_tracker",
     "peft_autocast_disable",
 }
-
-
-def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether `value` is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_conditional(bare: bool, conditional: object, start: float, stop: float, every: int) -> None:

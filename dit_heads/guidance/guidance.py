@@ -114,7 +114,11 @@ class HeadGuidance:
         return self
 
     def detach(self) -> None:
-        """Put the model and the pipeline back exactly as they were. Does nothing if not attached."""
+        """Put the model and the pipeline back exactly as they were. Does nothing if not attached.
+
+        Raises:
+            InputError: inside a call of the transformer.
+        """
         if self._attached is not None:
             self._attached.detach()
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dit_heads.errors import InputError
-from dit_heads.guidance.checks import is_number
+from dit_heads.errors import InputError, finite_number
 from dit_heads.guidance.perturb import Perturbation
 from dit_heads.guidance.perturbed_heads import PerturbedHeads
 from dit_heads.guidance.runs import Plan
@@ -32,10 +31,8 @@ class GuidanceOptions:
     conditional: Conditional | None
 
     def __post_init__(self) -> None:
-        if not is_number(self.scale):
-            raise InputError(f"scale: expected a finite number, got {self.scale!r}")
-        if not is_number(self.rescale) or not 0 <= self.rescale <= 1:
-            raise InputError(f"rescale: expected a number from 0 to 1, got {self.rescale!r}")
+        finite_number("scale", self.scale)
+        finite_number("rescale", self.rescale, 0, 1)
         if self.trunk not in TRUNKS:
             raise InputError(f"trunk: expected {', '.join(TRUNKS)}, got {self.trunk!r}")
 

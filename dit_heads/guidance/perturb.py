@@ -23,15 +23,17 @@ _CHUNK = 256  # queries whose scores exist at one time
 
 @dataclass(frozen=True)
 class Perturbation:
-    """A perturbation of the map, of the rows (queries) of a region.
+    """A perturbation of the attention map, in the rows (queries) of a region.
 
-    name: one of `TARGETS`.
-    region: "joint" perturbs the rows of all tokens, "image" those of image tokens and leaves text rows alone;
-        "image_to_image", of identity only, lets each image token see itself and all text (arXiv 2403.17377,
-        as diffusers does it for SD3).
-    temperature: tau of eq. 11, for "temperature" only.
+    Attributes:
+        name: one of `TARGETS`.
+        region: "joint" perturbs the rows of all tokens, "image" those of image tokens. "image_to_image" is
+            defined for identity: each image token sees itself and all text (arXiv 2403.17377, as diffusers
+            does it for SD3).
+        temperature: tau of eq. 11, for "temperature" only.
 
-    Raises ValueError for a combination without a defined map.
+    Raises:
+        InputError: for a combination without a defined map.
     """
 
     name: str = "identity"
@@ -62,8 +64,17 @@ class Perturbation:
         u: Float[Tensor, "b h"],
         image: slice,
     ) -> Float[Tensor, "b h n d"]:
-        """`out` = attention(q, k, v) with each head moved by its u in [0, 1]; `image` are the image tokens
-        of the sequence."""
+        """Move each head from its attention towards the target of the perturbation (SoftPAG, eq. 7).
+
+        Args:
+            out: attention(q, k, v).
+            q, k, v: of all tokens.
+            u: softness in [0, 1] of each head.
+            image: the image tokens of the sequence.
+
+        Returns:
+            lerp(out, P v, u) in the rows of the region, and `out` in all others.
+        """
         rows = slice(None) if self.region == "joint" else image
         if self.region == "image_to_image":
             target = itself_and_text(q, k, v, image)
@@ -108,7 +119,7 @@ def temperature(q: Tensor, k: Tensor, v: Tensor, rows: slice) -> Tensor:
 
 
 def itself_and_text(q: Tensor, k: Tensor, v: Tensor, image: slice) -> Tensor:
-    """P = attention of each image token over itself and all text tokens, renormalised: [B, H, image, D]."""
+    """P = attention of each image token over itself and all text tokens, renormalised (arXiv 2403.17377)."""
     start, stop, _ = image.indices(k.shape[2])
     text_k, text_v = (torch.cat([t[:, :, :start], t[:, :, stop:]], dim=2) for t in (k, v))
     own_q, own_k, own_v = (t[:, :, image] for t in (q, k, v))

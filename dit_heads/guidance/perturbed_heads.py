@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dit_heads.errors import InputError
+from dit_heads.errors import InputError, finite_number
 from dit_heads.families import HeadLayout
-from dit_heads.guidance.checks import is_number
 from dit_heads.heads import HeadId, HeadSet
 
 Softness = float | Mapping[HeadId | str, float]
@@ -61,8 +60,11 @@ class PerturbedHeads:
         """Whether no head moves at all."""
         return not any(u for of_set in self.softness for u in of_set.values())
 
-    def weights(self, latents: Float[Tensor, "r ..."]) -> Weights:
+    def weights(self, latents: Float[Tensor, "r ..."] | Sequence[Tensor]) -> Weights:
         """U of every perturbed attention for R pictures, on the device and in the dtype of their latents.
+
+        Args:
+            latents: one entry a picture, in a tensor or, for families whose pictures differ in size, a list.
 
         Raises:
             InputError: if each picture is to have heads of its own, and there are not R sets of them.
@@ -82,7 +84,7 @@ class PerturbedHeads:
                     of_block[name] = torch.zeros(pictures, self.layout.count(head), dtype=torch.float64)
                 of_block[name][row, head.head] = u
         return {
-            block: {name: u.to(latents.device, latents.dtype) for name, u in of_block.items()}
+            block: {name: u.to(latents[0].device, latents[0].dtype) for name, u in of_block.items()}
             for block, of_block in weights.items()
         }
 
@@ -98,9 +100,9 @@ def _softness_of(
 ) -> dict[HeadId, float]:
     """u of every head. In a mapping whole blocks may stand for their heads."""
     if not isinstance(softness, Mapping):
-        return dict.fromkeys(heads, _checked_softness(softness))
+        return dict.fromkeys(heads, finite_number("softness", softness, 0, 1))
     found = {
-        head: _checked_softness(u)
+        head: finite_number("softness", u, 0, 1)
         for name, u in softness.items()
         for head in resolve(HeadSet.parse(str(name)))
     }
@@ -110,9 +112,3 @@ def _softness_of(
             f"softness: expected a number for each head of the set and no other, these differ: {differing}"
         )
     return found
-
-
-def _checked_softness(u: object) -> float:
-    if not is_number(u) or not 0 <= u <= 1:
-        raise InputError(f"softness: expected a number from 0 to 1, got {u!r}")
-    return float(u)

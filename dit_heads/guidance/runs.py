@@ -18,8 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dit_heads.errors import InputError
-from dit_heads.guidance.checks import is_number
+from dit_heads.errors import InputError, finite_number, whole_number
 
 
 @dataclass
@@ -64,11 +63,10 @@ class Plan:
     every: int = 1
 
     def __post_init__(self) -> None:
-        start, stop, every = self.start, self.stop, self.every
-        if not (is_number(start) and is_number(stop) and 0 <= start < stop <= 1):
+        start, stop = finite_number("start", self.start), finite_number("stop", self.stop)
+        if not 0 <= start < stop <= 1:
             raise InputError(f"start, stop: expected 0 <= start < stop <= 1, got {start!r} and {stop!r}")
-        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-            raise InputError(f"every: expected a whole number of at least 1, got {every!r}")
+        whole_number("every", self.every, 1)
 
     def guides(self, step: int, steps: int) -> bool:
         """Whether step `step` of `steps` is guided."""
@@ -117,6 +115,10 @@ class Run:
 
     # --- calls ---
 
+    def is_in_call(self) -> bool:
+        """Whether the caller is inside a call of the transformer."""
+        return self._call is not None and self._call in frames()
+
     def begin_call(self, noise_level: Callable[[], float]) -> None:
         """Find the place of a call of the transformer. Raises InputError if it has none in this run."""
         if threading.get_ident() != self._thread:
@@ -124,13 +126,12 @@ class Run:
                 "pipe: its transformer was called in another thread, so by something other than a run of the "
                 "one that attached head guidance"
             )
+        if self.is_in_call():
+            raise InputError(
+                "pipe: its transformer was called inside a call of it (by a hook?), which is no step of a run"
+            )
         if self._call is not None:
-            if self._call in frames():
-                raise InputError(
-                    "pipe: its transformer was called inside a call of it (by a hook?), which is no step of "
-                    "a run"
-                )
-            self._calls -= 1  # it has raised, and the caller tries again
+            self._calls -= 1  # the last call has raised, and the caller tries again
         if self._calls == 0:
             self._begin_step()
             self._level = noise_level  # for a second call alone: on a GPU it waits

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from dit_heads.compat import surface
 from dit_heads.errors import InputError
 from dit_heads.families import HeadLayout
-from dit_heads.families.compat import surface
 from dit_heads.families.processors import HeadProcessor
 from dit_heads.guidance.checks import check_runs_hooks
 

@@ -1,7 +1,7 @@
 """A search on a Ray cluster: batches go to workers that each hold the model; needs `dit-heads[search]`.
 
-A batch is computed whole by one worker with a fixed number of threads, so results depend neither on the
-number of workers nor on which of them die: a new worker takes a dead one's place and its batch.
+One worker computes a whole batch, with a fixed number of threads. So results do not depend on the number of
+workers, nor on failures: a new worker takes the place of a dead one, and its batch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class _Worker:
 
     @cached_property
     def scorer(self) -> Scorer:
-        """Loaded by the first call: what a constructor raises Ray takes for a death."""
+        """Loaded by the first call: Ray takes an error of the constructor for a death."""
         scorer = self._load()
         scorer.pipe.set_progress_bar_config(disable=True)
         return scorer
@@ -57,7 +57,16 @@ class _Worker:
 class RayWorkers:
     """A backend of worker processes; `on_ray` makes one. Called with batches, it scores them.
 
-    A worker that dies is replaced. Raises InputError with the reason once three have died of the same batch.
+    A worker that dies is replaced.
+
+    Args:
+        ray: the module.
+        start: starts a worker.
+        workers: number of them.
+
+    Raises:
+        InputError: for workers whose pipelines differ, and once three workers have died of the same batch,
+            with the reason.
     """
 
     def __init__(self, ray: Any, start: Callable[[], Any], workers: int) -> None:
@@ -73,8 +82,8 @@ class RayWorkers:
 
     def check_same(self, identity: Mapping[str, Any]) -> None:
         """Raise InputError unless scores of the workers depend on just this."""
-        if odd := "; ".join(differences(self.identity, identity)):
-            raise InputError(f"workers: expected the same pipeline and objective everywhere, got {odd}")
+        if differing := "; ".join(differences(self.identity, identity)):
+            raise InputError(f"workers: expected the same pipeline and objective everywhere, got {differing}")
 
     def score(self, batches: Sequence[TrialBatch]) -> Iterator[tuple[TrialBatch, list[float]]]:
         return self._by_batch("score", batches)
@@ -125,7 +134,7 @@ class RayWorkers:
 def on_ray(
     load: Callable[[], Scorer], workers: int, *, address: str | None = None, threads: int = 1
 ) -> RayWorkers:
-    """Workers on a Ray cluster, each of which calls `load` once.
+    """Start workers on a Ray cluster. Each of them calls `load` once.
 
     Args:
         load: makes the scorer, in the worker's process.

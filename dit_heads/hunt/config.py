@@ -58,7 +58,12 @@ class HuntConfig:
 
 
 def style_prompts(template: str, styles: Sequence[str], contents: Sequence[str]) -> list[str]:
-    """A template such as "{style}, {content}" with every style and content.
+    """Fill a template with every style and content.
+
+    Args:
+        template: such as "{style}, {content}".
+        styles: texts for the first.
+        contents: texts for the second.
 
     Raises:
         InputError: if the template does not hold just these two.
@@ -75,7 +80,7 @@ def style_prompts(template: str, styles: Sequence[str], contents: Sequence[str])
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The lines of a text file that are not empty.
+    """Read prompts: the lines of a text file that are not empty.
 
     Raises:
         InputError: if there is none, or the file is not UTF-8.

@@ -28,11 +28,12 @@ class ScreenCost:
     """What the screen of a round takes.
 
     Attributes:
-        pictures: how many it differentiates, each at `levels` noise levels.
-        micro_batch: pictures side by side.
+        pictures: number of pictures that are differentiated.
+        levels: number of noise levels of each picture.
+        micro_batch: number of pictures that are differentiated side by side.
         evaluations: evaluations of a block on one picture: clean, perturbed, and once more for its gradient.
         weights: bytes of all models of the pipeline.
-        activations: bytes beside them at the peak, those of the objective not counted.
+        activations: bytes beside the weights at the peak, without those of the objective.
     """
 
     pictures: int
@@ -53,7 +54,7 @@ class ScreenCost:
 def screen_cost(
     pipe: Any, call: Mapping[str, Any], prompt: str, pictures: int, micro_batch: int | None, levels: int = 3
 ) -> ScreenCost:
-    """The cost of the screen of one round. It encodes one prompt; the transformer is not evaluated.
+    """Compute the cost of the screen of one round. One prompt is encoded; the transformer is not evaluated.
 
     Args:
         pipe: the pipeline of the search.
@@ -62,9 +63,12 @@ def screen_cost(
         pictures: number of pictures that are screened.
         micro_batch: number of pictures that are differentiated side by side; None for the default.
         levels: number of noise levels.
+
+    Raises:
+        InputError: for a family whose latents cannot be decoded here.
     """
-    seen, layout = _first_call(pipe, call, prompt), layout_of(pipe.transformer)
-    size = picture_size(pipe, seen)
+    first_call, layout = _first_call(pipe, call, prompt), layout_of(pipe.transformer)
+    size = picture_size(pipe, first_call)
     side_by_side = min(pictures, micro_batch or micro_batch_of(size))
     models = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     return ScreenCost(
@@ -73,17 +77,22 @@ def screen_cost(
         micro_batch=side_by_side,
         evaluations=3 * levels * pictures * len(layout.blocks),
         weights=sum(t.numel() * t.element_size() for model in models for t in model.parameters()),
-        activations=side_by_side * _bytes_of_picture(pipe, layout, seen, size),
+        activations=side_by_side * _bytes_of_picture(pipe, layout, first_call, size),
     )
 
 
 def micro_batch_of(size: tuple[int, int]) -> int:
-    """Pictures of this height and width that are differentiated side by side by default."""
+    """Number of pictures of this height and width, in pixels, that are differentiated side by side by
+    default."""
     return max(1, PIXELS // (size[0] * size[1]))
 
 
 def picture_size(pipe: Any, call: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width, in pixels, of the pictures of a call of the transformer."""
+    """Height and width, in pixels, of the pictures of a call of the transformer.
+
+    Raises:
+        InputError: for a family whose latents cannot be decoded here.
+    """
     layout = layout_of(pipe.transformer)
     if layout.family.pipelines is None:
         raise InputError(f"pipe: the fast search cannot decode latents of a {type(pipe).__name__}")
@@ -116,7 +125,7 @@ def _decoder_bytes(vae: Any, size: tuple[int, int]) -> int:
 
 
 class _Seen(Exception):
-    """The first call of the transformer was seen; nothing else of the run is wanted."""
+    """The first call of the transformer was seen, and the run can end."""
 
 
 @torch.no_grad()

@@ -8,29 +8,25 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-import diffusers
-import torch
 from PIL import Image
 from tqdm import tqdm
 
-from dit_heads import __version__
 from dit_heads.errors import InputError
 from dit_heads.heads import HeadId, HeadSet
 from dit_heads.heads.names import every_head
 from dit_heads.hunt.config import HuntConfig
 from dit_heads.hunt.cost import ScreenCost
-from dit_heads.hunt.halving import Rung, cost, rungs
+from dit_heads.hunt.evaluator import Done, Evaluator
 from dit_heads.hunt.log import TrialLog
-from dit_heads.hunt.report import Pair, Result, Round, check_folder, pictures, result_sheet, write_result
+from dit_heads.hunt.report import check_folder, result_sheet, write_result
+from dit_heads.hunt.result import Result, Round, provenance_of
+from dit_heads.hunt.rounds import exhaustive_round, fast_round, picture_count
 from dit_heads.hunt.scorer import Backend, HeadCounts, InProcess, Scorer
-from dit_heads.hunt.screen import Screening
-from dit_heads.hunt.stored import read_slopes, write_slopes
-from dit_heads.hunt.trials import Execute, Strength, Trial, TrialBatch, batches_of, evaluate
+from dit_heads.hunt.slopes import slopes_of_round
+from dit_heads.hunt.trials import Execute, Pair, Strength
 from dit_heads.objectives import Objective
 
 
@@ -107,23 +103,31 @@ class HeadHunter:
             )
         # All that scores depend on; the rest of the settings each trial has itself, so that they may vary.
         self.header = {**backend.identity, "batch": config.batch}
-        self.provenance = self._provenance(prompts)
+        self.provenance = provenance_of(self.header, config, prompts, self.candidates)
         self.log = TrialLog(self.folder / "trials.jsonl", self.header)
         check_folder(self.folder, self.provenance)
-        self._drawn: set[Trial] = set()
+        self._evaluator = Evaluator(backend, self.log, config, self.pairs)
 
     def run(self) -> Result:
-        """Search until the end, with a progress bar. Interrupted, call it again."""
+        """Search until the end, with a progress bar. After an interruption, call it again to resume."""
         rounds: list[Round] = []
         chosen: tuple[HeadId, ...] = ()
-        self._drawn.clear()
-        search = self._fast_round if self.config.method == "fast" else self._round
-        with tqdm(total=self._pictures(), unit="picture", desc="hunting") as bar:
-            for _ in range(self.config.rounds):
-                rounds.append(search(chosen, bar))
+        self._evaluator.used.clear()
+        total = picture_count(self.config, len(self.pairs), len(self.candidates))
+        with tqdm(total=total, unit="picture", desc="hunting") as bar:
+            for number in range(1, self.config.rounds + 1):
+                rounds.append(self._round(number, chosen, bar.update))
                 chosen += rounds[-1].chosen
-            unguided = self._score([None], self.pairs, bar)[0]
-        return Result(tuple(rounds), unguided, len(self._drawn), self.provenance)
+            unguided = self._evaluator.scores([None], self.pairs, bar.update)[0]
+        return Result(tuple(rounds), unguided, len(self._evaluator.used), self.provenance)
+
+    def _round(self, number: int, chosen: tuple[HeadId, ...], done: Done) -> Round:
+        left = [head for head in self.candidates if head not in chosen]
+        if self.config.method == "exhaustive":
+            return exhaustive_round(self._evaluator, left, chosen, done)
+        path = self.folder / f"screen-{number}.json"
+        slopes = slopes_of_round(self._evaluator, chosen, path, self.header, done)
+        return fast_round(self._evaluator, left, chosen, slopes, done)
 
     def write(self, result: Result) -> list[Path]:
         """Write everything that shows a result into the folder of the search; see `report.write_result`."""
@@ -136,24 +140,27 @@ class HeadHunter:
         return self.backend.cost(self.pairs[0][0], len(self.pairs), self.config.micro_batch)
 
     def curve(self, result: Result) -> list[list[float]]:
-        """Scores of the first 0, 1, 2 ... chosen heads, a number for each pair."""
+        """Scores of the first 0, 1, 2 ... chosen heads, one for each pair."""
         return self.scores([_set_of(result.chosen[:n]) for n in range(len(result.chosen) + 1)])
 
     def scores(
         self, sets: Sequence[HeadSet | None], *, scale: float | None = None, softness: float | None = None
     ) -> list[list[float]]:
-        """Scores of head sets, a number for each pair, from the log or from pictures that are drawn now.
+        """Scores of head sets, from the log or from pictures that are drawn now.
 
         Args:
             sets: None stands for no guidance.
             scale, softness: of the pictures. Default: those of the search.
+
+        Returns:
+            A list for each set, with a score for each pair.
         """
         strength = Strength(
             self.config.scale if scale is None else scale,
             self.config.softness if softness is None else softness,
         )
         with tqdm(total=len(sets) * len(self.pairs), unit="picture", desc="scoring", leave=False) as bar:
-            return self._score(sets, self.pairs, bar, strength)
+            return self._evaluator.scores(sets, self.pairs, bar.update, strength)
 
     def sheet(self, result: Result, rows: int = 5) -> Image.Image:
         """Pictures without heads and after each round (columns) of the first pairs (rows)."""
@@ -167,109 +174,7 @@ class HeadHunter:
         self, heads: HeadSet | None, pairs: Sequence[Pair], strength: Strength | None = None
     ) -> list[Image.Image]:
         """Pictures of (prompt, seed) pairs with a head set; the strength is that of the search by default."""
-        batches = batches_of([self._trial(heads, *pair, strength) for pair in pairs], self.config.batch)
-        found = dict(self.backend.paint(batches))
-        return pictures(torch.cat([found[batch] for batch in batches]))
-
-    # --- rounds ---
-
-    def _round(self, chosen: tuple[HeadId, ...], bar: Any) -> Round:
-        """Every head that is not chosen yet, together with those that are; the best of them."""
-        left = self._left(chosen)
-        found = self._score([HeadSet((*chosen, head)) for head in left], self.pairs, bar)
-        scores = dict(zip(left, found, strict=True))
-        return Round(tuple(_ranked(scores)[: self.config.per_round]), scores)
-
-    def _fast_round(self, chosen: tuple[HeadId, ...], bar: Any) -> Round:
-        """The heads of the steepest slopes, by successive halving."""
-        slopes = self._slopes(chosen, bar)
-        left = sorted(self._left(chosen), key=lambda head: (-slopes[head], head))
-        scores: dict[HeadId, list[float]] = {head: [] for head in left}
-        known = 0
-        for rung in self._rungs(len(left)):
-            left = left[: rung.candidates]
-            sets = [HeadSet((*chosen, head)) for head in left]
-            found = self._score(sets, self.pairs[known : rung.pairs], bar)
-            for head, of_head in zip(left, found, strict=True):
-                scores[head] += of_head
-            known, left = rung.pairs, _ranked({head: scores[head] for head in left})
-        scores = {head: of_head for head, of_head in scores.items() if of_head}
-        return Round(tuple(left[: self.config.per_round]), scores, slopes)
-
-    def _rungs(self, candidates: int) -> list[Rung]:
-        """The plan of a fast round: its share of an exhaustive round's pictures, less those of the screen."""
-        pairs = len(self.pairs)
-        pictures = int(self.config.share * pairs * (candidates + 1)) - pairs
-        return rungs(candidates, pairs, self.config.per_round, pictures)
-
-    def _slopes(self, chosen: tuple[HeadId, ...], bar: Any) -> dict[HeadId, float]:
-        """The gradient screen of a round on the pictures of its heads so far, or what is stored of it."""
-        path = self.folder / f"screen-{len(chosen) // self.config.per_round + 1}.json"
-        trials = [self._trial(_set_of(chosen), *pair) for pair in self.pairs]
-        self._drawn.update(trials)
-        asked = {"header": self.header, "scale": self.config.scale, "of": [asdict(trial) for trial in trials]}
-        every = every_head(*self.backend.head_counts)
-        if (stored := read_slopes(path, asked, every)) is not None:
-            bar.update(len(trials) if chosen else 0)
-            return stored
-        slopes = self._screened(trials, chosen, bar)
-        write_slopes(path, asked, slopes)
-        return slopes
-
-    def _screened(self, trials: Sequence[Trial], chosen: tuple[HeadId, ...], bar: Any) -> dict[HeadId, float]:
-        """The mean of slopes over all pictures, added up in one order whoever was first."""
-        config, found = self.config, dict[TrialBatch, dict[HeadId, float]]()
-        screening = Screening(config.scale, dict.fromkeys(chosen, config.softness), config.micro_batch)
-        batches = batches_of(trials, config.batch)
-        for batch, (scores, slopes) in self.backend.screen(batches, screening):
-            self.log.add(batch, scores)
-            found[batch] = slopes
-            bar.update(len(batch) if chosen else 0)  # those without heads count when `run` reads their scores
-        every = found[batches[0]]
-        return {h: sum(found[b][h] * len(b) for b in batches) / len(trials) for h in every}
-
-    def _left(self, chosen: tuple[HeadId, ...]) -> list[HeadId]:
-        return [head for head in self.candidates if head not in chosen]
-
-    # --- pictures ---
-
-    def _score(
-        self,
-        sets: Sequence[HeadSet | None],
-        pairs: Sequence[Pair],
-        bar: Any,
-        strength: Strength | None = None,
-    ) -> list[list[float]]:
-        trials = [[self._trial(heads, *pair, strength) for pair in pairs] for heads in sets]
-        flat = list(itertools.chain.from_iterable(trials))
-        self._drawn.update(flat)
-        found = evaluate(flat, self.log, self.backend.score, size=self.config.batch, done=bar.update)
-        return [[found[trial] for trial in of_set] for of_set in trials]
-
-    def _trial(
-        self, heads: HeadSet | None, prompt: str, seed: int, strength: Strength | None = None
-    ) -> Trial:
-        if heads is None:
-            return Trial("", prompt, seed, self.config.steps, 0.0, 0.0)
-        scale, softness = strength or (self.config.scale, self.config.softness)
-        return Trial(str(heads), prompt, seed, self.config.steps, scale, softness)
-
-    def _pictures(self) -> int:
-        """The number of pictures that the search takes."""
-        left = [len(self.candidates) - r * self.config.per_round for r in range(self.config.rounds)]
-        if self.config.method == "exhaustive":
-            return len(self.pairs) * (1 + sum(left))
-        return len(self.pairs) * len(left) + sum(cost(self._rungs(n)) for n in left)
-
-    def _provenance(self, prompts: Sequence[str]) -> dict[str, Any]:
-        versions = {"dit_heads": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
-        return {
-            **self.header,
-            **asdict(self.config),
-            "prompts": list(prompts),
-            "candidates": str(HeadSet(self.candidates)),
-            "versions": versions,
-        }
+        return self._evaluator.pictures(heads, pairs, strength)
 
 
 def _check_prompts(prompts: Sequence[str]) -> None:
@@ -279,11 +184,6 @@ def _check_prompts(prompts: Sequence[str]) -> None:
 
 def _set_of(heads: Sequence[HeadId]) -> HeadSet | None:
     return HeadSet(heads) if heads else None
-
-
-def _ranked(scores: Mapping[HeadId, Sequence[float]]) -> list[HeadId]:
-    """Best mean first."""
-    return sorted(scores, key=lambda head: (-fmean(scores[head]), head))
 
 
 def _candidates(counts: HeadCounts, heads: HeadSet | str | None) -> tuple[HeadId, ...]:

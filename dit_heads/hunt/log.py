@@ -17,33 +17,37 @@ _TYPES = dict(heads=str, prompt=str, seed=int, steps=int, scale=_NUMBER, softnes
 
 
 class TrialLog:
-    """Scores on disk behind a first line, the header, that says what they depend on.
+    """Scores on disk. The first line, the header, says what they depend on.
 
-    A batch is written at once and flushed to the disk. A last line that was cut is dropped, once the file is
-    known to be a log of ours.
+    A batch is written at once and flushed to the disk. An incomplete last line is dropped, once the file is
+    known to be a log of this search.
+
+    Args:
+        path: of the log; its folder is made if needed.
+        header: all that scores depend on beside the settings of each picture, as JSON.
 
     Raises:
-        InputError: for the log of something else, naming the differences, and for a file that is no log.
+        InputError: for the log of another search, naming the differences, and for a file that is no log.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         self.path, self._scores = path, dict[Trial, float]()
         path.parent.mkdir(parents=True, exist_ok=True)
-        wanted = json.loads(json.dumps(header))
+        header = json.loads(json.dumps(header))
         data = path.read_bytes() if path.exists() else b""
         lines = data[: data.rfind(b"\n") + 1].splitlines()
         if lines:
-            self._check_header(lines[0], wanted)
+            self._check_header(lines[0], header)
             self._scores.update(self._read(number, line) for number, line in enumerate(lines[1:], 2))
-        elif data and not json.dumps(wanted).encode().startswith(data):
+        elif data and not json.dumps(header).encode().startswith(data):
             raise InputError(f"log: '{path}' is not the log of a search")
         if not data.endswith(b"\n") and path.exists():
             os.truncate(path, data.rfind(b"\n") + 1)
         if not lines:
-            self._append([wanted])
+            self._append([header])
 
     def __contains__(self, batch: TrialBatch) -> bool:
-        """Whether every picture of a batch is there: half a batch is computed again as a whole."""
+        """Whether every picture of a batch has a score. Half a batch is computed again as a whole."""
         return all(trial in self._scores for trial in batch)
 
     def __getitem__(self, trial: Trial) -> float:
@@ -53,8 +57,11 @@ class TrialLog:
         return len(self._scores)
 
     def add(self, batch: TrialBatch, scores: Sequence[float]) -> None:
-        """Keep the scores of a batch. A picture that has a score already keeps it: scores of the same picture
-        differ in the last bits between batches.
+        """Add the scores of a batch. Existing scores are kept: batches differ in the last bits.
+
+        Args:
+            batch: the pictures.
+            scores: one for each of them.
 
         Raises:
             OSError: if they cannot be written. The log is then as it was.
@@ -75,11 +82,11 @@ class TrialLog:
                 file.truncate(end)
                 raise
 
-    def _check_header(self, line: bytes, wanted: Mapping[str, Any]) -> None:
+    def _check_header(self, line: bytes, header: Mapping[str, Any]) -> None:
         found = self._json(line, 1)
         if not isinstance(found, dict):
             raise InputError(f"log: '{self.path}' is not the log of a search")
-        if listed := "; ".join(differences(found, wanted)):
+        if listed := "; ".join(differences(found, header)):
             raise InputError(f"log: '{self.path}' is of another search ({listed}); choose another folder")
 
     def _read(self, number: int, line: bytes) -> tuple[Trial, float]:
@@ -106,7 +113,11 @@ class TrialLog:
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], within: str = "") -> Iterator[str]:
-    """Where two nested mappings differ: the path of each entry, and both values."""
+    """Where two nested mappings differ.
+
+    Returns:
+        A text for each entry that differs: its path and both values.
+    """
     for key in sorted(there.keys() | here.keys()):
         old, new = there.get(key), here.get(key)
         if isinstance(old, dict) and isinstance(new, dict):

@@ -19,8 +19,17 @@ NEEDS = "matplotlib is missing, which plots need: pip install 'dit-heads[search]
 def draw_head_map(
     gains: Mapping[HeadId, float], path: Path, *, chosen: Sequence[HeadId] = (), title: str = ""
 ) -> None:
-    """Write a PNG of what each head gains: a column a block, a row a head, blue worse and red better than
-    without it, the chosen ones numbered in their order. Image-only heads have a map of their own."""
+    """Write a PNG with a column for each block and a row for each head. Image-only heads have their own map.
+
+    Args:
+        gains: of each head; blue is below 0, red above.
+        path: of the file.
+        chosen: heads that get their number in the order of choice.
+        title: of the figure.
+
+    Raises:
+        InputError: if matplotlib is missing.
+    """
     matplotlib = require_matplotlib()
     kinds = [only for only in (False, True) if any(head.image_only is only for head in gains)]
     shape = _shape(gains)
@@ -50,7 +59,17 @@ def draw_head_map(
 def draw_curve(
     means: Sequence[float], path: Path, *, intervals: Sequence[tuple[float, float]] = (), title: str = ""
 ) -> None:
-    """Write a PNG of the score with 0, 1, 2 ... heads; `intervals` are drawn as a band."""
+    """Write a PNG of the score with 0, 1, 2 ... heads.
+
+    Args:
+        means: the scores.
+        path: of the file.
+        intervals: (low, high) of each score, drawn as a band.
+        title: of the figure.
+
+    Raises:
+        InputError: if matplotlib is missing.
+    """
     figure = require_matplotlib().figure.Figure(figsize=(5.2, 3.2))
     axis = figure.subplots()
     if intervals:
@@ -72,8 +91,18 @@ def draw_grid(
     title: str = "",
     decimals: int = 3,
 ) -> None:
-    """Write a PNG of a table as colours, blue below 0 and red above, each value written in its cell; `rows`
-    and `columns` are what they are and their labels. NaN is left white."""
+    """Write a PNG of a table whose cells are coloured and hold their value. NaN is left white.
+
+    Args:
+        values: row by row; blue is below 0, red above.
+        path: of the file.
+        rows, columns: title of the axis, and the label of each row or column.
+        title: of the figure.
+        decimals: of the written values.
+
+    Raises:
+        InputError: if matplotlib is missing.
+    """
     matplotlib = require_matplotlib()
     limit = max((abs(v) for row in values for v in row if v == v), default=0.0) or 1.0
     size = (2.2 + 0.62 * len(columns[1]), 1.6 + 0.42 * len(rows[1]))
@@ -105,8 +134,11 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def require_matplotlib() -> Any:
-    """matplotlib, for figures that are files: no window and no backend of the process is touched. Raises
-    ValueError that says what to install if it is missing."""
+    """Import matplotlib for figures that are written to files. No backend is chosen for the process.
+
+    Raises:
+        InputError: if it is missing, with what to install.
+    """
     try:
         import matplotlib
         import matplotlib.figure

@@ -1,4 +1,4 @@
-"""What a search found, and the files that show it."""
+"""The files that show what a search found."""
 
 from __future__ import annotations
 
@@ -6,88 +6,38 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 
 from dit_heads.errors import InputError
-from dit_heads.heads import HeadId, HeadSet
+from dit_heads.heads import HeadSet
 from dit_heads.hunt.log import differences
 from dit_heads.hunt.plots import draw_curve, draw_head_map
+from dit_heads.hunt.result import Result
+from dit_heads.hunt.trials import Pair
 from dit_heads.io.atomic import write_text
 from dit_heads.io.pictures import write_png
 from dit_heads.io.sheets import Column, contact_sheet
 
-Pair = tuple[str, int]
-"""A prompt and a seed."""
 # Of a result's provenance, what another result in the same folder has to share: more rounds, or another
 # method, go on with the same search.
 _SAME = ("prompts", "candidates", "seeds", "scale", "softness", "steps", "guidance_scale")
 
 
-@dataclass(frozen=True)
-class Round:
-    """What a round found.
-
-    Attributes:
-        chosen: the heads that it added, best first.
-        scores: of each candidate, a score for each (prompt, seed) pair, of pictures guided by the heads
-            chosen before and the candidate. A fast round scores some heads, some of them on the first pairs
-            only.
-        slopes: of every head, in a fast round.
-    """
-
-    chosen: tuple[HeadId, ...]
-    scores: Mapping[HeadId, Sequence[float]]
-    slopes: Mapping[HeadId, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Result:
-    """The outcome of a search: its rounds, the scores without heads, and the number of its pictures."""
-
-    rounds: tuple[Round, ...]
-    unguided: Sequence[float]
-    pictures: int
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def chosen(self) -> tuple[HeadId, ...]:
-        """Every chosen head, in the order of choice."""
-        return tuple(head for found in self.rounds for head in found.chosen)
-
-    @property
-    def heads(self) -> HeadSet:
-        return HeadSet(self.chosen)
-
-    def __str__(self) -> str:
-        lines = [f"without heads {fmean(self.unguided):.4f}, mean of {len(self.unguided)} pictures"]
-        for number, found in enumerate(self.rounds, 1):
-            best = ", ".join(f"{head} {fmean(found.scores[head]):.4f}" for head in found.chosen)
-            lines.append(f"round {number}: {best}")
-        return "\n".join([*lines, f"heads: {self.heads}", f"{self.pictures} pictures in all"])
-
-    def to_json(self) -> dict[str, Any]:
-        """The heads as `HeadSet.load` reads them, and every mean score."""
-        means = [{str(h): fmean(s) for h, s in found.scores.items()} for found in self.rounds]
-        chosen = [[str(h) for h in found.chosen] for found in self.rounds]
-        return {
-            **self.heads.to_json(),
-            "order": chosen,
-            "unguided": fmean(self.unguided),
-            "scores": means,
-            "slopes": [{str(h): slope for h, slope in found.slopes.items()} for found in self.rounds],
-            "pictures": self.pictures,
-            "provenance": dict(self.provenance),
-        }
-
-
 def check_folder(folder: Path, provenance: Mapping[str, Any]) -> None:
-    """Raise InputError if `folder` holds the result of a search of other prompts, seeds or strength."""
+    """Check that the folder of a search may be written to.
+
+    Args:
+        folder: of the search.
+        provenance: of the search.
+
+    Raises:
+        InputError: if it holds the result of a search of other prompts, seeds or strength, or something else
+            under the name of a result.
+    """
     path = folder / "heads.json"
     if not path.exists():
         return
@@ -97,15 +47,26 @@ def check_folder(folder: Path, provenance: Mapping[str, Any]) -> None:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"folder: '{path}' is not the result of a search; choose another folder") from error
     here = json.loads(json.dumps({name: provenance[name] for name in _SAME}))
-    if odd := "; ".join(differences(there, here)):
-        raise InputError(f"folder: '{path}' is of another search ({odd}); choose another folder")
+    if differing := "; ".join(differences(there, here)):
+        raise InputError(f"folder: '{path}' is of another search ({differing}); choose another folder")
 
 
 def write_result(
     folder: Path, result: Result, pairs: Sequence[Pair], curve: Sequence[Sequence[float]], sheet: Image.Image
 ) -> list[Path]:
     """Write what shows a result: the head set with its scores (`heads.json`, `scores.csv`), `curve.png`,
-    `sheet.png`, and maps of each round."""
+    `sheet.png`, and maps of each round.
+
+    Args:
+        folder: of the search.
+        result: its outcome.
+        pairs: its (prompt, seed) pairs.
+        curve: scores of the first 0, 1, 2 ... chosen heads, one for each pair.
+        sheet: the contact sheet.
+
+    Returns:
+        The paths of the files.
+    """
     objective = result.provenance["objective"]
     heads, scores, curve_file, sheet_file = (
         folder / name for name in ("heads.json", "scores.csv", "curve.png", "sheet.png")
@@ -121,7 +82,14 @@ def write_result(
 def result_sheet(
     result: Result, pairs: Sequence[Pair], cells: Sequence[Sequence[Image.Image]], footer: str
 ) -> Image.Image:
-    """Pictures without heads and after each round (columns) of some pairs (rows)."""
+    """A contact sheet.
+
+    Args:
+        result: of a search.
+        pairs: prompts and seeds of the rows.
+        cells: for each column (no heads, then each round) the pictures of these pairs.
+        footer: a line below.
+    """
     labels = [Column("no heads")]
     labels += [
         Column(f"round {number}", f"+ {HeadSet(found.chosen)}")
@@ -134,12 +102,6 @@ def result_sheet(
         title=f"Heads that raise {result.provenance['objective']}",
         footer=f"{footer}. AI-generated.",
     )
-
-
-def pictures(images: Tensor) -> list[Image.Image]:
-    """Pictures of tensors [B, 3, H, W] in [0, 1]."""
-    arrays = (images.permute(0, 2, 3, 1).cpu().float().numpy() * 255).round().astype("uint8")
-    return [Image.fromarray(array) for array in arrays]
 
 
 def _maps(folder: Path, result: Result, number: int) -> list[Path]:

@@ -21,7 +21,7 @@ from dit_heads.hunt.trials import Execute, Scored, TrialBatch
 from dit_heads.objectives import Objective, checked_scores
 
 HeadCounts = tuple[Sequence[int], Sequence[int]]
-"""Heads of the joint attention of each block, and of its image-only attention."""
+"""Number of heads of the joint attention of each block, and of its image-only attention."""
 
 
 class Scorer:
@@ -51,6 +51,7 @@ class Scorer:
 
     @cached_property
     def head_counts(self) -> HeadCounts:
+        """Number of heads of each block."""
         layout = layout_of(self.pipe.transformer)
         return layout.heads, layout.image_only_heads
 
@@ -68,11 +69,22 @@ class Scorer:
         }
 
     def __call__(self, batch: TrialBatch) -> list[float]:
-        """A score a picture. Raises InputError if the objective gives anything else."""
+        """Draw a batch and score it.
+
+        Returns:
+            A score for each picture.
+
+        Raises:
+            InputError: if the objective does not give one finite number for each picture.
+        """
         return self._scores(batch, self.paint(batch))
 
     def paint(self, batch: TrialBatch) -> Float[Tensor, "b 3 h w"]:
-        """The pictures in [0, 1]."""
+        """Draw a batch. All its pictures share a setting.
+
+        Returns:
+            The pictures in [0, 1].
+        """
         first = batch[0]
         kind = self.perturbation
         with (
@@ -97,7 +109,11 @@ class Scorer:
             ).images.float()
 
     def screen(self, batch: TrialBatch, screening: Screening) -> tuple[list[float], Slopes]:
-        """Scores of a batch, and the mean slope of every head at the noise levels of the screen."""
+        """Draw and score a batch, and differentiate its scores with respect to the softness of each head.
+
+        Returns:
+            A score for each picture, and for every head the mean slope over pictures and noise levels.
+        """
         with Recorder(self.pipe) as recorder:
             images = self.paint(batch)
         scores, prompts = self._scores(batch, images), [trial.prompt for trial in batch]
@@ -113,7 +129,7 @@ class Scorer:
         return scores, found
 
     def cost(self, prompt: str, pictures: int, micro_batch: int | None) -> ScreenCost:
-        """What the screen of so many pictures takes; see `cost.screen_cost`."""
+        """What the screen of that many pictures takes; see `cost.screen_cost`."""
         return screen_cost(self.pipe, self.call, prompt, pictures, micro_batch)
 
     def _scores(self, batch: TrialBatch, images: Tensor) -> list[float]:
@@ -122,7 +138,12 @@ class Scorer:
 
 
 class Backend(Protocol):
-    """Where batches are computed: in this process, or by workers. Batches come back in any order."""
+    """Where batches are computed: in this process, or by workers. Batches come back in any order.
+
+    Attributes:
+        identity: all that scores depend on beside the settings of each picture, as JSON.
+        head_counts: number of heads of each block.
+    """
 
     identity: dict[str, Any]
     head_counts: HeadCounts
@@ -139,7 +160,12 @@ class Backend(Protocol):
 
 
 class InProcess:
-    """A backend in this process; `execute` may score batches elsewhere."""
+    """A backend in this process.
+
+    Args:
+        scorer: draws and scores.
+        execute: scores batches in its place. Default: the scorer, one batch after the other.
+    """
 
     def __init__(self, scorer: Scorer, execute: Execute | None = None) -> None:
         self.scorer, self.score = scorer, execute or in_process(scorer)
@@ -157,7 +183,7 @@ class InProcess:
 
 
 def in_process(scorer: Scorer) -> Execute:
-    """Batch after batch, here."""
+    """Score one batch after the other in this process."""
 
     def execute(batches: Sequence[TrialBatch]) -> Iterator[Scored]:
         for batch in batches:

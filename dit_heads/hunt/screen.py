@@ -40,7 +40,13 @@ Slopes = dict[HeadId, float]
 
 @dataclass(frozen=True)
 class Screening:
-    """What is screened: pictures guided at `scale` by `chosen` heads, each at its softness."""
+    """What is screened.
+
+    Attributes:
+        scale: head guidance scale w.
+        chosen: heads that guide already, each with its softness u in [0, 1].
+        micro_batch: number of pictures that are differentiated side by side; None for the default.
+    """
 
     scale: float
     chosen: Mapping[HeadId, float] = field(default_factory=dict)
@@ -48,13 +54,20 @@ class Screening:
 
 
 class Recorder:
-    """Keeps the arguments of the transformer at the steps of a run whose noise is nearest to `levels`.
+    """Records the calls of the transformer at the steps of a run whose noise is nearest to some levels.
 
-    `calls[i]`: keyword arguments, on the CPU, of the first call of such a step, all rows of the batch. With
-    SD3's CFG the rows of the negative prompts come first. Steps are counted by `scheduler.step`.
+    Steps are counted by `scheduler.step`.
+
+    Args:
+        pipe: the pipeline.
+        levels: noise levels in [0, 1].
+
+    Attributes:
+        calls: for each of the steps the keyword arguments of its first call, on the CPU, with all rows of the
+            batch. With SD3's CFG the rows of the negative prompts come first.
 
     Raises:
-        InputError: at the end of a run that did not come to all of these steps.
+        InputError: at the end of a run that did not reach all of these steps.
     """
 
     def __init__(self, pipe: Any, levels: Sequence[float] = LEVELS) -> None:
@@ -100,15 +113,24 @@ def _nearest_steps(scheduler: Any, levels: Sequence[float]) -> set[int]:
 
 
 def noise_of(transformer: Any, call: Mapping[str, Any]) -> float:
-    """The noise level, from 0 to 1, of a call of the transformer."""
+    """The noise level, in [0, 1], of a call of the transformer."""
     return family_of(transformer).noise_level(call)
 
 
 def estimated_pictures(
     pipe: Any, call: Mapping[str, Any], latents: Tensor, velocity: Tensor
 ) -> Float[Tensor, "b 3 h w"]:
-    """Pictures, about [0, 1], that latents at the noise level of a call and their velocity lead to:
-    x - s v, decoded."""
+    """Decode the clean latents x - s v that a prediction leads to.
+
+    Args:
+        pipe: whose autoencoder decodes.
+        call: of the transformer; it tells the noise level s and the size of the pictures.
+        latents: x, in the shape of the call.
+        velocity: v, in the same shape.
+
+    Returns:
+        Pictures, about in [0, 1].
+    """
     clean = latents - noise_of(pipe.transformer, call) * velocity
     form = pipelines_of(pipe.transformer)
     clean = denormalised(pipe.vae, form.unpack(clean, *form.latent_size(call)))
@@ -123,13 +145,14 @@ def screened(
     micro_batch: int | None = None,
     **options: Any,
 ) -> Slopes:
-    """Slopes of every head, the mean over recorded calls and their pictures.
+    """Compute the slope of every head, the mean over recorded calls and their pictures.
 
     Args:
         pipe: the pipeline that was recorded.
         objective: a score that has a gradient.
         runs: prompts and recorded calls of each run.
-        micro_batch: pictures whose gradient is taken at once. Default: see `cost.micro_batch_of`.
+        micro_batch: number of pictures that are differentiated side by side. Default: see
+            `cost.micro_batch_of`.
         options: `scale`, `chosen` and `perturbation` of `slopes`.
 
     Raises:
@@ -147,10 +170,10 @@ def screened(
                     for head, slope in slopes(pipe, objective, some, part, clean, **options).items():
                         sums[head] += slope * len(some)
     total = sum(len(prompts) * len(calls) for prompts, calls in runs)
-    if odd := [str(head) for head, slope in sums.items() if not math.isfinite(slope)]:
+    if heads := [str(head) for head, slope in sums.items() if not math.isfinite(slope)]:
         raise InputError(
-            f"objective: its slopes are not finite for {', '.join(odd[:5])} (too large for half precision?); "
-            "search with method exhaustive"
+            f"objective: its slopes are not finite for {', '.join(heads[:5])} (too large for half "
+            "precision?); search with method exhaustive"
         )
     return {head: slope / total for head, slope in sums.items()}
 
@@ -166,16 +189,16 @@ def slopes(
     chosen: Mapping[HeadId, float],
     perturbation: Perturbation,
 ) -> Slopes:
-    """d objective / d u of every head, the mean over a batch, at one recorded call of the transformer.
+    """Compute d objective / d u of every head, the mean over a batch, at one recorded call.
 
     Args:
         pipe: its `transformer` is evaluated twice, once with gradients.
         objective: a score that has a gradient.
-        prompts: one a picture.
+        prompts: one for each picture.
         call: arguments of the transformer by name.
         clean: (latents, predicted velocity) -> pictures in [0, 1].
         scale: head guidance scale w.
-        chosen: heads that are perturbed already, each with its softness.
+        chosen: heads that are perturbed already, each with its softness u.
         perturbation: what is done to heads.
 
     Raises:

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from dit_heads.hunt.log import TrialLog
 
 
+Pair = tuple[str, int]
+"""A prompt and a seed."""
+
+
 class Strength(NamedTuple):
-    """How strongly heads guide: scale w, and softness u from 0 to 1."""
+    """How strongly heads guide: scale w, and softness u in [0, 1]."""
 
     scale: float
     softness: float
@@ -24,7 +28,15 @@ class Strength(NamedTuple):
 
 @dataclass(frozen=True)
 class Trial:
-    """A picture: `heads` as `HeadSet` prints them, or "" for one without head guidance."""
+    """A picture of a search.
+
+    Attributes:
+        heads: as `HeadSet` prints them, or "" for a picture without head guidance.
+        prompt, seed: of the picture. The seed is that of its noise, which depends on nothing else.
+        steps: number of denoising steps.
+        scale: head guidance scale w; 0 without heads.
+        softness: u in [0, 1], how far heads are perturbed; 0 without heads.
+    """
 
     heads: str
     prompt: str
@@ -35,7 +47,7 @@ class Trial:
 
     @property
     def setting(self) -> tuple[bool, int, float, float]:
-        """What all pictures of a batch have in common."""
+        """What pictures of one batch have in common: whether heads guide, steps, scale and softness."""
         return bool(self.heads), self.steps, self.scale, self.softness
 
 
@@ -46,7 +58,7 @@ Execute = Callable[[Sequence[TrialBatch]], Iterable[Scored]]
 
 
 def batches_of(trials: Sequence[Trial], size: int) -> list[TrialBatch]:
-    """Neighbours that share a setting, at most `size` a batch, in order."""
+    """Batches of neighbours that share a setting, each of at most `size` pictures, in order."""
     runs = (list(run) for _, run in groupby(trials, key=lambda trial: trial.setting))
     return [tuple(run[at : at + size]) for run in runs for at in range(0, len(run), size)]
 
@@ -59,7 +71,18 @@ def evaluate(
     size: int,
     done: Callable[[int], object] = lambda pictures: None,
 ) -> dict[Trial, float]:
-    """The score of every trial, from the log or from `execute`; `done` is told the number of pictures."""
+    """Score pictures.
+
+    Args:
+        trials: the pictures.
+        log: of the search; a batch that it holds is not drawn again.
+        execute: scores the batches that are missing.
+        size: number of pictures of a batch.
+        done: told how many more pictures are scored.
+
+    Returns:
+        The score of each of the trials.
+    """
     batches = batches_of(trials, size)
     missing = [batch for batch in batches if batch not in log]
     done(sum(map(len, batches)) - sum(map(len, missing)))

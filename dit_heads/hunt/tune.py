@@ -24,7 +24,13 @@ from dit_heads.io.sheets import Column, contact_sheet
 
 @dataclass(frozen=True)
 class Tuning:
-    """Scores of one head set, a number for each pair, at every scale and softness, and without heads."""
+    """How well one head set does at each strength.
+
+    Attributes:
+        heads: the set.
+        scores: at each strength, a score for each (prompt, seed) pair.
+        unguided: scores without heads.
+    """
 
     heads: HeadSet
     scores: Mapping[Strength, Sequence[float]]
@@ -32,11 +38,11 @@ class Tuning:
 
     @property
     def best(self) -> Strength:
-        """Of the highest mean; of equals the weakest."""
+        """The strength of the highest mean score; among equals the weakest."""
         return max(self.scores, key=lambda strength: (fmean(self.scores[strength]), [-s for s in strength]))
 
     def gain(self, strength: Strength) -> float:
-        """Mean score over that without heads."""
+        """Mean score minus that without heads."""
         return fmean(self.scores[strength]) - fmean(self.unguided)
 
     def __str__(self) -> str:
@@ -48,7 +54,13 @@ class Tuning:
 
 
 def tune(hunter: HeadHunter, heads: HeadSet, scales: Sequence[float], softnesses: Sequence[float]) -> Tuning:
-    """Score `heads` at every scale and softness on the pairs of a search. Run again, it resumes.
+    """Score heads at every scale and softness on the pairs of a search. Call it again to resume.
+
+    Args:
+        hunter: the search.
+        heads: the head set.
+        scales: head guidance scales w.
+        softnesses: u, in (0, 1].
 
     Raises:
         InputError: for a scale that is not positive or a softness outside (0, 1].
@@ -70,8 +82,16 @@ def check_grid(scales: Sequence[float], softnesses: Sequence[float]) -> None:
 
 
 def write_tuning(hunter: HeadHunter, tuning: Tuning, folder: Path) -> list[Path]:
-    """Write the figures (`tune.json`), the grid of gains (`tune.png`) and the first pair's picture at every
-    strength (`tune-sheet.png`)."""
+    """Write scores (`tune.json`), a map of gains (`tune.png`) and pictures of a pair (`tune-sheet.png`).
+
+    Args:
+        hunter: the search.
+        tuning: what was measured.
+        folder: where to write.
+
+    Returns:
+        The paths of the files.
+    """
     paths = [folder / name for name in ("tune.json", "tune.png", "tune-sheet.png")]
     scales, softnesses = ([*dict.fromkeys(s[i] for s in tuning.scores)] for i in (0, 1))
     scale, softness = tuning.best

@@ -1,4 +1,4 @@
-"""What tells models apart: a hash of everything they have learned, wherever their weights are."""
+"""Hashes of models, over everything that they have learned, wherever their weights are."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import torch
-from accelerate.utils import align_module_device
-from accelerate.utils.modeling import has_offloaded_params
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from dit_heads.compat import (
+    align_module_device,
+    has_offloaded_params,
+    is_offloaded_to_disk,
+    is_traceable_wrapper_subclass,
+    plain_tensors,
+)
 from dit_heads.errors import InputError
 
 _THREADS = min(8, os.cpu_count() or 1)
@@ -23,9 +26,15 @@ _THREADS = min(8, os.cpu_count() or 1)
 def fingerprint(model: nn.Module) -> str:
     """A hash of the name, type, shape and every value of a model's weights and buffers.
 
-    It is a cache key: one changed bit changes it. It does not depend on the device, nor on whether weights
-    are offloaded to the CPU's memory. Quantised weights (torchao, bitsandbytes, GGUF) count as they are
-    stored. Large models are hashed by several threads, at the speed of memory.
+    It serves as a cache key: a single changed bit changes it. It depends neither on the device nor on
+    offloading to the CPU's memory. Quantised weights (torchao, bitsandbytes, GGUF) are hashed as they are
+    stored. Several threads hash a large model, at about the speed of memory.
+
+    Args:
+        model: any module.
+
+    Returns:
+        32 hexadecimal digits.
 
     Raises:
         InputError: for weights that are not in memory.
@@ -33,7 +42,10 @@ def fingerprint(model: nn.Module) -> str:
     found: dict[str, str] = {}
     here: list[tuple[str, Tensor]] = []
     for path, module in model.named_modules():
-        _check_in_memory(module, path)
+        if is_offloaded_to_disk(module):
+            raise InputError(
+                f"{path or 'model'}: expected weights in memory, got some that are offloaded to disk"
+            )
         if has_offloaded_params(module):
             with align_module_device(module, torch.device("cpu")):
                 found |= {name: tensor_hash(tensor, name) for name, tensor in _own_tensors(module, path)}
@@ -45,7 +57,15 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def tensor_hash(tensor: Tensor, name: str = "tensor") -> str:
-    """A hash of a tensor's type, shape and values; those of the parts of a wrapper (torchao)."""
+    """A hash of a tensor's type, shape and values; for a wrapper (torchao), of its parts.
+
+    Args:
+        tensor: a tensor of any shape and type.
+        name: its name in the error message.
+
+    Raises:
+        InputError: for a tensor on the meta device.
+    """
     head = f"{tensor.dtype} {tuple(tensor.shape)}"
     if is_traceable_wrapper_subclass(tensor):
         parts, context = tensor.__tensor_flatten__()
@@ -55,13 +75,20 @@ def tensor_hash(tensor: Tensor, name: str = "tensor") -> str:
         raise InputError(
             f"{name}: expected a weight in memory, got one on the meta device (offloaded to disk?)"
         )
-    with torch._C.DisableTorchFunctionSubclass():  # GGUF's parameters would come back as GGUF's
+    with plain_tensors():
         plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return content_hash(head, plain.numpy().data)
 
 
 def content_hash(*parts: str | bytes | memoryview) -> str:
-    """32 hexadecimal digits of texts and bytes in order."""
+    """A hash of texts and bytes in order.
+
+    Args:
+        parts: texts or bytes. Where one ends and the next begins counts too.
+
+    Returns:
+        32 hexadecimal digits.
+    """
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -71,19 +98,9 @@ def content_hash(*parts: str | bytes | memoryview) -> str:
 
 
 def _own_tensors(module: nn.Module, path: str) -> Iterator[tuple[str, Tensor]]:
-    """Weights and buffers of a module without its children's, and what its quantisation keeps beside them."""
+    """A module's weights, buffers and quantisation state, without those of its children."""
     children = dict(module.named_children())
     kept = module.state_dict(keep_vars=True) | dict(module.named_buffers(recurse=False))
     for name, tensor in kept.items():
         if name.split(".")[0] not in children and isinstance(tensor, Tensor):
             yield f"{path}.{name}", tensor
-
-
-def _check_in_memory(module: nn.Module, path: str) -> None:
-    """diffusers' group offloading to disk leaves memory of any content in the place of weights."""
-    hooks: Any = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
-    group = getattr(hooks.get("group_offloading"), "group", None)
-    if getattr(group, "offload_to_disk_path", None) is not None:
-        raise InputError(
-            f"{path or 'model'}: expected weights in memory, got some that are offloaded to disk"
-        )

@@ -57,12 +57,12 @@ def check_resumable(folder: Path, config: FitConfig, settings: Mapping[str, Any]
 
 
 def write_settings(folder: Path, config: FitConfig, settings: Mapping[str, Any]) -> None:
-    """Keep the settings of a run that begins or goes on."""
+    """Keep the settings of a run that begins or goes on. Arguments as of `check_resumable`."""
     write_text(folder / SETTINGS, json.dumps(_stored(config, settings), indent=1))
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings of the run in `folder`, none without a run. Raises InputError for a damaged file."""
+    """The settings of the run in a folder, none without a run. Raises `InputError` for a damaged file."""
     path = folder / SETTINGS
     if not path.exists():
         return {}
@@ -76,10 +76,14 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def run_precision(folder: Path, wanted: str) -> str:
-    """The precision of the run in `folder`, or of one that begins there.
+    """The precision of the run in a folder, or of one that begins there.
 
-    "auto" is settled once, when a run begins, by what is fastest on its machine. The run keeps it: a warning
+    "auto" is settled once, when a run begins, by what is fastest on its machine. The run keeps it. A warning
     says so if this machine would choose another.
+
+    Args:
+        folder: of the run.
+        wanted: "auto", "no", "bf16" or "fp16".
 
     Raises:
         InputError: for an unknown precision, and for one that this machine lacks.
@@ -110,7 +114,15 @@ def save_checkpoint(
     optimizer: Optimizer,
     progress: Progress,
 ) -> None:
-    """Store the trained weights, their average and the optimiser's state."""
+    """Store the trained weights, their average and the optimiser's state.
+
+    Args:
+        folder: of the run.
+        model: its parameters that are named in `average` are stored.
+        average: averaged weights by name.
+        optimizer: with its moments.
+        progress: how far the run is.
+    """
     tensors = {f"model.{n}": p.detach() for n, p in model.named_parameters() if n in average}
     tensors |= {f"average.{n}": t for n, t in average.items()}
     tensors |= {f"optimizer.{n}": t for n, t in optimizer.state().items()}
@@ -120,7 +132,14 @@ def save_checkpoint(
 
 
 def resume(folder: Path, model: nn.Module, average: dict[str, Tensor], optimizer: Optimizer) -> Progress:
-    """Take over the checkpoint in `folder`, if there is one, and say how far the run is.
+    """Take over the checkpoint in a folder, if there is one.
+
+    Args:
+        folder: of the run.
+        model, average, optimizer: get the stored weights, averages and moments.
+
+    Returns:
+        How far the run is.
 
     Raises:
         InputError: the file is damaged, or is of a model with other weights.
@@ -152,7 +171,7 @@ def read_average(folder: Path) -> tuple[dict[str, Tensor], int, float]:
 
 @torch.no_grad()
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy the tensors that are named like a parameter into it. Parameters without one stay as they are."""
+    """Copy tensors into the parameters of the same name. Parameters without one stay as they are."""
     for name, parameter in model.named_parameters():
         if name in weights:
             parameter.copy_(weights[name])

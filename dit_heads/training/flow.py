@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,24 +14,63 @@ from torch import Tensor
 def logit_normal_sigmas(
     count: int, generator: torch.Generator, *, mean: float = 0.0, std: float = 1.0, shift: float = 1.0
 ) -> Float[Tensor, " B"]:
-    """Noise levels in (0, 1): the sigmoid of a normal draw (arXiv 2403.03206, eq. 19), then `shifted`."""
+    """Draw noise levels as the sigmoid of a normal number (arXiv 2403.03206, eq. 19).
+
+    Args:
+        count: number of noise levels.
+        generator: of the numbers.
+        mean, std: of the normal distribution.
+        shift: as in `shifted`.
+
+    Returns:
+        Noise levels in (0, 1).
+    """
     return shifted((mean + std * torch.randn(count, generator=generator)).sigmoid(), shift)
 
 
 def mode_sigmas(count: int, generator: torch.Generator, *, scale: float = 1.29) -> Float[Tensor, " B"]:
-    """Noise levels around the middle by a heavy-tailed density (arXiv 2403.03206, eq. 20), -1 to 1.75."""
+    """Draw noise levels around the middle by a heavy-tailed density (arXiv 2403.03206, eq. 20).
+
+    Args:
+        count: number of noise levels.
+        generator: of the numbers.
+        scale: from -1 to 1.75; above 0 it favours the middle.
+
+    Returns:
+        Noise levels in [0, 1].
+    """
     u = torch.rand(count, generator=generator)
     return 1 - u - scale * ((torch.pi / 2 * u).cos() ** 2 - 1 + u)
 
 
 def shifted(sigmas: Float[Tensor, " B"], shift: float) -> Float[Tensor, " B"]:
-    """Noise levels moved towards noise, as for larger pictures (arXiv 2403.03206, eq. 23)."""
+    """Move noise levels towards noise, as for larger pictures (arXiv 2403.03206, eq. 23).
+
+    Args:
+        sigmas: noise levels in [0, 1].
+        shift: above 1 for more noise. Odds are multiplied by it.
+    """
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
-def flux_shift(tokens: int) -> float:
-    """FLUX's shift by the number of image tokens: exp of 0.5 at 256 and 1.15 at 4096, linear between."""
-    return math.exp(0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256))
+def scheduler_shift(scheduler: Any, tokens: int) -> float:
+    """The shift of noise levels with which a pipeline samples.
+
+    Args:
+        scheduler: the config of a flow-matching scheduler of diffusers.
+        tokens: number of image tokens.
+
+    Returns:
+        The fixed shift, or with dynamic shifting, as FLUX has it, the one for this number of tokens: its
+        logarithm (with `time_shift_type="linear"` the shift itself) is linear in it.
+    """
+    if not scheduler.use_dynamic_shifting:
+        return scheduler.shift
+    slope = (scheduler.max_shift - scheduler.base_shift) / (
+        scheduler.max_image_seq_len - scheduler.base_image_seq_len
+    )
+    mu = scheduler.base_shift + slope * (tokens - scheduler.base_image_seq_len)
+    return math.exp(mu) if scheduler.time_shift_type == "exponential" else mu
 
 
 def flow_matching_loss(
@@ -40,8 +80,15 @@ def flow_matching_loss(
     noise: Float[Tensor, "B C H W"],
     weight: Float[Tensor, "B 1 H W"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean squared error of `velocity(x_s, s)` against e - x, in float32, each error times its `weight`;
-    `sigmas` in [0, 1], 1 = noise."""
+    """Mean squared error of a velocity against e - x, in float32.
+
+    Args:
+        velocity: (noised latents, noise levels) -> predicted velocity.
+        latents: x, normalised.
+        sigmas: noise levels in [0, 1]; 1 is noise.
+        noise: e, standard normal.
+        weight: of each latent's error, 1 by default.
+    """
     s = sigmas[:, None, None, None]
     predicted = velocity((1 - s) * latents + s * noise, sigmas)
     errors = (predicted.float() - (noise - latents)).pow(2)

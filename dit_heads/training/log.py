@@ -40,7 +40,7 @@ class Log:
             self._save()
 
     def add(self, step: int, figures: Mapping[str, float | Tensor]) -> None:
-        """Take in the figures of a step. A step may lack some."""
+        """Take in the figures of a step, by name. A step may lack some."""
         self._step = step
         for name, value in figures.items():
             total, count = self.begun.get(name, (0.0, 0))
@@ -51,7 +51,12 @@ class Log:
         return {name: total / count for name, (total, count) in self.begun.items()}
 
     def write(self, means: Mapping[str, float], seconds: float) -> None:
-        """Add a line of `means`, with six significant digits, after `seconds` of training in all."""
+        """Add a line to the log.
+
+        Args:
+            means: figures by name, written with six significant digits.
+            seconds: of training so far, in all.
+        """
         figures = {name: float(f"{value:.6g}") for name, value in means.items()}
         self._rows.append({"step": self._step, "seconds": round(seconds, 1), **figures})
         self._save()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit_heads.compat import muon_group
 from dit_heads.errors import InputError
 
 SCALER = "(scaler)"  # a name that no weight can have
@@ -25,11 +26,7 @@ class Muon(torch.optim.Muon):
         """Take one step by the gradients of the weights."""
         assert closure is None, "a closure is not called"
         for group in self.param_groups:
-            weights: list[Tensor] = []
-            gradients: list[Tensor] = []
-            momenta: list[Tensor] = []
-            self._init_group(group, weights, gradients, momenta)
-            for weight, gradient, momentum in zip(weights, gradients, momenta, strict=True):
+            for weight, gradient, momentum in muon_group(self, group):
                 momentum.lerp_(gradient, 1 - group["momentum"])
                 update = orthogonalised(gradient.lerp(momentum, group["momentum"]).to(self.dtype), group)
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
@@ -37,8 +34,13 @@ class Muon(torch.optim.Muon):
 
 
 def orthogonalised(matrix: Tensor, settings: Mapping[str, Any]) -> Tensor:
-    """A matrix with singular values near 1, by Newton and Schulz's iteration with the coefficients of
-    https://kellerjordan.github.io/posts/muon."""
+    """Move the singular values of a matrix to near 1, by Newton and Schulz's iteration with the coefficients
+    of https://kellerjordan.github.io/posts/muon.
+
+    Args:
+        matrix: of two axes.
+        settings: a parameter group of torch's Muon.
+    """
     a, b, c = settings["ns_coefficients"]
     wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
     x = wide / wide.norm().clamp(min=settings["eps"])
@@ -162,7 +164,14 @@ class Optimizer:
 
 
 def require_bitsandbytes(argument: str) -> Any:
-    """The bitsandbytes library. Raises InputError naming `argument` if it or a GPU is missing."""
+    """The bitsandbytes library.
+
+    Args:
+        argument: that asked for it, which the error names.
+
+    Raises:
+        InputError: the library or a GPU is missing.
+    """
     if not torch.cuda.is_available():
         raise InputError(f"{argument}: 8 bits need a CUDA GPU, this machine has none")
     try:

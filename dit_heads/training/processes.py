@@ -18,13 +18,23 @@ def process_state() -> Any:
 
 
 def main_value(state: Any, value: Any) -> Any:
-    """What the main process has for `value`, in every process."""
+    """The main process's value, in every process.
+
+    Args:
+        state: the processes of the run.
+        value: of this process. It can be pickled.
+    """
     return broadcast_object_list([value])[0] if state.num_processes > 1 else value
 
 
 def wait_for_all(state: Any, limit: timedelta = timedelta(days=7)) -> None:
     """Wait for work of unequal length, such as encoding a data set: NCCL's barrier gives up after ten
-    minutes."""
+    minutes.
+
+    Args:
+        state: the processes of the run.
+        limit: after which to give up.
+    """
     if state.num_processes > 1:
         group: Any = distributed.new_group(backend="gloo", timeout=limit)
         distributed.barrier(group)
@@ -32,7 +42,12 @@ def wait_for_all(state: Any, limit: timedelta = timedelta(days=7)) -> None:
 
 
 def average_gradients(state: Any, weights: Iterable[nn.Parameter]) -> None:
-    """Give each process the mean of all processes' gradients."""
+    """Give each process the mean of all processes' gradients.
+
+    Args:
+        state: the processes of the run.
+        weights: parameters, the same ones in every process.
+    """
     if state.num_processes == 1:
         return
     gradients = [weight.grad for weight in weights if weight.grad is not None]
@@ -42,7 +57,12 @@ def average_gradients(state: Any, weights: Iterable[nn.Parameter]) -> None:
 
 
 def average_figures(state: Any, figures: Mapping[str, float]) -> dict[str, float]:
-    """The mean of each figure over all processes, which have the same ones."""
+    """The mean of each figure over all processes.
+
+    Args:
+        state: the processes of the run.
+        figures: of this process, by name. All processes have the same ones.
+    """
     if state.num_processes == 1 or not figures:
         return dict(figures)
     values = torch.tensor(list(figures.values()), device=state.device, dtype=torch.float64)

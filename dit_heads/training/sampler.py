@@ -10,7 +10,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from dit_heads.errors import InputError
+from dit_heads.errors import whole_number
 
 
 def draws_at(
@@ -33,8 +33,8 @@ def draws_at(
     Returns:
         Pairs of a sample and the epoch in which it is dealt.
     """
-    _check_whole("step", step, 0)
-    _check_whole("batch_size", batch_size, 1)
+    whole_number("step", step, 0)
+    whole_number("batch_size", batch_size, 1)
 
     def batches_before(epoch: int) -> list[int]:
         return [epoch * len(bucket) // batch_size for bucket in buckets]
@@ -59,8 +59,3 @@ def _dealt(samples: Sequence[int], bucket: int, place: int, seed: int) -> tuple[
 def _shuffled(key: tuple[int, ...], count: int) -> NDArray[np.int64]:
     """The numbers below `count` in an order that the key fixes."""
     return np.random.default_rng(key).permutation(count)
-
-
-def _check_whole(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise InputError(f"{name}: expected a whole number of at least {least}, got {value!r}")

@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dit_heads.errors import InputError
+from dit_heads.errors import InputError, whole_number
 from dit_heads.families import InputProjection, family_of
+from dit_heads.families.conditioning import seeing
 
 
 def widen(transformer: Any, extra: int) -> Callable[[], None]:
@@ -33,8 +34,7 @@ def widen(transformer: Any, extra: int) -> Callable[[], None]:
         InputError: for another family, for a number below 1, and for a quantised or adapted input.
     """
     where = input_of(transformer)
-    if extra < 1:
-        raise InputError(f"extra: expected at least 1 channel, got {extra}")
+    whole_number("extra", extra, 1)
     parent, _, name = where.path.rpartition(".")
     owner, old = transformer.get_submodule(parent), transformer.get_submodule(where.path)
     before = {key: getattr(transformer.config, key) for key in ("in_channels", "out_channels")}
@@ -70,27 +70,29 @@ def reading(transformer: Any, source: Float[Tensor, "B C H W"]) -> Iterator[None
         transformer: one that `widen` added the channels of `source` to.
         source: latents, a row for each picture. They are repeated for a batch of several halves, as CFG has.
     """
-    family, where = family_of(transformer), input_of(transformer)
-    assert family.pipelines is not None
-    packed, argument = family.pipelines.pack(source), family.arguments.latents
+    with narrow(transformer, source.shape[1]), seeing(transformer, source, "channels"):
+        yield
 
-    def beside(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        noisy = kwargs[argument]
-        seen = packed.to(noisy).repeat(len(noisy) // len(packed), *[1] * (noisy.ndim - 1))
-        return args, {**kwargs, argument: torch.cat([noisy, seen], 1 if noisy.ndim == 4 else -1)}
 
-    channels = transformer.config.in_channels
-    transformer.register_to_config(in_channels=channels - source.shape[1] * where.inputs)
-    hook = transformer.register_forward_pre_hook(beside, with_kwargs=True)
+@contextmanager
+def narrow(transformer: Any, extra: int) -> Iterator[None]:
+    """The config of a widened transformer as before it was widened by `extra` channels, for a while."""
+    where, channels = input_of(transformer), transformer.config.in_channels
+    transformer.register_to_config(in_channels=channels - extra * where.inputs)
     try:
         yield
     finally:
-        hook.remove()
         transformer.register_to_config(in_channels=channels)
 
 
+def extra_channels(transformer: Any) -> int:
+    """How many latent channels a transformer reads beside the noisy ones."""
+    more = transformer.config.in_channels - transformer.out_channels
+    return more // input_of(transformer).inputs if more else 0
+
+
 def input_of(transformer: nn.Module) -> InputProjection:
-    """What reads the latents of a transformer. Raises InputError if it cannot be widened."""
+    """The module that reads the latents of a transformer. Raises `InputError` if it cannot be widened."""
     family = family_of(transformer)
     if family.training is None or family.training.input is None:
         raise InputError(f"transformer: expected one whose input can be widened, got one of {family.name}")

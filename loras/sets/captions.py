@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import warnings
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +32,16 @@ def _check_markers(found: Sequence[str]) -> None:
 class JointCaption:
     """A caption in its parts; `str()` joins them, `parse` takes them apart again.
 
-    `panels[k]` stands behind `markers[k]`. Runs of white space become one space. Raises ValueError for empty
-    panels, markers that are no family in order, and markers inside other parts.
+    Runs of white space become one space.
+
+    Attributes:
+        summary: the text before the first marker.
+        panels: the text behind each marker.
+        markers: the marker of each panel.
+        trigger: a word that comes first of all, or "".
+
+    Raises:
+        InputError: for empty panels, markers that are no family in order, and markers inside other parts.
 
     >>> str(JointCaption("Two views of <Leo>.", ("<Leo> smiles.", "<Leo> runs."), markers(1, 2)))
     'Two views of <Leo>. [LEFT] <Leo> smiles. [RIGHT] <Leo> runs.'
@@ -64,8 +72,15 @@ class JointCaption:
 
     @classmethod
     def parse(cls, text: str, *, trigger: str = "") -> JointCaption:
-        """The parts of a joint caption. What precedes the first marker is the summary, after `trigger`, which
-        only the caller can tell from it. Raises ValueError if the markers or the trigger are not there."""
+        """Take a joint caption apart.
+
+        Args:
+            text: the caption. What precedes the first marker is the summary.
+            trigger: word that it begins with, which only the caller can tell from the summary.
+
+        Raises:
+            InputError: the markers or the trigger are not there.
+        """
         head, *panels = (_one_line(part) for part in _MARKER.split(text))
         trigger = _one_line(trigger)
         if trigger and not f"{head} ".startswith(f"{trigger} "):
@@ -79,16 +94,24 @@ def markers_in(text: str) -> tuple[str, ...]:
 
 
 def without_markers(text: str) -> str:
+    """A text with a space in place of each panel marker."""
     return _MARKER.sub(" ", text)
 
 
 def check_caption(caption: str | JointCaption, rows: int, columns: int) -> JointCaption | None:
-    """The parts of a caption of a grid, None for one without any marker. The trainer and
-    `InContextPipeline` share this rule, so that what is trained can be generated.
+    """Take apart a caption of a grid. The trainer and `InContextPipeline` share this rule, so that what is
+    trained can be generated.
+
+    Args:
+        caption: the caption.
+        rows, columns: of the grid.
+
+    Returns:
+        Its parts; None for a caption without any marker.
 
     Raises:
-        InputError: unless there is a marker a panel, once and in order, of one family that names this grid,
-            in capitals, with words behind each.
+        InputError: unless there is a marker for each panel, once and in order, of one family that names this
+            grid, in capitals, with words behind each.
     """
     if isinstance(caption, str) and not _ANY_CASE.search(caption):
         return None
@@ -114,9 +137,14 @@ def _one_line(text: str) -> str:
 
 
 def identities(caption: JointCaption) -> dict[str, tuple[int, ...]]:
-    """Every identity of a caption, such as `<Leo>`, and the panels that show it (0 = the first).
+    """The identities of a caption, such as `<Leo>`.
 
-    Raises ValueError for a tag that is not closed, or not of letters, digits, `-` and `_`."""
+    Returns:
+        The panels that show each identity (0 = the first), by its tag.
+
+    Raises:
+        InputError: for a tag that is not closed, or not made of letters, digits, `-` and `_`.
+    """
     for part in (caption.summary, *caption.panels):
         if broken := _BROKEN_IDENTITY.search(_IDENTITY.sub(" ", part)):
             raise InputError(f"identity: expected a tag such as <Leo>, got {broken[0]!r} in {part!r}")
@@ -127,41 +155,45 @@ def identities(caption: JointCaption) -> dict[str, tuple[int, ...]]:
     }
 
 
-def check_identities(caption: JointCaption) -> None:
-    """Warn of identities that fewer than two panels show: nothing would tie panels together. Raises
-    ValueError for a malformed one."""
-    alone = [name for name, panels in identities(caption).items() if len(panels) < 2]
-    if alone:
-        warnings.warn(
-            f"identity: expected each in two panels or more, got {', '.join(alone)} in fewer", stacklevel=2
-        )
-
-
 # --- length ---
 
 
-def warn_of_cuts(pipe: Any, captions: Iterable[str], tokens: int) -> None:
+def warn_of_cuts(pipe: Any, captions: Mapping[str, str], tokens: int) -> None:
     """Warn of words that no text encoder of a pipeline reads.
 
     Args:
-        tokens: The limit of the last encoder, a T5.
+        pipe: a pipeline with its tokenizers.
+        captions: the name of each caption, such as its set's, by its words.
+        tokens: the limit of the last encoder, a T5.
     """
     names = sorted(name for name in pipe.components if name.startswith("tokenizer"))
     limits = [None] * (len(names) - 1) + [tokens]
-    for caption in captions:
-        check_length([getattr(pipe, name) for name in names], caption, limits)
+    for caption, label in captions.items():
+        check_length([getattr(pipe, name) for name in names], caption, limits, label)
 
 
 def check_length(
-    tokenizers: Sequence[Any], caption: str, max_lengths: Sequence[int | None]
+    tokenizers: Sequence[Any], caption: str, max_lengths: Sequence[int | None], label: str = "caption"
 ) -> tuple[str, ...]:
-    """The words at the end of `caption` that no text encoder would read; warns if there are any.
+    """Find the words at the end of a caption that no text encoder would read, and warn of them.
 
-    `tokenizers` are transformers tokenizers that read the caption side by side, as SD3's three or FLUX's two
-    do; None stands for one that was left out. `max_lengths` are their limits in tokens, start and end tokens
-    counted; None means `model_max_length`. A word counts as read when one encoder reads all of it: CLIP's cut
-    at 77 is no loss while a T5 reads on, and is one without it. Raises ValueError if no tokenizer is left or
-    the lengths of the lists differ."""
+    A word counts as read when one encoder reads all of it. CLIP's cut at 77 tokens loses nothing while a T5
+    reads on.
+
+    Args:
+        tokenizers: transformers' tokenizers that read the caption side by side, as SD3's three or FLUX's two
+            do; None for one that was left out.
+        caption: the caption.
+        max_lengths: limit of each tokenizer in tokens, start and end tokens counted; None for its
+            `model_max_length`.
+        label: name of the caption, with which the warning begins.
+
+    Returns:
+        The words that are lost.
+
+    Raises:
+        InputError: no tokenizer is left, or the lengths of the lists differ.
+    """
     if len(max_lengths) != len(tokenizers):
         raise InputError(f"max_lengths: expected {len(tokenizers)}, one a tokenizer, got {len(max_lengths)}")
     encoders = [
@@ -178,7 +210,7 @@ def check_length(
             f"{type(tokenizer).__name__} reads {limit} of {_tokens(tokenizer, words)} tokens"
             for tokenizer, limit in encoders
         )
-        warnings.warn(f"caption: {who}; these words are lost: {' '.join(lost)}", stacklevel=2)
+        warnings.warn(f"{label}: {who}; these words are lost: {' '.join(lost)}", stacklevel=2)
     return lost
 
 

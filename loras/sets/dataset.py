@@ -14,12 +14,14 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image, ImageOps
 
-from dit_heads.errors import InputError
+from dit_heads.errors import InputError, listed, whole_number
+from dit_heads.io.fingerprints import content_hash
 from dit_heads.io.pictures import decode
 from dit_heads.loras.sets.captions import without_markers
 from dit_heads.loras.sets.examine import Cell, Examined, examined
-from dit_heads.loras.sets.folders import content_hash, read_sets
-from dit_heads.loras.sets.panels import Grid, PanelFit, check_grid, check_side, cut, join, scaling_loss
+from dit_heads.loras.sets.folders import read_sets
+from dit_heads.loras.sets.grid import Grid, check_grid, check_side
+from dit_heads.loras.sets.panels import PanelFit, cut, join, scaling_loss
 from dit_heads.training.sampler import draws_at
 
 OnError = Literal["stop", "skip"]
@@ -52,7 +54,7 @@ class Sample:
         return content_hash(self.digest, json.dumps(how))
 
     def composite(self) -> Image.Image:
-        """The panels in their cells, each mirrored if `flip`. Raises ValueError if a file has changed since
+        """The panels in their cells, each mirrored if `flip`. Raises `InputError` if a file has changed since
         it was read first."""
         contents = [path.read_bytes() for path in self.files]
         if content_hash(*contents) != self.digest:
@@ -66,14 +68,25 @@ class Sample:
 
 
 class SetDataset:
-    """The sets under `root` as samples of `rows` x `columns` panels, in an order that names and numbers fix.
+    """The sets in a folder as samples, in an order that names and numbers fix.
 
-    `buckets` are the cell sizes (height, width) that a panel may get: a set goes to the one whose aspect
-    ratio is nearest to the mean of its panels'; the attribute of that name says which samples went where, by
-    number. `fit` as in `join`. With `flip`, half of the draws mirror each panel of their set, in its place. A
-    set with a bad file, a panel side under `min_side` pixels, no caption or a wrong number of panels is an
-    error that lists every problem (`on_error="stop"`), or left out with a warning that lists them ("skip").
-    Raises ValueError also if nothing is left."""
+    Args:
+        root: the folder, in one of the forms of `folders`.
+        rows, columns: number of panels of a set.
+        buckets: height and width that a panel may get, in pixels. A set goes to the one whose aspect ratio is
+            nearest to the mean of its panels'. The attribute `buckets` holds the numbers of the samples in
+            each.
+        fit: how a picture is fitted to its panel, as in `fit_panel`.
+        flip: whether half of the samples that batches hold have each panel mirrored, in its place.
+        seed: of the order and of the mirrored ones.
+        on_error: "stop" makes an error of sets that cannot be used and lists all problems; "skip" leaves them
+            out with a warning that lists them. Such sets have a bad file, a side under `min_side`, no caption
+            or a wrong number of panels.
+        min_side: smallest side of a panel, in pixels.
+
+    Raises:
+        InputError: for sets that cannot be used, and if none is left.
+    """
 
     def __init__(
         self,
@@ -119,9 +132,15 @@ class SetDataset:
                 yield replace(sample, flip=True)
 
     def batch_at(self, step: int, batch_size: int) -> list[Sample]:
-        """The samples of batch `step`, all of one size: a function of the arguments and the seed alone.
+        """The samples of one batch, all of one size: a function of the arguments and the seed alone.
 
-        `batch_size` counts all processes; process r of w takes `[r::w]`. See `draws_at` for the order."""
+        Args:
+            step: number of the batch, from 0.
+            batch_size: number of samples in it, over all processes. Process r of w takes `[r::w]`.
+
+        Returns:
+            The samples, in the order of `draws_at`, some of them mirrored.
+        """
         draws = draws_at(step, batch_size, tuple(self.buckets.values()), self.seed)
         return [self._drawn(index, epoch) for index, epoch in draws]
 
@@ -154,9 +173,9 @@ def _warn_of_sides(samples: Sequence[Sample]) -> None:
     """Warn of captions that a mirrored picture contradicts."""
     sided = [sample.source for sample in samples if _SIDE.search(without_markers(sample.caption))]
     if sided:
-        shown = ", ".join(sided[:_SHOWN]) + (", ..." if len(sided) > _SHOWN else "")
         warnings.warn(
-            f"flip: {len(sided)} captions say left or right, which mirrored panels contradict: {shown}",
+            f"flip: {len(sided)} captions say left or right, which mirrored panels contradict: "
+            f"{listed(sided)}",
             stacklevel=3,
         )
 
@@ -171,13 +190,8 @@ def _check_options(
     for name, value, choices in (("fit", fit, get_args(PanelFit)), ("on_error", on_error, get_args(OnError))):
         if value not in choices:
             raise InputError(f"{name}: expected {' or '.join(choices)}, got {value!r}")
-    _check_count("seed", seed, 0)
-    _check_count("min_side", min_side, 1)
-
-
-def _check_count(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise InputError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+    whole_number("seed", seed, 0)
+    whole_number("min_side", min_side, 1)
 
 
 def _report(root: Path, problems: Sequence[str], good: int, on_error: OnError) -> None:
@@ -195,8 +209,16 @@ def _report(root: Path, problems: Sequence[str], good: int, on_error: OnError) -
 
 
 def nearest_bucket(shapes: Sequence[Cell], buckets: Sequence[Cell]) -> Cell:
-    """The bucket whose aspect ratio is nearest to the (geometric) mean of some pictures' ratios; of two that
-    are equally near the larger one, then the higher one."""
+    """The bucket for pictures of some shapes.
+
+    Args:
+        shapes: height and width of each picture.
+        buckets: heights and widths to choose from.
+
+    Returns:
+        The bucket whose aspect ratio is nearest to the geometric mean of the pictures' ratios; of two that
+        are equally near the larger one, then the higher one.
+    """
     mean = sum(math.log(height / width) for height, width in shapes) / len(shapes)
 
     def distance(cell: Cell) -> tuple[float, int, int]:

@@ -11,9 +11,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dit_heads.errors import InputError
+from dit_heads.io.fingerprints import content_hash
 from dit_heads.io.pictures import read_bytes, size_of
 from dit_heads.loras.sets.captions import check_caption
-from dit_heads.loras.sets.folders import ListedSet, content_hash
+from dit_heads.loras.sets.folders import ListedSet
 from dit_heads.loras.sets.order import in_order
 from dit_heads.loras.sets.panels import cuts
 
@@ -38,7 +39,16 @@ class Examined:
 
 
 def examined(sets: Sequence[ListedSet], rows: int, columns: int, min_side: int) -> Iterator[Examined]:
-    """The sets in their order; a bar shows the progress of what takes longer than a second."""
+    """Read the files of sets by several threads. A bar shows the progress of what takes longer than a second.
+
+    Args:
+        sets: as folders list them.
+        rows, columns: number of panels of a set.
+        min_side: smallest side of a panel, in pixels.
+
+    Returns:
+        The sets in their order.
+    """
     look = partial(examine, rows=rows, columns=columns, min_side=min_side)
     with ThreadPoolExecutor() as threads:  # reading, hashing and decoding let other threads run
         yield from tqdm(
@@ -47,7 +57,7 @@ def examined(sets: Sequence[ListedSet], rows: int, columns: int, min_side: int) 
 
 
 def examine(listed: ListedSet, rows: int, columns: int, min_side: int) -> Examined:
-    """Read the files of a set of `rows` x `columns` panels, each side of at least `min_side` pixels."""
+    """Read the files of a set. Arguments as of `examined`."""
     problems = [*listed.problems, *_caption_problems(listed, rows, columns)]
     listed, wrong = _in_order(listed, rows * columns)
     problems += wrong

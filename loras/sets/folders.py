@@ -13,7 +13,6 @@ The folder of a training run, which may lie among the sets, is none.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -48,8 +47,17 @@ class ListedSet:
 
 
 def read_sets(root: Path) -> list[ListedSet]:
-    """Every set under `root`, in one of the three forms above. Raises InputError if it is no folder, holds
-    nothing, or holds both sets and ready composites."""
+    """List every set in a folder.
+
+    Args:
+        root: in one of the three forms above.
+
+    Returns:
+        The sets; what is wrong with one stands in its `problems`.
+
+    Raises:
+        InputError: it is no folder, holds nothing, or holds both sets and ready composites.
+    """
     if not root.is_dir():
         raise InputError(f"data: expected a folder, got '{root}'")
     for name in ("metadata.jsonl", "metadata.csv"):
@@ -147,11 +155,3 @@ def _is_run(folder: Path) -> bool:
         return True
     folders = [path for path in inside if path.is_dir()]
     return bool(folders) and len(folders) == len(inside) and all(map(_is_run, folders))
-
-
-def content_hash(*parts: str | bytes) -> str:
-    """SHA-256 of parts, which cannot run into each other."""
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(hashlib.sha256(part.encode() if isinstance(part, str) else part).digest())
-    return whole.hexdigest()

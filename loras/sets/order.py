@@ -17,10 +17,14 @@ def natural(path: Path) -> list[tuple[int, str]]:
 
 
 def in_order(files: Sequence[Path], caption: str) -> tuple[Path, ...]:
-    """The panels of a set, row by row, of files in natural order.
+    """Order the panels of a set, row by row.
 
     Numbers say the order (`1.jpg 2.jpg`, `view_a.jpg view_b.jpg`, `1-day.jpg 2-night.jpg`). Words do, if each
     stands behind one marker of the caption alone: `night.jpg day.jpg` with "[LEFT] by day [RIGHT] at night".
+
+    Args:
+        files: the panels in natural order.
+        caption: of the set.
 
     Raises:
         InputError: if neither says it: sorted by letters, `after.jpg` would come before `before.jpg`.

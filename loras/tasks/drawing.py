@@ -1,4 +1,4 @@
-"""How pipelines are asked for a picture during a run."""
+"""The arguments with which pipelines generate pictures during a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from dit_heads.loras.tasks.task import EMPTY_CAPTION
 
 
 def sampling_arguments(watch: WatchConfig, height: int, width: int, seed: int) -> dict[str, Any]:
-    """Arguments of a pipeline's call, but for the prompt: size in pixels, steps, guidance and noise."""
+    """Arguments of a pipeline's call, but for the prompt.
+
+    Args:
+        watch: number of steps and guidance scale.
+        height, width: of the picture, in pixels.
+        seed: of its noise.
+    """
     call: dict[str, Any] = {
         "height": height,
         "width": width,
@@ -24,7 +30,13 @@ def sampling_arguments(watch: WatchConfig, height: int, width: int, seed: int) -
 
 
 def prompt_arguments(pipe: Any, encoders: Encoders, prompt: str) -> dict[str, Any]:
-    """A prompt as embeddings, with the empty negative one where a pipeline reads it."""
+    """A prompt as embeddings, with the empty negative one where a pipeline reads it.
+
+    Args:
+        pipe: the pipeline to be called.
+        encoders: of the run.
+        prompt: any text.
+    """
     found = _embeddings(pipe, encoders, prompt, "")
     if not pipelines_of(pipe.transformer).distilled:
         found |= _embeddings(pipe, encoders, EMPTY_CAPTION, "negative_")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +12,25 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dit_heads.errors import InputError
 from dit_heads.families import pipelines_of
 from dit_heads.loras.base import Encoders
 from dit_heads.loras.config import DataConfig, TrainConfig
 from dit_heads.loras.run_folder import contents
 from dit_heads.loras.sets.captions import warn_of_cuts
+from dit_heads.loras.sets.checks import (
+    check_composites,
+    check_prompts,
+    panel_orders,
+    warn_of_captions,
+    warn_of_prompts,
+)
 from dit_heads.loras.sets.dataset import Sample, SetDataset
-from dit_heads.loras.sets.panels import PIXELS, loss_weight
+from dit_heads.loras.sets.grid import PIXELS, loss_weight
 from dit_heads.loras.tasks.drawing import prompt_arguments, sampling_arguments
 from dit_heads.loras.tasks.prior import draw_prior
 from dit_heads.loras.tasks.task import EMPTY_CAPTION, Drawing, Example
 from dit_heads.training.loop import Part
+from dit_heads.training.processes import process_state
 
 
 @dataclass
@@ -46,16 +54,18 @@ class InContext:
         return cls(config, sets_of(config.data, config.data.root, config.seed), held_out)
 
     def plan(self, transformer: nn.Module) -> None:
-        """Raise InputError if a composite is larger than what the transformer has positions for."""
+        """Raise InputError if a composite is larger than what the transformer has positions for, or a prompt
+        is empty. Tell which file is which panel, and warn of captions and prompts that `InContextPipeline`
+        would not take."""
         pipe = SimpleNamespace(transformer=transformer, vae_scale_factor=PIXELS["latents"])
-        most, data = pipelines_of(transformer).largest_side(pipe), self.config.data
-        for height, width in data.sizes:
-            sides = data.rows * height, data.columns * width
-            if most is not None and max(sides) > most:
-                raise InputError(
-                    f"sizes: expected composites of at most {most} pixels a side for this model, got panels "
-                    f"of {height} x {width}, whose composites are {sides[0]} x {sides[1]}"
-                )
+        data, prompts = self.config.data, self.config.watch.prompts
+        check_composites(data, pipelines_of(transformer).largest_side(pipe))
+        check_prompts(prompts)
+        if process_state().is_main_process:
+            if order := panel_orders(self.data):
+                print(order, file=sys.stderr)
+            warn_of_prompts(prompts, data)
+            warn_of_captions(self.data, data)
 
     def prepare(self, encoders: Encoders) -> None:
         """Draw the prior's missing pictures, and encode all pictures and captions."""
@@ -66,8 +76,9 @@ class InContext:
             single = DataConfig(sizes=self.config.data.sizes[:1], columns=1, fit=self.config.data.fit)
             self.kept = sets_of(single, loss.prior, self.config.seed)
         everything = [data for data in (self.data, self.held_out, self.kept) if data is not None]
-        captions = [sample.caption for data in everything for sample in data.samples]
-        captions = list(dict.fromkeys([*self.config.watch.prompts, *captions]))
+        samples = [sample for data in everything for sample in data.samples]
+        captions = {sample.caption: f"caption of {sample.source}" for sample in samples}
+        captions |= dict.fromkeys(self.config.watch.prompts, "prompts")
         if encoders.state.is_main_process:
             warn_of_cuts(encoders.pipe, captions, encoders.tokens)
         pictures = [view for data in everything for view in data.views()]
@@ -83,12 +94,12 @@ class InContext:
         return {}
 
     def examples(self, part: Part, batch_size: int) -> list[Example]:
-        """Sets, the latents of each panel weighted as the settings say."""
+        """Sets, the latents of each panel weighted as the settings say. Arguments as of `Task.examples`."""
         samples = self.data.batch_at(part.step, batch_size)[part.index :: part.count]
         return [self._example(sample, self.config.loss.panel_weights) for sample in samples]
 
     def prior(self, part: Part, batch_size: int) -> list[Example]:
-        """Single pictures that the transformer should keep drawing."""
+        """Single pictures that the transformer should keep drawing. Arguments as of `Task.examples`."""
         if self.kept is None:
             return []
         samples = self.kept.batch_at(part.step, batch_size)[part.index :: part.count]
@@ -123,7 +134,13 @@ class InContext:
 
 
 def sets_of(data: DataConfig, root: Path, seed: int) -> SetDataset:
-    """The sets in a folder, as the settings read them."""
+    """Read the sets in a folder as the settings say.
+
+    Args:
+        data: the settings.
+        root: the folder.
+        seed: of the order.
+    """
     return SetDataset(
         root,
         rows=data.rows,

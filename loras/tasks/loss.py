@@ -9,10 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dit_heads.families import pipelines_of
+from dit_heads.families.latents import denormalised
 from dit_heads.loras.config import LossConfig
 from dit_heads.loras.tasks.task import EMPTY_CAPTION, Example, Task
 from dit_heads.training.batch import Batch
-from dit_heads.training.flow import flux_shift, logit_normal_sigmas, mode_sigmas, shifted
+from dit_heads.training.flow import logit_normal_sigmas, mode_sigmas, scheduler_shift, shifted
 from dit_heads.training.generators import keyed_generator
 from dit_heads.training.loop import Part
 
@@ -31,7 +33,8 @@ class FlowLoss:
         config: settings of the loss.
         batch_size: samples in a batch, over all processes.
         seed: of noise, noise levels and dropout.
-        shift: of noise levels as in `flow.shifted`, None for FLUX's by resolution.
+        scheduler: config of the pipeline's scheduler, whose shift noise levels get unless `config` has one.
+        vae: the autoencoder, whose decoded pixels are compared if `config` gives them a weight.
     """
 
     def __init__(
@@ -42,14 +45,16 @@ class FlowLoss:
         *,
         batch_size: int,
         seed: int,
-        shift: float | None,
+        scheduler: Any,
+        vae: Any = None,
     ) -> None:
         self.transformer, self.task, self.config = transformer, task, config
-        self.batch_size, self.seed, self.shift = batch_size, seed, shift
+        self.batch_size, self.seed, self.scheduler, self.vae = batch_size, seed, scheduler, vae
 
     def __call__(self, part: Part, _: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
         examples = self.task.examples(part, self.batch_size)
-        loss = self._noised(examples, part, "set").loss(self.transformer)
+        clean = self._pixel_loss if self.config.pixel_weight else None
+        loss = self._noised(examples, part, "set").loss(self.transformer, clean)
         prior = self.task.prior(part, self.batch_size)
         if not prior:
             return loss, {}
@@ -75,12 +80,14 @@ class FlowLoss:
         """A part of a batch, each sample with the random numbers of its place."""
         places = range(self.batch_size)[part.index :: part.count]
         generators = [keyed_generator(self.seed, kind, part.step, place) for place in places]
+        each = list(zip(generators, examples, strict=True))
+        dropped = [bool(torch.rand((), generator=g) < self.config.caption_dropout) for g in generators]
         prompts = [
-            EMPTY_CAPTION if torch.rand((), generator=g) < self.config.caption_dropout else example.prompt
-            for g, example in zip(generators, examples, strict=True)
+            EMPTY_CAPTION if drop and example.droppable else example.prompt
+            for drop, example in zip(dropped, examples, strict=True)
         ]
-        shift = flux_shift(_tokens(examples[0].latents)) if self.shift is None else self.shift
-        sigmas = [shifted(_sigma(self.config, g), shift) for g in generators]
+        shift = self.config.shift or scheduler_shift(self.scheduler, self._tokens(examples[0].latents))
+        sigmas = [shifted(_sigma(self.config, g), shift * example.shift) for g, example in each]
         return self._batch(examples, prompts, torch.cat(sigmas), generators)
 
     def _batch(
@@ -95,18 +102,34 @@ class FlowLoss:
         noise = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators])
         text, pooled = self.task.embed(prompts)
         source = self._source(examples) if self.task.extra_channels else None
-        weight = _weight(examples)
-        batch = Batch(latents, text, pooled, sigmas, noise, source=source, weight=weight)
+        weight, reference = (
+            _stacked([getattr(e, name) for e in examples]) for name in ("weight", "reference")
+        )
+        batch = Batch(latents, text, pooled, sigmas, noise, source, reference, weight)
         return batch.to(next(self.transformer.parameters()).device)
+
+    def _pixel_loss(
+        self, implied: Float[Tensor, "B C H W"], latents: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, ""]:
+        """The mean distance of decoded pixels in [-1, 1] (Edit2Perceive, arXiv 2511.18673), weighted."""
+        wanted, got = (denormalised(self.vae, part.to(self.vae.dtype)) for part in (latents, implied))
+        with torch.no_grad():
+            target = self.vae.decode(wanted).sample
+        return self.config.pixel_weight * (self.vae.decode(got).sample - target).abs().mean()
+
+    def _tokens(self, latents: Float[Tensor, "C H W"]) -> int:
+        """Number of image tokens of a picture."""
+        return latents[0].numel() // pipelines_of(self.transformer).patch ** 2
 
     def _source(self, examples: Sequence[Example]) -> Float[Tensor, "B S H W"]:
         shape = self.task.extra_channels, *examples[0].latents.shape[1:]
         return torch.stack([torch.zeros(shape) if e.source is None else e.source.float() for e in examples])
 
 
-def _weight(examples: Sequence[Example]) -> Float[Tensor, "B 1 H W"] | None:
-    weights = [example.weight for example in examples if example.weight is not None]
-    return torch.stack(weights) if weights else None
+def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """The parts that samples have, None if none has one."""
+    there = [part.float() for part in parts if part is not None]
+    return torch.stack(there) if there else None
 
 
 def _sigma(config: LossConfig, generator: torch.Generator) -> Float[Tensor, " 1"]:
@@ -115,8 +138,3 @@ def _sigma(config: LossConfig, generator: torch.Generator) -> Float[Tensor, " 1"
     if config.timesteps == "mode":
         return mode_sigmas(1, generator, scale=config.mode_scale)
     return logit_normal_sigmas(1, generator, mean=config.timestep_mean, std=config.timestep_std)
-
-
-def _tokens(latents: Float[Tensor, "C H W"]) -> int:
-    """Tokens of a picture: one for each 2 x 2 latents."""
-    return latents.shape[1] * latents.shape[2] // 4

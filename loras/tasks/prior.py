@@ -17,7 +17,14 @@ from dit_heads.training.processes import wait_for_all
 
 
 def draw_prior(encoders: Encoders, prompt: str, folder: Path, config: TrainConfig) -> None:
-    """Draw the pictures of a prompt that the folder lacks. Each process draws its share."""
+    """Draw the pictures of a prompt that a folder lacks. Each process draws its share.
+
+    Args:
+        encoders: with the pipeline, not trained yet.
+        prompt: of every picture. Picture k has the seed k.
+        folder: gets `prior-0000.png` with the prompt in `prior-0000.txt`, and so on.
+        config: size, sampling and number of the pictures.
+    """
     pipe, state = encoders.pipe, encoders.state
     (height, width), *_ = config.data.sizes
     tokens = config.data.text_tokens

@@ -20,13 +20,18 @@ EMPTY_CAPTION = ""  # the prompt of a sample whose caption is dropped, as classi
 class Example:
     """One sample, on the CPU, before it gets noise.
 
-    `source` are latents that a widened input reads beside the noisy ones, None for zeros. `weight` is what
-    each latent's error counts, None for 1."""
+    `source` are latents that a widened input reads beside the noisy ones, None for zeros; `reference` are
+    latents whose tokens stand in the sequence, for all samples of a batch or for none. `weight` is what each
+    latent's error counts, None for 1. `shift` moves the noise level beside the shift of the loss, and
+    `droppable` says whether the loss may leave out the prompt."""
 
     prompt: Any
     latents: Float[Tensor, "C H W"]
     source: Float[Tensor, "S H W"] | None = None
     weight: Float[Tensor, "1 H W"] | None = None
+    reference: Float[Tensor, "C H W"] | None = None
+    shift: float = 1.0
+    droppable: bool = True
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,8 @@ class Drawing:
 class Task(Protocol):
     """What a run teaches a transformer. The trainer brings the loop, the loss, the LoRA and the files.
 
-    A task is made from the settings of the run, and reads its data then. It is asked in this order: `plan`,
-    `prepare`, then the rest in any order."""
+    A task is made from the settings of the run, and reads its data then. `plan` is called first, then
+    `prepare`, then the other methods in any order."""
 
     extra_channels: int
     """Latent channels of a source that the transformer reads beside the noisy ones, 0 without a source."""
@@ -69,7 +74,12 @@ class Task(Protocol):
         ...
 
     def examples(self, part: Part, batch_size: int) -> list[Example]:
-        """The samples `part.index::part.count` of batch `part.step`, all of one size."""
+        """The samples of a part of a batch, all of one size.
+
+        Args:
+            part: `part.index::part.count` of batch `part.step`.
+            batch_size: number of samples in the whole batch, over all processes.
+        """
         ...
 
     def prior(self, part: Part, batch_size: int) -> list[Example]:

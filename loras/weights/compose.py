@@ -7,7 +7,6 @@ not named, modules outside of blocks too, and is 1 where it is left out.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dit_heads.errors import InputError
+from dit_heads.errors import InputError, finite_number
 from dit_heads.families import HeadLayout, layout_of
 from dit_heads.heads import BlockId, HeadSet
 from dit_heads.loras.weights.low_rank import Lora, LowRank, check_fits, require_peft
@@ -25,11 +24,21 @@ REST = "rest"
 
 
 def compose(transformer: nn.Module, parts: Sequence[tuple[Lora, Scale]]) -> Lora:
-    """One LoRA of the transformer that changes every weight by the sum of the parts' changes times their
-    scales: ranks add up, A is stacked by rows and scale * B by columns, so nothing is approximated.
+    """Add LoRAs up to a single one, without approximation.
 
-    Raises ValueError for a DoRA, whose change of a weight depends on the weight; for a part that does not
-    fit, a scale that is wrong, and a sum of nothing."""
+    Ranks add up: A is stacked by rows, and scale * B by columns.
+
+    Args:
+        transformer: the model that all of them fit.
+        parts: LoRAs, each with its scale.
+
+    Returns:
+        A LoRA that changes every weight by the sum of the parts' changes times their scales.
+
+    Raises:
+        InputError: for a DoRA, whose change of a weight depends on the weight; for a part that does not fit,
+            a scale that is wrong, and a sum of nothing.
+    """
     layout = layout_of(transformer)
     stacks: dict[str, list[LowRank]] = {}
     for place, (lora, scale) in enumerate(parts):
@@ -44,10 +53,16 @@ def compose(transformer: nn.Module, parts: Sequence[tuple[Lora, Scale]]) -> Lora
 
 
 def set_scales(transformer: nn.Module, scales: Mapping[str, Scale]) -> None:
-    """Make these adapters of a transformer the active ones, each at its scale, and no other.
+    """Make some adapters of a transformer the active ones, each at its scale.
 
-    Raises ValueError for none, for a name that is not there, a scale that is wrong, and while an adapter is
-    fused, which would hide the change; the transformer is then as it was."""
+    Args:
+        transformer: one with these adapters. After an error it is as it was.
+        scales: the scale of each adapter by its name. The others are switched off.
+
+    Raises:
+        InputError: for no adapter, for a name that is not there, for a scale that is wrong, and while an
+            adapter is fused, which would hide the change.
+    """
     layers = require_peft().tuners.tuners_utils.BaseTunerLayer
     there = getattr(transformer, "peft_config", None) or {}
     if not scales or not scales.keys() <= there.keys():
@@ -79,9 +94,9 @@ def _stacked(name: str, changes: Sequence[LowRank]) -> LowRank:
 def _factor(scale: Scale, layout: HeadLayout, label: str) -> Callable[[str], float]:
     """The scale of a module by its name."""
     if not isinstance(scale, Mapping):
-        rest, blocks = _number(scale, label), dict[str | None, float]()
+        rest, blocks = finite_number(label, scale), dict[str | None, float]()
     else:
-        rest = _number(scale.get(REST, 1.0), f"{label}[{REST!r}]")
+        rest = finite_number(f"{label}[{REST!r}]", scale.get(REST, 1.0))
         blocks = _blocks({text: at for text, at in scale.items() if text != REST}, layout, label)
     return lambda module: blocks.get(layout.block_of(module), rest)
 
@@ -90,27 +105,31 @@ def _blocks(scale: Mapping[str, float], layout: HeadLayout, label: str) -> dict[
     """The scale of each block that is named, by the block's path."""
     found: dict[str | None, float] = {}
     for text, at in scale.items():
-        number = _number(at, f"{label}[{text!r}]")
-        for block in blocks_of(text, len(layout.blocks), label):
+        number = finite_number(f"{label}[{text!r}]", at)
+        for block in blocks_of(text, len(layout.blocks), label, f" or '{REST}'"):
             if layout.blocks[block] in found:
                 raise InputError(f"{label}: expected each block once, L{block} is named twice")
             found[layout.blocks[block]] = number
     return found
 
 
-def blocks_of(text: str, count: int, label: str) -> list[int]:
-    """The blocks that `text` lists, of `count` that there are."""
+def blocks_of(text: str, count: int, label: str, others: str = "") -> list[int]:
+    """The blocks that a text lists.
+
+    Args:
+        text: such as "L0-9, L12".
+        count: number of blocks that there are.
+        label: what the text is, with which an error begins.
+        others: what else would have done, for the error.
+
+    Raises:
+        InputError: the text cannot be read, names heads, or blocks that there are not.
+    """
     try:
         parts = list(HeadSet.parse(text))
     except ValueError as error:
         raise InputError(f"{label}: {error}") from error
     found = [part.block for part in parts if isinstance(part, BlockId) and not part.image_only]
     if len(found) < len(parts) or max(found) >= count:
-        raise InputError(f"{label}: expected blocks of L0-{count - 1} or '{REST}', got '{text}'")
+        raise InputError(f"{label}: expected blocks of L0-{count - 1}{others}, got '{text}'")
     return found
-
-
-def _number(value: object, label: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise InputError(f"{label}: expected a finite number, got {value!r}")
-    return float(value)

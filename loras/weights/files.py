@@ -18,6 +18,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from dit_heads.errors import InputError
@@ -41,14 +42,31 @@ def save_lora(
     adapter: str = "default",
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write an adapter of a transformer as `write_lora` does. Raises ValueError as it and `lora_of` do."""
+    """Write an adapter of a transformer to a file.
+
+    Args:
+        transformer: one with the adapter.
+        path: of a `.safetensors` file, which appears whole or not at all.
+        adapter: its name.
+        metadata: entries to add to the file's header.
+
+    Raises:
+        InputError: as of `lora_of` and `write_lora`.
+    """
     write_lora(path, lora_of(transformer, adapter), metadata)
 
 
 def write_lora(path: str | Path, lora: Lora, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a `.safetensors` file, complete or not at all; `metadata` are entries to add to its header.
+    """Write a LoRA to a file.
 
-    Raises ValueError for another suffix and for an entry that is not text or has a name of its own use."""
+    Args:
+        path: of a `.safetensors` file, which appears whole or not at all.
+        lora: what to write.
+        metadata: entries to add to the file's header.
+
+    Raises:
+        InputError: for another suffix, and for an entry that is not text or has a name that the file needs.
+    """
     path = checked_suffix(path)
     entries = dict(metadata or {})
     for key, value in entries.items():
@@ -68,11 +86,17 @@ def write_lora(path: str | Path, lora: Lora, metadata: Mapping[str, str] | None 
 
 
 def lora_of(transformer: nn.Module, adapter: str = "default") -> Lora:
-    """A peft adapter of a transformer, copied to the CPU with alpha / rank in B. Weights that `set_adapters`
-    gave it are no part of it.
+    """Copy a peft adapter of a transformer to the CPU, with alpha / rank in B.
 
-    Raises ValueError for an adapter that is not there or trains more than A, B and magnitudes of linear
-    modules."""
+    Weights that `set_adapters` gave the adapter are no part of it.
+
+    Args:
+        transformer: one with the adapter.
+        adapter: its name.
+
+    Raises:
+        InputError: there is no such adapter, or it trains more than A, B and magnitudes of linear modules.
+    """
     layers = require_peft().tuners.lora.LoraLayer
     config = _config_of(transformer, adapter)
     if config.modules_to_save or config.bias != "none" or config.lora_bias:
@@ -113,18 +137,46 @@ def _change(name: str, layer: Any, adapter: str, *, convolution: bool) -> LowRan
 
 
 def load_lora(pipe: DiffusionPipeline, path: str | Path, name: str) -> None:
-    """Read a file into a pipeline as its adapter `name`, active alone as after `pipe.load_lora_weights`.
+    """Read a file into a pipeline as an adapter, and make it the only active one.
 
-    Raises ValueError as `read_lora` and `add_lora` do, with the pipeline as it was."""
+    Args:
+        pipe: a pipeline of SD3 or FLUX. After an error it is as it was.
+        path: of a `.safetensors` file.
+        name: of the new adapter.
+
+    Raises:
+        InputError: as of `read_lora` and `add_lora`.
+    """
     add_lora(pipe, read_lora(path, _transformer_of(pipe)), name)
 
 
+def run_settings(path: str | Path) -> dict[str, Any]:
+    """The settings of the run that made a file, as its metadata keeps them; empty for one of another trainer.
+
+    Raises:
+        InputError: there is no such file, or it is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            found = json.loads((file.metadata() or {}).get("dit_heads", "{}"))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"path: cannot read '{path}': {error}") from error
+    return found if isinstance(found, dict) else {}
+
+
 def add_lora(pipe: DiffusionPipeline, lora: Lora, name: str) -> None:
-    """Give a pipeline's transformer the adapter `name`, which all of diffusers' methods for adapters know.
+    """Give a pipeline's transformer an adapter, which all of diffusers' methods for adapters know.
 
     A LoRA that reads a source beside the noise widens the transformer's input (`training.widen`).
 
-    Raises ValueError if the name is taken or the LoRA does not fit, with the pipeline as it was."""
+    Args:
+        pipe: a pipeline of SD3 or FLUX. After an error it is as it was.
+        lora: what the adapter changes.
+        name: of the new adapter.
+
+    Raises:
+        InputError: the name is taken, or the LoRA does not fit.
+    """
     transformer: Any = _transformer_of(pipe)
     if not name or "." in name or name in (getattr(transformer, "peft_config", None) or {}):
         raise InputError(f"name: expected a new name without dots, got {name!r}")

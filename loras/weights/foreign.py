@@ -1,4 +1,4 @@
-"""Files that are no LoRA of a transformer's linear modules, told apart by their keys, with what to do."""
+"""Files that are no LoRA of a transformer's linear modules: how their keys give them away, and what to do."""
 
 from __future__ import annotations
 

@@ -48,10 +48,19 @@ _KEYS = {re.compile(rf"(?P<module>.+)\.(?:{ending})"): part for ending, part in 
 
 
 def read_lora(path: str | Path, transformer: nn.Module) -> Lora:
-    """The LoRA in a `.safetensors` file, by the names of the transformer's modules.
+    """Read a LoRA from a file, by the names of a transformer's modules.
 
-    Raises ValueError naming the first entries of a file that do not fit the transformer and counting the
-    rest, for a file without a LoRA or with one of text encoders, and for any other format."""
+    Args:
+        path: of a `.safetensors` file.
+        transformer: the model that it is for. The `meta` device will do.
+
+    Returns:
+        The LoRA, its scale included.
+
+    Raises:
+        InputError: for entries that do not fit the transformer (the first ones are named, the others
+            counted), for a file without a LoRA or with one of text encoders, and for any other format.
+    """
     path = checked_suffix(path)
     tensors, header = _read(path)
     sources, problems = _grouped(tensors)
@@ -79,7 +88,7 @@ def read_lora(path: str | Path, transformer: nn.Module) -> Lora:
 
 
 def checked_suffix(path: str | Path) -> Path:
-    """The path. Raises ValueError for another suffix than that of safetensors."""
+    """A path as one of a safetensors file. Raises `InputError` for another suffix."""
     path = Path(path)
     if path.suffix != ".safetensors":
         raise InputError(f"path: expected a .safetensors file (never a pickle), got '{path}'")
@@ -101,7 +110,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 class _Misfit(InputError):
-    """Why a module of a file cannot be read; all of them are told together."""
+    """Why a module of a file cannot be read. One error names all such modules."""
 
 
 def _check_finite(path: Path, source: str, change: LowRank) -> None:

@@ -23,11 +23,16 @@ _SHOWN = 5  # entries of a file that an error lists
 class LowRank:
     """The change `b @ a` of one linear weight [O, I], scale included.
 
-    The weight of a convolution is a matrix too, with a column for each of `kernel`: channels, height, width.
-    A weight that is trained whole has the identity for `a`.
+    A weight that is trained whole has the identity for `a`. With a magnitude, the new weight is that of DoRA
+    (arXiv 2402.09353, eq. 5): magnitude times the rows of weight + b @ a, each divided by its norm.
 
-    With a `magnitude`, the new weight is that of DoRA (arXiv 2402.09353, eq. 5): magnitude times the
-    rows of weight + b @ a, each divided by its norm."""
+    Attributes:
+        a: reads the inputs.
+        b: makes the outputs.
+        magnitude: norm of each row of the new weight, or None without DoRA.
+        kernel: channels, height and width of a convolution, whose weight is a matrix with a column for each;
+            None for a linear module.
+    """
 
     a: Float[Tensor, "rank inputs"]
     b: Float[Tensor, "outputs rank"]
@@ -36,6 +41,7 @@ class LowRank:
 
     @property
     def rank(self) -> int:
+        """Number of rows of A."""
         return len(self.a)
 
     @property
@@ -46,12 +52,17 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Lora:
-    """What a LoRA changes in a transformer: the change of each linear module, by the module's name."""
+    """What a LoRA changes in a transformer.
+
+    Attributes:
+        modules: the change of each linear module, by the module's name.
+    """
 
     modules: Mapping[str, LowRank]
 
     @property
     def dora(self) -> bool:
+        """Whether magnitudes are trained, too."""
         return any(change.magnitude is not None for change in self.modules.values())
 
     def tensors(self) -> dict[str, Tensor]:
@@ -81,9 +92,19 @@ class Lora:
 
 
 def check_fits(lora: Lora, transformer: nn.Module, label: str = "lora: it") -> None:
-    """Raise ValueError unless each module of the LoRA is a linear one of the transformer, of its shape, and
-    all have magnitudes or none; the message begins with `label`. The input projection may be a convolution,
-    and the LoRA may read more channels than it does."""
+    """Refuse a LoRA that does not fit a transformer.
+
+    Each module has to be a linear one of the transformer, of its shape, and all have magnitudes or none. The
+    input projection may be a convolution, and the LoRA may read more channels than it does.
+
+    Args:
+        lora: what to check.
+        transformer: the model that it is for.
+        label: what the message begins with.
+
+    Raises:
+        InputError: naming the first modules that do not fit.
+    """
     linear, projection = linear_modules(transformer), input_projection(transformer)
     problems = {}
     for name, change in lora.modules.items():
@@ -113,7 +134,7 @@ def _input_misfit(change: LowRank, module: Any) -> str | None:
 
 
 def missing_channels(lora: Lora, transformer: nn.Module) -> int:
-    """Latent channels that the LoRA reads and the transformer does not."""
+    """Number of latent channels that a LoRA reads and a transformer does not."""
     projection = input_projection(transformer)
     if projection is None or projection.path not in lora.modules:
         return 0
@@ -143,7 +164,13 @@ def linear_modules(transformer: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def raise_for(problems: Mapping[str, str], label: str, transformer: nn.Module) -> None:
-    """Raise ValueError if there are problems, by key; the message begins with `label`."""
+    """Raise an `InputError` if there are problems.
+
+    Args:
+        problems: what is wrong, by the key of a file or the name of a module.
+        label: what the message begins with.
+        transformer: the model that does not fit.
+    """
     if problems:
         shown = "; ".join(f"'{key}': {why}" for key, why in list(problems.items())[:_SHOWN])
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
@@ -152,9 +179,9 @@ def raise_for(problems: Mapping[str, str], label: str, transformer: nn.Module) -
 
 
 def require_peft() -> Any:
-    """The peft library. Raises ImportError that says how to get it."""
+    """The peft library. Raises `InputError` that says how to install it."""
     try:
         import peft
     except ImportError as error:
-        raise ImportError(NEEDS) from error
+        raise InputError(NEEDS) from error
     return peft

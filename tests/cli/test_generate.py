@@ -314,3 +314,24 @@ def test_flux_has_no_call_that_reads_a_negative_prompt(tmp_path, error_line, mon
     assert "negative_prompt: expected none for FLUX" in error_line() and not list(tmp_path.iterdir())
     assert main([*flux, "--heads", "L5H3", "--out", "a.png"]) == 0
     assert read_settings(tmp_path / "a.png")["model"] == "embedded/flux"
+
+
+def test_what_is_done_to_heads_can_be_chosen_and_is_kept(generate, tmp_path):
+    kinds = {
+        "identity": [],
+        "uniform": ["--perturbation", "uniform"],
+        "image": ["--region", "image"],
+        "warm": ["--perturbation", "temperature", "--temperature", "3"],
+    }
+    for name, flags in kinds.items():
+        assert generate("a cat", *FAST, "--heads", "L0", *flags, "--out", f"{name}.png") == 0
+    assert len({pixels(tmp_path / f"{name}.png") for name in kinds}) == len(kinds)
+    assert read_settings(tmp_path / "warm.png")["temperature"] == 3.0
+    assert main(["generate", "--from", "warm.png", "--out", "again.png"]) == 0
+    assert pixels(tmp_path / "again.png") == pixels(tmp_path / "warm.png")
+
+
+def test_a_perturbation_without_a_defined_map_is_refused(generate, error_line):
+    flags = ["--perturbation", "uniform", "--region", "image_to_image"]
+    assert generate("a cat", *FAST, "--heads", "L0", *flags) == 2
+    assert "region: 'image_to_image' is defined for identity only" in error_line()

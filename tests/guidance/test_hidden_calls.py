@@ -16,16 +16,11 @@ from torch.testing import assert_close
 
 from dit_heads import HeadGuidance
 from dit_heads.pipelines.modular import HeadPerturbationGuidance
-from tests.guidance.test_guidance import STEPS, by_hand, run
+from tests.guidance.by_hand import STEPS, by_hand, run
 from tests.pipelines.test_modular import guided
-from tests.tiny import inputs, pipeline, sd3, weights
+from tests.tiny import inputs, sd3, weights
 
 EVERY: dict[str, Any] = {"conditional": slice(None)}
-
-
-@pytest.fixture
-def pipe() -> Any:
-    return pipeline(sd3())
 
 
 @pytest.fixture
@@ -183,6 +178,19 @@ def test_guidance_that_is_detached_in_a_callback_ends_there(pipe):
     assert guide.report.guided == [0, 1] and "step" not in vars(pipe.scheduler)
     with HeadGuidance(pipe, "L1H0", scale=2.0, stop=2 / STEPS):
         assert torch.equal(run(pipe), got)
+
+
+@pytest.mark.parametrize("trunk", ["shared", "two_pass"])
+def test_guidance_cannot_be_detached_inside_a_call(pipe, trunk):
+    """The rows of its perturbed branch would be left in the picture."""
+    plain = run(pipe)
+    guide = HeadGuidance(pipe, "L1H0", trunk=trunk).attach()
+    hook = pipe.transformer.transformer_blocks[2].register_forward_hook(lambda *_: guide.detach())
+    with pytest.raises(ValueError, match="detach: a call of the transformer is under way"):
+        run(pipe)
+    hook.remove()
+    guide.detach()
+    assert torch.equal(run(pipe), plain)
 
 
 @pytest.mark.parametrize("later", [False, True])

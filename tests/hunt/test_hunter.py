@@ -13,6 +13,7 @@ import torch
 from dit_heads import HeadGuidance, HeadId, HeadSet
 from dit_heads.hunt.config import HuntConfig, read_prompts, style_prompts
 from dit_heads.hunt.hunter import HeadHunter
+from dit_heads.hunt.rounds import picture_count, rungs_of_round
 from dit_heads.hunt.scorer import Scorer, in_process
 from tests.saved import red, tiny_flux_pipeline, tiny_pipeline
 
@@ -71,7 +72,7 @@ def test_a_fast_search_draws_what_its_plan_says_and_chooses_by_real_pictures(pip
     result = search.run()
     for number, found in enumerate(result.rounds):
         chosen = list(result.chosen[: 2 * number])
-        plan = search._rungs(6 - 2 * number)
+        plan = rungs_of_round(config, 4, 6 - 2 * number)
         counts = sorted((len(scores) for scores in found.scores.values()), reverse=True)
         assert [sum(n >= rung.pairs for n in counts) for rung in plan] == [rung.candidates for rung in plan]
         steepest = sorted(found.scores, key=lambda head: -found.slopes[head])
@@ -82,7 +83,7 @@ def test_a_fast_search_draws_what_its_plan_says_and_chooses_by_real_pictures(pip
             assert list(scores) == pytest.approx([drawn(pipe, [*chosen, head], *p) for p in pairs], abs=1e-5)
         whole = {head: scores for head, scores in found.scores.items() if len(scores) == 4}
         assert list(found.chosen) == sorted(whole, key=lambda head: -fmean(whole[head]))[:2]
-    assert result.pictures == search._pictures()
+    assert result.pictures == picture_count(config, 4, 6)
     assert list(result.unguided) == pytest.approx([drawn(pipe, [], *p) for p in search.pairs], abs=1e-5)
 
 

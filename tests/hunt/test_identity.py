@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
@@ -10,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from dit_heads.errors import InputError
+from dit_heads.hunt.config import HuntConfig
 from dit_heads.hunt.hunter import HeadHunter
 from dit_heads.hunt.identity import objective_identity, pipeline_identity, plain
 from dit_heads.hunt.log import differences
@@ -69,6 +71,16 @@ def test_another_pipeline_in_the_same_folder_is_refused_with_what_differs(change
     change(other)
     with pytest.raises(InputError, match=rf"log: .* is of another search \(.*{message}"):
         HeadHunter(other, red, ["a cat"], tmp_path)
+
+
+def test_a_search_goes_on_with_offloaded_weights(tmp_path):
+    config = HuntConfig(steps=1, per_round=1)
+    pipes = [tiny_pipeline(), tiny_pipeline()]
+    accelerate.cpu_offload(pipes[1].transformer, torch.device("cpu"))
+    here, offloaded = (HeadHunter(p, red, ["a cat"], tmp_path, config, candidates="L0H0") for p in pipes)
+    drawn = offloaded.run()
+    assert here.run() == drawn
+    assert here.draw(drawn.heads, here.pairs) == offloaded.draw(drawn.heads, here.pairs)
 
 
 def test_other_arguments_of_calls_are_refused(tmp_path):

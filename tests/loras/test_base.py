@@ -80,7 +80,7 @@ def test_blocks_are_numbered_through_and_matched_whole():
         ({"targets": ()}, "targets: .*; got none"),
         ({"targets": ("o_q",)}, "got o_q"),
         ({"targets": ("to_add_out",), "blocks": "L3"}, "got to_add_out"),
-        ({"blocks": "L4"}, "blocks: .*L0-3.*'L4'"),
+        ({"blocks": "L4"}, "blocks: expected blocks of L0-3, got 'L4'"),
         ({"blocks": "L0H1"}, "blocks: "),
     ],
 )

@@ -27,9 +27,11 @@ from dit_heads.loras.run_folder import (
     contents,
     fixed_settings,
     held,
+    update_settings,
 )
 from dit_heads.loras.sets.dataset import SetDataset
-from dit_heads.training.loop import FitConfig
+from dit_heads.loras.train import fit_config
+from dit_heads.training.checkpoints import check_resumable
 from tests.saved import tiny_pipeline
 
 
@@ -51,8 +53,8 @@ def finished(config: TrainConfig, step: int = 6) -> TrainConfig:
     """Write what a run of `step` steps leaves in its folder."""
     out = config.out
     out.mkdir(parents=True)
-    found = fixed_settings(config) | asdict(FitConfig(steps=6))
-    (out / "config.json").write_text(json.dumps(found | fixed_settings(config)))
+    found = asdict(fit_config(config, "no")) | fixed_settings(config)
+    (out / "config.json").write_text(json.dumps(found))
     write_tensors(out / "checkpoint.safetensors", {"a": torch.ones(9)}, {"step": str(step), "seconds": "1"})
     (out / "log.csv").write_text("step,seconds,loss\n1,0.1,0.5\n")
     if step == config.optimization.steps:
@@ -195,9 +197,12 @@ def test_each_setting_that_differs_has_a_line(config: TrainConfig):
 def test_a_setting_that_an_older_run_did_not_have_is_at_its_default(config: TrainConfig):
     finished(config, 4)
     path = config.out / "config.json"
-    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "dora"}))
+    found = json.loads(path.read_text()) | {"root": "sets", "model": "embedded"}
+    path.write_text(json.dumps({k: v for k, v in found.items() if k not in ("dora", "accumulate")}))
     check_folder(config)
     assert refused(changed(config, "adapter", dora=True))[0].startswith("dora: expected False")
+    update_settings(config)
+    check_resumable(config.out, fit_config(config, "no"), fixed_settings(config))
 
 
 def test_a_model_is_the_same_however_its_path_is_spelled(

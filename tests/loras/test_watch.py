@@ -53,7 +53,9 @@ def make(out: Path, *, flux: bool = False, precision: str = "no", steps: int = 7
     )
     config.out.mkdir(exist_ok=True)
     task = InContext(config, data, data, encoders=Encoders(pipe, latents, texts, 8, None))
-    loss = FlowLoss(pipe.transformer, task, LossConfig(), batch_size=2, seed=0, shift=1.0)
+    loss = FlowLoss(
+        pipe.transformer, task, LossConfig(), batch_size=2, seed=0, scheduler=pipe.scheduler.config
+    )
     return Watcher(torch.nn.ModuleDict({"transformer": pipe.transformer}), pipe, loss, config, precision)
 
 
@@ -92,6 +94,13 @@ def test_drawings_losses_and_files_come_at_their_steps(tmp_path: Path):
     assert read_image(watcher.config.out / "samples/step-000002-1.png").size == (64, 32)
 
 
+def test_small_validation_losses_keep_their_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    watcher = make(tmp_path, prompts=())
+    monkeypatch.setattr(watcher.loss, "validation", lambda: 3.25e-7)
+    watcher(2, {}, average_of(watcher))
+    assert validated(watcher) == ["2,3.25e-07"]
+
+
 def test_nothing_is_shown_unless_asked(tmp_path: Path):
     watcher = make(tmp_path, sample_every=0)
     for step in range(1, 8):
@@ -126,11 +135,11 @@ def test_the_averaged_weights_are_drawn_and_kept_and_the_others_come_back(tmp_pa
     expected = lora_of(pipe.transformer)
     assert all(torch.equal(expected.tensors()[n], t) for n, t in kept.tensors().items())
     loss = replace_model(watcher.loss, pipe.transformer).validation()
-    assert validated(watcher) == [f"2,{loss:.6f}"]
+    assert validated(watcher) == [f"2,{loss:.6g}"]
 
 
 def replace_model(loss: FlowLoss, model: Any) -> FlowLoss:
-    return FlowLoss(model.eval(), loss.task, loss.config, batch_size=2, seed=0, shift=1.0)
+    return FlowLoss(model.eval(), loss.task, loss.config, batch_size=2, seed=0, scheduler=loss.scheduler)
 
 
 def test_weights_come_back_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -208,7 +217,7 @@ def test_tensorboard_gets_figures_by_step(tmp_path: Path):
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 0.5), (2, 0.25)]
     assert [(e.step, e.value) for e in events.Scalars("gradient")] == [(1, 2.0)]
     (validation,) = events.Scalars("validation")
-    assert validation.step == 2 and f"2,{validation.value:.6f}" == validated(watcher)[0]
+    assert validation.step == 2 and f"2,{validation.value:.6g}" == validated(watcher)[0]
     (hparams,) = (watcher.config.out / "tensorboard").rglob("hparams.yml")
     assert "learning_rate: 0.0001" in hparams.read_text()
 

@@ -11,7 +11,13 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.training_utils import compute_density_for_timestep_sampling
 from torch import Tensor
 
-from dit_heads.training.flow import flow_matching_loss, flux_shift, logit_normal_sigmas, mode_sigmas, shifted
+from dit_heads.training.flow import (
+    flow_matching_loss,
+    logit_normal_sigmas,
+    mode_sigmas,
+    scheduler_shift,
+    shifted,
+)
 
 
 def test_hand_worked_case():
@@ -94,10 +100,22 @@ def test_shifted_sigmas_are_the_schedulers():
     assert shifted(torch.tensor([0.0, 0.5, 1.0]), 3.0).tolist() == [0.0, 0.75, 1.0]
 
 
-@pytest.mark.parametrize("tokens", [256, 1024, 4096, 5000])
-def test_the_shift_of_flux_is_what_its_pipeline_asks_of_its_scheduler(tokens: int):
-    mu = calculate_shift(tokens)
-    scheduler: Any = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    scheduler.set_timesteps(sigmas=[1.0, 0.6, 0.1], mu=mu)
-    ours = shifted(torch.tensor([1.0, 0.6, 0.1]), flux_shift(tokens))
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+@pytest.mark.parametrize("numbers", [(256, 4096, 0.5, 1.15), (64, 1024, 0.7, 2.0)])
+@pytest.mark.parametrize("tokens", [256, 1024, 5000])
+def test_the_shift_by_resolution_is_what_pipelines_ask_of_the_scheduler(
+    kind: Any, numbers: tuple[int, int, float, float], tokens: int
+):
+    names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+    options: Any = dict(zip(names, numbers, strict=True))
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, time_shift_type=kind, **options
+    )
+    scheduler.set_timesteps(sigmas=[1.0, 0.6, 0.1], mu=calculate_shift(tokens, *numbers))
+    ours = shifted(torch.tensor([1.0, 0.6, 0.1]), scheduler_shift(scheduler.config, tokens))
     torch.testing.assert_close(ours, scheduler.sigmas[:3])
+
+
+def test_a_fixed_shift_is_the_schedulers_at_any_resolution():
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0).config
+    assert scheduler_shift(scheduler, 64) == scheduler_shift(scheduler, 4096) == 3.0

@@ -96,7 +96,7 @@ def test_each_part_has_random_numbers_of_its_own(tmp_path: Path):
 
 
 def test_no_parts_are_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="accumulate: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="accumulate: expected a whole number of at least 1, got 0"):
         run(replace(CONFIG, accumulate=0), tmp_path)
     assert not list(tmp_path.iterdir())
 

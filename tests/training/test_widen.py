@@ -94,7 +94,7 @@ def test_the_number_of_outputs_does_not_follow_that_of_inputs():
 def test_what_cannot_be_widened_is_named():
     model: Any = tiny.flux()
     for extra in (0, -1):
-        with pytest.raises(ValueError, match=f"extra: expected at least 1 channel, got {extra}"):
+        with pytest.raises(ValueError, match=f"extra: expected a whole number of at least 1, got {extra}"):
             widen(model, extra)
     model.x_embedder = nn.Sequential(model.x_embedder)
     with pytest.raises(ValueError, match="'x_embedder', got a Sequential; quantised and adapted ones"):

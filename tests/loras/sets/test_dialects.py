@@ -10,7 +10,7 @@ from PIL import Image
 from dit_heads.errors import InputError
 from dit_heads.loras.sets.captions import check_caption
 from dit_heads.loras.sets.folders import read_sets
-from tests.loras.sets.test_dataset import make_sets, pairs, picture, reds
+from tests.loras.sets.made import make_sets, pairs, picture, reds
 
 PAIR = "[LEFT] a [RIGHT] b"
 

@@ -13,7 +13,8 @@ from PIL import Image
 from torch.testing import assert_close
 
 from dit_heads.io.pictures import to_rgb
-from dit_heads.loras.sets.panels import Box, Grid, cut, fit_panel, join, loss_weight, split
+from dit_heads.loras.sets.grid import Box, Grid, loss_weight
+from dit_heads.loras.sets.panels import cut, fit_panel, join, split
 from dit_heads.training.flow import flow_matching_loss
 
 SIDES = st.integers(1, 4).map(lambda k: 16 * k)

@@ -1,178 +1,40 @@
-"""The loss of sets: its randomness by seed, step and place; panels, dropped captions, prior, validation."""
+"""In-Context LoRA: panels that count, validation, and each sample's own latents and caption."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from torch import Tensor
 from torch.testing import assert_close
 
 from dit_heads.families.velocity import velocity_of
 from dit_heads.loras.base import Encoders
 from dit_heads.loras.cache import CachedEncoder
-from dit_heads.loras.config import LossConfig, TrainConfig
+from dit_heads.loras.config import LossConfig, TrainConfig, WatchConfig
 from dit_heads.loras.sets.dataset import Sample, SetDataset
 from dit_heads.loras.sets.panels import split
 from dit_heads.loras.tasks import EMPTY_CAPTION
 from dit_heads.loras.tasks.in_context import InContext
 from dit_heads.loras.tasks.loss import VALIDATION_SIGMAS, FlowLoss
-from dit_heads.training.batch import Batch
 from dit_heads.training.flow import flow_matching_loss
 from dit_heads.training.generators import keyed_generator
 from dit_heads.training.loop import Part
-from tests import tiny
-
-UNUSED = torch.Generator()
-
-
-def make_sets(root: Path, count: int, *, shift: int = 0) -> Path:
-    """Set k has two panels whose red is 10 k and 10 k + 1, blue at the left, and the caption "set k"; odd
-    ones are tall. `shift` is added to k."""
-    for k in range(shift, count + shift):
-        for p in range(2):
-            image = Image.new("RGB", (64, 128 if k % 2 else 64), (10 * k + p, 0, 0))
-            image.paste((10 * k + p, 0, 255), (0, 0, 20, 128))
-            (root / f"set{k}").mkdir(parents=True, exist_ok=True)
-            image.save(root / f"set{k}/{p}.png")
-        (root / f"set{k}/caption.txt").write_text(f"set {k}")
-    return root
-
-
-@dataclass
-class Fixture:
-    """A loss of some sets; noise of a set's number stands for its latents and its caption's embedding."""
-
-    folder: Path
-    sets: Path
-    config: LossConfig = field(default_factory=LossConfig)
-    kind: str = "sd3"
-    batch_size: int = 4
-    seed: int = 0
-    shift: float | None = 1.0
-    prior: Path | None = None
-    buckets: Sequence[tuple[int, int]] = ((32, 32),)
-    flip: bool = False
-
-    def data(self, root: Path) -> SetDataset:
-        return SetDataset(root, rows=1, columns=2, buckets=self.buckets, flip=self.flip, seed=self.seed)
-
-    def make(self) -> FlowLoss:
-        task = InContext(
-            TrainConfig(loss=self.config, seed=self.seed),
-            self.data(self.sets),
-            held_out=self.data(self.sets),
-            kept=self.prior and self.data(self.prior),
-            encoders=encoders(
-                CachedEncoder(latents_of, self.folder, {}, memory=2**24),
-                CachedEncoder(embedding_of, self.folder, {}, memory=2**24),
-            ),
-        )
-        return FlowLoss(
-            tiny.flux(torch.float32) if self.kind == "flux" else tiny.sd3(dtype=torch.float32),
-            task,
-            self.config,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            shift=self.shift,
-        )
-
-
-def encoders(latents: CachedEncoder, texts: CachedEncoder) -> Encoders:
-    return Encoders(None, latents, texts, tiny.TEXT, None)
-
-
-def numbers(*key: object, shape: Sequence[int]) -> Tensor:
-    return torch.randn(*shape, generator=keyed_generator(*key))
-
-
-def latents_of(sample: Sample) -> dict[str, Tensor]:
-    height, width = sample.grid.height // 8, sample.grid.width // 8
-    return {"latents": numbers(sample.caption, sample.flip, shape=(4, height, width))}
-
-
-def embedding_of(caption: str) -> dict[str, Tensor]:
-    both = numbers(caption, shape=(tiny.TEXT + 1, 16))
-    return {"text": both[1:], "pooled": both[0, :12]}
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_sets(tmp_path_factory.mktemp("sets"), 6)
-
-
-@pytest.fixture
-def base(sets: Path, tmp_path: Path) -> Fixture:
-    return Fixture(tmp_path / "cache", sets)
-
-
-def asked(loss: FlowLoss, part: Part, monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
-    """The batches of a part, which the model does not see."""
-    seen: list[Batch] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(Batch, "loss", lambda batch, _: seen.append(batch) or torch.zeros(()))
-        loss(part, UNUSED)
-    return seen
-
-
-def gradients(loss: FlowLoss, step: int, count: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """The mean of the parts' losses, and its gradients."""
-    loss.transformer.zero_grad()
-    mean = torch.zeros(())
-    for k in range(count):
-        value = loss(Part(step, k, count), UNUSED)[0] / count
-        value.backward()
-        mean = mean + value.detach()
-    found = {n: p.grad.clone() for n, p in loss.transformer.named_parameters() if p.grad is not None}
-    return mean, found
-
-
-# --- randomness ---
-
-
-@pytest.mark.parametrize("kind", ["sd3", "flux"])
-@pytest.mark.parametrize("weights", [(), (1.0, 3.0)])
-def test_parts_averaged_are_the_whole_batch(base: Fixture, sets: Path, kind: str, weights: tuple[float, ...]):
-    config = LossConfig(panel_weights=weights, caption_dropout=0.3, prior_weight=0.5)
-    loss = replace(base, kind=kind, config=config, prior=sets).make()
-    whole, expected = gradients(loss, 3, 1)
-    for count in (2, 4):
-        value, found = gradients(loss, 3, count)
-        assert_close(value, whole, rtol=1e-5, atol=1e-6)
-        assert found.keys() == expected.keys()
-        for name in found:
-            assert (found[name] - expected[name]).norm() <= 5e-4 * expected[name].norm()
-
-
-def test_what_a_sample_gets_does_not_depend_on_how_the_batch_is_shared(base: Fixture, monkeypatch: Any):
-    loss = base.make()
-    (whole,) = asked(loss, Part(7), monkeypatch)
-    parts = [asked(loss, Part(7, k, 2), monkeypatch)[0] for k in range(2)]
-    for name in ("latents", "text", "pooled", "sigmas", "noise"):
-        expected = getattr(whole, name)
-        for k in range(2):
-            assert torch.equal(getattr(parts[k], name), expected[k::2])
-    assert len(whole.sigmas.unique()) == 4 and len(whole.noise.unique()) == whole.noise.numel()
-    torch.manual_seed(3)
-    (again,) = asked(base.make(), Part(7), monkeypatch)
-    assert torch.equal(again.noise, whole.noise) and torch.equal(again.sigmas, whole.sigmas)
-    for other, step in ((loss, 8), (replace(base, seed=1).make(), 7)):
-        (another,) = asked(other, Part(step), monkeypatch)
-        assert not torch.isin(another.sigmas, whole.sigmas).any()
-
-
-def test_the_prior_has_noise_of_its_own(base: Fixture, sets: Path, monkeypatch: Any):
-    ours, prior = asked(replace(base, prior=sets).make(), Part(0), monkeypatch)
-    assert not torch.isin(prior.sigmas, ours.sigmas).any() and not torch.equal(prior.noise, ours.noise)
-
+from tests.loras.tasks.losses import (
+    UNUSED,
+    Fixture,
+    asked,
+    embedding_of,
+    encoders,
+    latents_of,
+    make_sets,
+)
+from tests.saved import tiny_pipeline
 
 # --- what counts ---
 
@@ -218,28 +80,6 @@ def test_the_error_of_a_panel_of_weight_zero_does_not_count(base: Fixture):
     assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_captions_are_dropped_as_often_as_asked(base: Fixture, monkeypatch: Any):
-    loss = replace(base, batch_size=10, config=LossConfig(caption_dropout=0.25)).make()
-    unsaid = embedding_of(EMPTY_CAPTION)
-    batches = [batch for step in range(60) for batch in asked(loss, Part(step), monkeypatch)]
-    dropped = torch.cat([(batch.text == unsaid["text"]).all((1, 2)) for batch in batches])
-    assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.05)  # 0.018 is one sigma
-    pooled = torch.cat([(batch.pooled == unsaid["pooled"]).all(1) for batch in batches])
-    assert torch.equal(dropped, pooled)
-
-
-def test_prior_preservation_is_a_weighted_sum(base: Fixture, tmp_path: Path):
-    prior = make_sets(tmp_path / "prior", 3, shift=10)
-    config = LossConfig(prior_weight=0.3, panel_weights=(1, 0))
-    total, figures = replace(base, config=config, prior=prior).make()(Part(1), UNUSED)
-    alone, none = replace(base, config=config).make()(Part(1), UNUSED)
-    assert none == {} and figures.keys() == {"sets", "prior"}
-    assert_close(figures["sets"], alone.detach())
-    assert_close(total.detach(), figures["sets"] + 0.3 * figures["prior"])
-    unweighted = replace(base, config=LossConfig(), prior=prior).make()(Part(1), UNUSED)[1]
-    assert_close(figures["prior"], unweighted["prior"])  # panel weights are those of sets
-
-
 @pytest.mark.parametrize("kind", ["sd3", "flux"])
 @pytest.mark.parametrize("weights", [(), (0.0, 1.0)])
 def test_validation_is_the_mean_over_levels_and_always_the_same(
@@ -267,36 +107,6 @@ def test_validation_is_the_mean_over_levels_and_always_the_same(
             else:
                 errors.append(flow_matching_loss(velocity, x, torch.tensor([level]), noise[None]).item())
     assert found == pytest.approx(sum(errors) / len(errors), rel=1e-5)
-
-
-# --- noise levels ---
-
-
-@pytest.mark.parametrize("timesteps", ["logit_normal", "uniform", "mode"])
-def test_noise_levels_are_drawn_as_asked(base: Fixture, timesteps: Any, monkeypatch: Any):
-    config = LossConfig(timesteps=timesteps, timestep_mean=0.5, timestep_std=2.0, mode_scale=0.0)
-    loss = replace(base, batch_size=50, config=config).make()
-    sigmas = torch.cat([asked(loss, Part(step), monkeypatch)[0].sigmas for step in range(40)])
-    if timesteps == "logit_normal":
-        assert torch.logit(sigmas.double()).mean().item() == pytest.approx(0.5, abs=0.15)
-        assert torch.logit(sigmas.double()).std().item() == pytest.approx(2.0, abs=0.1)
-    else:  # without a scale, the mode draw is uniform too
-        below = [(sigmas < q).float().mean().item() for q in (0.25, 0.5)]
-        assert below == pytest.approx([0.25, 0.5], abs=0.04)
-
-
-@pytest.mark.filterwarnings("ignore:data. panels lose detail:UserWarning")  # they are small, the grid is not
-def test_the_shift_is_a_number_or_fluxs_by_resolution(base: Fixture, monkeypatch: Any):
-    config = LossConfig(timesteps="uniform")
-    (plain,) = asked(replace(base, config=config).make(), Part(0), monkeypatch)
-    odds = lambda sigmas: sigmas / (1 - sigmas)  # noqa: E731
-    (moved,) = asked(replace(base, config=config, shift=3.0).make(), Part(0), monkeypatch)
-    assert_close(odds(moved.sigmas), 3 * odds(plain.sigmas), rtol=1e-4, atol=0)
-    fixture = replace(base, config=config, shift=None, buckets=((128, 160),), batch_size=1)
-    (flux,) = asked(fixture.make(), Part(0), monkeypatch)
-    (plain,) = asked(replace(fixture, shift=1.0).make(), Part(0), monkeypatch)
-    factor = torch.tensor(calculate_shift(8 * 20)).exp()  # tokens of 128 x 320 pixels
-    assert_close(odds(flux.sigmas), factor * odds(plain.sigmas), rtol=1e-4, atol=0)
 
 
 # --- pairs ---
@@ -338,14 +148,14 @@ def test_each_sample_has_its_own_latents_and_caption(
     folder, pairs = tmp_path_factory.mktemp("cache"), Pairs()
     data = SetDataset(sets, rows=1, columns=2, buckets=[(64, 64), (128, 64)], flip=flip, seed=seed)
     latents, texts = CachedEncoder(pairs.picture, folder, {}), CachedEncoder(pairs.text, folder, {})
-    chosen = LossConfig(caption_dropout=dropout)
+    chosen = LossConfig(caption_dropout=dropout, shift=1.0)
     loss = FlowLoss(
         torch.nn.Linear(1, 1),
         InContext(TrainConfig(loss=chosen), data, encoders=encoders(latents, texts)),
         chosen,
         batch_size=batch * split_in,
         seed=seed,
-        shift=1.0,
+        scheduler=None,
     )
     if warm:
         for item in (*data.views(), EMPTY_CAPTION, *(sample.caption for sample in data.samples)):
@@ -363,3 +173,21 @@ def test_each_sample_has_its_own_latents_and_caption(
             assert (found.latents[:, 0] == 10 * own[:, None, None] + 1).all()
             assert [bool(row) for row in found.latents[:, 1, 0, 0]] == [sample.flip for sample in samples]
     assert pairs.count == encoded if warm else pairs.count <= 6 * (1 + flip) + 7
+
+
+# --- what is told ---
+
+
+def test_words_that_are_cut_are_told_with_their_set(tmp_path: Path):
+    long = "a red cube beside a blue ball on grass at night"
+    make_sets(tmp_path / "sets", 3)
+    for k in (1, 2):
+        (tmp_path / f"sets/set{k}/caption.txt").write_text(f"{long}, {k}")
+    data = SetDataset(tmp_path / "sets", rows=1, columns=2, buckets=[(64, 64), (128, 64)])
+    config = TrainConfig(watch=WatchConfig(prompts=("a cube", long)))
+    off = CachedEncoder(embedding_of, tmp_path, {}, "off")
+    process = SimpleNamespace(process_index=0, num_processes=1, is_main_process=True)
+    with pytest.warns(UserWarning) as warned:
+        InContext(config, data).prepare(Encoders(tiny_pipeline(), off, off, 32, process))
+    said = [str(one.message).split(":")[0] for one in warned]
+    assert said == ["caption of set1", "caption of set2", "prompts"]

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from dit_heads.errors import InputError
 from dit_heads.loras import Lora, read_lora
 from tests import tiny
-from tests.loras.weights.test_files import GOOD, delta, pair
+from tests.loras.weights.made import GOOD, delta, pair
 
 NAME = GOOD.removeprefix("transformer.")
 

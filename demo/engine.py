@@ -1,0 +1,180 @@
+"""The only owner of pipelines. Jobs of one model run one after the other, in one thread; nothing of a job
+reaches another; the wait is bounded and shown; a cancelled job ends before the next step."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dit_heads.demo.isolation import MAKING, Fingerprint, fingerprint, lent
+from dit_heads.demo.jobs import Job, Work
+from dit_heads.demo.limits import Limits
+from dit_heads.demo.sentences import LOG, sentence
+from dit_heads.errors import InputError
+
+Load = Callable[[], Any]
+
+
+class Engine:
+    """Queues of jobs, one for each model.
+
+    >>> with Engine({"embedded": load_embedded}) as engine:                      # doctest: +SKIP
+    ...     picture = engine.submit("embedded", Drawing(settings)).wait()
+
+    Args:
+        loaders: what loads the pipeline of a model, by the model's name. It is called in the thread that
+            draws, at the first job or at `warm_up`.
+        limits: how many jobs may wait, and how long each may run.
+    """
+
+    def __init__(self, loaders: Mapping[str, Load], limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self._workers = {name: Worker(name, load, self.limits) for name, load in loaders.items()}
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return tuple(self._workers)
+
+    def submit(self, model: str, work: Work, owner: str | None = None) -> Job:
+        """Queue a piece of work.
+
+        Args:
+            model: the model whose pipeline it gets.
+            work: what to do with it.
+            owner: who asks, for the limit of jobs that one visitor may have.
+
+        Raises:
+            InputError: for an unknown model, a full queue, or too many jobs of this owner.
+        """
+        if model not in self._workers:
+            raise InputError(f"model: expected one of {', '.join(self._workers)}, got '{model}'")
+        with self._lock:
+            self._forget()
+            self._check_owner(owner)
+            job = self._workers[model].put(work, owner)
+            self._jobs[job.id] = job
+        return job
+
+    def job(self, key: str) -> Job:
+        """The job of an id. Raises InputError for one that there is not, or not any more."""
+        with self._lock:
+            if (job := self._jobs.get(key)) is None:
+                raise InputError("job: there is none of this name any more; please start it again")
+            return job
+
+    def cancel_all(self, owner: str | None) -> None:
+        """Cancel all jobs of an owner."""
+        with self._lock:
+            theirs = [job for job in self._jobs.values() if owner is not None and job.owner == owner]
+        for job in theirs:
+            job.cancel()
+
+    def warm_up(self) -> None:
+        """Load the first model in the background; the others are loaded when they are asked for."""
+        next(iter(self._workers.values())).put(lambda pipe, job: None, None)
+
+    def close(self) -> None:
+        """Cancel all jobs and end the threads."""
+        for worker in self._workers.values():
+            worker.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_owner(self, owner: str | None) -> None:
+        theirs = [job for job in self._jobs.values() if job.owner == owner and not job.over]
+        if owner is not None and len(theirs) >= self.limits.per_visitor:
+            raise InputError(
+                f"queue: {len(theirs)} of your requests are waiting already; please wait for one of them, or "
+                "cancel it"
+            )
+
+    def _forget(self) -> None:
+        over = [key for key, job in self._jobs.items() if job.over]
+        for key in over[: max(0, len(over) - self.limits.kept)]:
+            del self._jobs[key]
+
+
+class Worker:
+    """One model and the thread that alone touches it."""
+
+    def __init__(self, name: str, load: Load, limits: Limits) -> None:
+        self.name, self._load, self._limits = name, load, limits
+        self._waiting: deque[Job] = deque()
+        self._running: Job | None = None
+        self._wake = threading.Condition()
+        self._closed = False
+        self._pipe: Any = None
+        self._clean: Fingerprint = ()
+        self._thread = threading.Thread(target=self._loop, name=f"dit-heads {name}", daemon=True)
+        self._thread.start()
+
+    def put(self, work: Work, owner: str | None) -> Job:
+        """Queue a piece of work. Raises InputError if too many wait."""
+        with self._wake:
+            self._waiting = deque(job for job in self._waiting if not job.over)
+            if len(self._waiting) >= self._limits.queue:
+                raise InputError(
+                    f"queue: {len(self._waiting)} requests are waiting already; please try again in a minute"
+                )
+            job = Job(work, owner, self._limits.seconds, self._position)
+            self._waiting.append(job)
+            self._wake.notify()
+            return job
+
+    def close(self) -> None:
+        """Cancel all jobs, and end the thread after the step that it is in."""
+        with self._wake:
+            self._closed = True
+            for job in (*self._waiting, *((self._running,) if self._running else ())):
+                job.cancel()
+            self._wake.notify()
+        self._thread.join(timeout=60)
+
+    def _position(self, job: Job) -> int:
+        with self._wake:
+            before = [each for each in self._waiting if each.waits]
+            return (before.index(job) if job in before else 0) + (self._running is not None)
+
+    def _loop(self) -> None:
+        while (job := self._next()) is not None:
+            self._run(job)
+            with self._wake:
+                self._running = None
+
+    def _next(self) -> Job | None:
+        """The next job that was not cancelled; None once the worker is closed."""
+        with self._wake:
+            while True:
+                while self._waiting:
+                    job = self._waiting.popleft()
+                    if not job.over:
+                        self._running = job
+                        return job
+                if self._closed:
+                    return None
+                self._wake.wait()
+
+    def _run(self, job: Job) -> None:
+        try:
+            if self._pipe is None:
+                job.update(note="The model is being loaded.")
+                with MAKING:
+                    self._pipe = self._load()
+                self._pipe.set_progress_bar_config(disable=True)
+                self._clean = fingerprint(self._pipe)
+            with lent(self._pipe, job.check):
+                job.run(self._pipe)
+        except Exception as error:  # the job's own errors end in `Job.run`
+            self._pipe = None
+            job.update(state="failed", note=sentence(error))
+        if self._pipe is not None and fingerprint(self._pipe) != self._clean:
+            LOG.error("a job left a trace in the model '%s', which is loaded again", self.name)
+            self._pipe = None

@@ -1,0 +1,29 @@
+"""Errors as a stranger may read them: a sentence that says what to do, and nothing about this machine."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+from dit_heads.errors import InputError
+
+LOG = logging.getLogger("dit_heads.demo")
+BUG = "Something went wrong inside the demo, not in what you entered. It is in the log; please try again."
+FULL = "The model ran out of memory for this request. Please ask for a smaller picture or fewer heads."
+_QUOTED = re.compile(r"(['\"])/[^'\"]*/([^'\"/]+)\1")
+_BARE = re.compile(r"(?<![\w./])/(?:[^/\s'\":,;]+/)*([^/\s'\":,;]+)")
+
+
+def sentence(error: BaseException) -> str:
+    """What is shown of an error. A bug is written to the log and shown as `BUG`."""
+    if isinstance(error, InputError):
+        return without_paths(str(error))
+    if isinstance(error, MemoryError) or "out of memory" in str(error):
+        return FULL
+    LOG.error("a job failed", exc_info=error)
+    return BUG
+
+
+def without_paths(text: str) -> str:
+    """The text with the names of files alone, where it has absolute paths."""
+    return _BARE.sub(r"\1", _QUOTED.sub(r"\1\2\1", text))

@@ -1,0 +1,36 @@
+"""The other benchmarks in their shortest settings: each runs, and prints a line for each row of its table."""
+
+import csv
+
+import pytest
+
+from benchmarks import autoencoder, curves, in_context, train
+
+
+def test_autoencoder_measures_every_kind_of_picture(capsys):
+    autoencoder.main(count=1)
+    assert len(capsys.readouterr().out.splitlines()) == 2 + len(autoencoder.KINDS)
+
+
+def test_curves_are_drawn_of_every_figure_of_a_log(tmp_path):
+    log = tmp_path / "log.csv"
+    with log.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("step", "seconds", "loss", "gradient", "validation", "psnr"))
+        writer.writerows(
+            (step, step / 2, 1.0, 1.0, 0.5 - step / 100, "" if step % 2 else 20) for step in range(9)
+        )
+    curves.main(log, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_sets_are_measured_without_a_lora(capsys):
+    in_context.main(tasks=("sky",), count=1, steps=1, batch=1, device="cpu")
+    assert "### sky: 1 sets" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_training_step_is_measured_in_every_way(capsys):
+    train.main(steps=1, rounds=1, batch=1, precision="no")
+    assert len(capsys.readouterr().out.splitlines()) >= 4 + len(train.ROWS)

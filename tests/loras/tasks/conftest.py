@@ -1,0 +1,19 @@
+"""Sets, and the loss of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.loras.tasks.losses import Fixture, make_sets
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_sets(tmp_path_factory.mktemp("sets"), 6)
+
+
+@pytest.fixture
+def base(sets: Path, tmp_path: Path) -> Fixture:
+    return Fixture(tmp_path / "cache", sets)
