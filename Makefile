@@ -14,7 +14,7 @@ PARALLEL := --numprocesses $(JOBS) --maxprocesses 8 --dist worksteal
 INSIDE := tests/guidance tests/families tests/pipelines tests/embedded/test_shipped.py \
           tests/loras/weights/test_files.py
 
-.PHONY: help run test test-oldest test-slow lint types wheel check clean
+.PHONY: help run demo test test-oldest test-slow lint types wheel check clean
 help: ## list what there is
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -27,6 +27,11 @@ $(VENV)/made:
 $(VENV)/run-ready: $(VENV)/made setup.cfg pyproject.toml constraints.txt
 	@echo "==> installing dit-heads into $(VENV) (the first time this takes minutes: it brings torch)"
 	@$(PIP) install --quiet --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/demo-ready: $(VENV)/run-ready
+	@echo "==> installing what the demo needs"
+	@$(PIP) install --quiet --quiet --constraint constraints.txt --editable '.[demo]'
 	@touch $@
 
 $(VENV)/dev-ready: $(VENV)/run-ready
@@ -43,6 +48,10 @@ $(VENV)/oldest-ready: $(VENV)/dev-ready tests/oldest.txt
 run: $(VENV)/run-ready ## the showcase: one sheet of unguided and guided pictures
 	@echo "==> dit-heads showcase: the same prompts and seeds, unguided and guided, side by side"
 	@$(BIN)/dit-heads showcase --out $(OUT)/showcase.png
+
+demo: $(VENV)/demo-ready ## the demo: a page in the browser, offline
+	@echo "==> dit-heads demo"
+	@HF_HUB_OFFLINE=1 $(BIN)/dit-heads demo
 
 test: $(VENV)/dev-ready ## the fast tests, README's code blocks among them
 	@echo "==> fast tests"

@@ -69,7 +69,7 @@ class Extent:
 
     def quick(self) -> Extent:
         """So little that the code runs in a minute; the figures mean nothing."""
-        heads = "L1H0, L3H2, L5H4, L7H1, L9H5"
+        heads = "L1H0, L3H2, L5H4, L6H1, L7H5"
         return Extent(8, 4, self.batch, 3, 2, scales=(1.5,), candidates=heads, styles=STYLES[1:2])
 
 

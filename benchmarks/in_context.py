@@ -24,11 +24,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from dit_heads.embedded.agreement import Agreement, agreement
 from dit_heads.embedded.evaluate import cell
 from dit_heads.embedded.export import load_judge
 from dit_heads.embedded.nets.judge import Judge
 from dit_heads.embedded.nets.vae import to_tensor
-from dit_heads.embedded.sets import TASKS, Agreement, SceneSet, agreement, split_sets, task_of
+from dit_heads.embedded.sets import TASKS, SceneSet, split_sets, task_of
 from dit_heads.embedded.world.render import SIZE, render
 from dit_heads.io.pictures import write_png
 from dit_heads.io.sheets import Column, contact_sheet

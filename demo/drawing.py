@@ -15,6 +15,7 @@ from PIL import Image
 from dit_heads import HeadSet
 from dit_heads.cli.draw import call_arguments, finite_pictures, guidance
 from dit_heads.cli.generate import GUIDANCE, Settings
+from dit_heads.demo.isolation import MAKING
 from dit_heads.demo.jobs import Job
 from dit_heads.demo.limits import MAX_SEED, Limits, check_most, check_text
 from dit_heads.demo.preview import Previews
@@ -161,7 +162,8 @@ def attach_loras(pipe: Any, loras: Sequence[Lora]) -> None:
     for lora, (read, _) in zip(used, parts, strict=True):
         if missing_channels(read, pipe.transformer):
             raise InputError(f"lora: '{lora.path.name}' reads a second picture beside the noise; not here")
-    add_lora(pipe, compose(pipe.transformer, parts), "demo")
+    with MAKING:
+        add_lora(pipe, compose(pipe.transformer, parts), "demo")
 
 
 def size_of(pipe: Any, settings: Settings) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dit_heads.demo.isolation import Fingerprint, fingerprint, lent
+from dit_heads.demo.isolation import MAKING, Fingerprint, fingerprint, lent
 from dit_heads.demo.jobs import Job, Work
 from dit_heads.demo.limits import Limits
 from dit_heads.demo.sentences import LOG, sentence
@@ -66,10 +66,16 @@ class Engine:
                 raise InputError("job: there is none of this name any more; please start it again")
             return job
 
+    def cancel_all(self, owner: str | None) -> None:
+        """Cancel all jobs of an owner."""
+        with self._lock:
+            theirs = [job for job in self._jobs.values() if owner is not None and job.owner == owner]
+        for job in theirs:
+            job.cancel()
+
     def warm_up(self) -> None:
-        """Load every model in the background."""
-        for worker in self._workers.values():
-            worker.put(lambda pipe, job: None, None)
+        """Load the first model in the background; the others are loaded when they are asked for."""
+        next(iter(self._workers.values())).put(lambda pipe, job: None, None)
 
     def close(self) -> None:
         """Cancel all jobs and end the threads."""
@@ -160,7 +166,8 @@ class Worker:
         try:
             if self._pipe is None:
                 job.update(note="The model is being loaded.")
-                self._pipe = self._load()
+                with MAKING:
+                    self._pipe = self._load()
                 self._pipe.set_progress_bar_config(disable=True)
                 self._clean = fingerprint(self._pipe)
             with lent(self._pipe, job.check):

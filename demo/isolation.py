@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from torch import nn
 
 Fingerprint = tuple[Any, ...]
+# Loading a model changes for a moment how every thread of the process makes modules.
+MAKING = threading.RLock()
 
 
 @contextmanager

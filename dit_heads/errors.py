@@ -1,6 +1,6 @@
-"""The errors of our own checks, told apart from bugs, and the checks of single numbers.
+"""Errors that our own checks raise, as opposed to bugs, and the checks of single numbers.
 
-Only the standard library is needed here, so that every module can use it.
+This module needs the standard library only, so every module can use it.
 """
 
 from __future__ import annotations
@@ -11,31 +11,31 @@ from numbers import Integral, Real
 
 
 class InputError(ValueError):
-    """What the user gave cannot be honoured: it names the argument, what was expected and what came.
+    """Input that cannot be honoured. The message names the argument, what was expected and what came.
 
-    The command shows it as one line and ends with exit code 2; any other exception is a bug, and shows its
-    traceback.
+    The command prints the message alone and exits with code 2. Any other exception is a bug and is shown with
+    its traceback.
     """
 
 
 class FileError(InputError, OSError):
-    """A file that cannot be written, as on a full disk: it names the file."""
+    """A file that cannot be written, for instance because the disk is full. The message names the file."""
 
 
 def whole_number(name: str, value: object, least: int, most: int | None = None) -> int:
     """An argument that has to be a whole number.
 
     Args:
-        name: of the argument, for the message.
-        value: what came. True and False are not numbers.
-        least: the smallest number that will do.
-        most: the largest number that will do, None for any.
+        name: name of the argument, for the message.
+        value: the value that came. True and False do not count as numbers.
+        least: the smallest allowed number.
+        most: the largest allowed number, or None for no limit.
 
     Returns:
         The number.
 
     Raises:
-        InputError: it is something else, or out of range.
+        InputError: for anything else, and for a number out of range.
     """
     if not isinstance(value, Integral) or isinstance(value, bool) or not _within(int(value), least, most):
         raise InputError(f"{name}: expected a whole number{_range(least, most)}, got {value!r}")
@@ -43,8 +43,20 @@ def whole_number(name: str, value: object, least: int, most: int | None = None) 
 
 
 def finite_number(name: str, value: object, least: float | None = None, most: float | None = None) -> float:
-    """An argument that has to be a finite number. Arguments, result and errors as of `whole_number`; with
-    `least` at None, any number down to `most` will do."""
+    """An argument that has to be a finite number.
+
+    Args:
+        name: name of the argument, for the message.
+        value: the value that came. True and False do not count as numbers.
+        least: the smallest allowed number, or None for no limit.
+        most: the largest allowed number, or None for no limit.
+
+    Returns:
+        The number.
+
+    Raises:
+        InputError: for anything else, and for a number out of range.
+    """
     number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
     if not math.isfinite(number) or not _within(number, least, most):
         kind = "finite number" if least is None or most is None else "number"
@@ -63,6 +75,6 @@ def _range(least: float | None, most: float | None) -> str:
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
-    """The first of some names, and how many more there are, for a message."""
+    """The first few names and the number of the others, for a message."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 from pydantic import AfterValidator, BeforeValidator
@@ -12,10 +12,12 @@ from pydantic_core import PydanticCustomError
 
 from dit_heads.errors import InputError
 from dit_heads.settings import Field, as_mapping, from_mapping, from_yaml, settings
+from dit_heads.tasks.query import Task as VisionTask
 
 __all__ = [
     "AdapterConfig",
     "DataConfig",
+    "InstructConfig",
     "LossConfig",
     "OptimizerConfig",
     "TrainConfig",
@@ -130,6 +132,9 @@ class LossConfig:
     """Weight of each panel in the loss, row by row. By default all count the same."""
     caption_dropout: Share = 0.05
     """Share of samples that are trained without their caption."""
+    pixel_weight: NotNegative = 0.0
+    """Weight of the error of decoded pixels, of the clean picture that each prediction implies, beside the
+    error of latents. It costs a pass through the decoder and back."""
     prior: Folder | None = None
     """Folder of captioned pictures that the model should go on generating as before (prior preservation)."""
     prior_weight: NotNegative = 1.0
@@ -197,11 +202,45 @@ class WatchConfig:
 
 
 @settings
+class InstructConfig:
+    """Vision tasks by instruction; read for the task instruct alone."""
+
+    conditioning: Literal["channels", "tokens"] = "channels"
+    """How the transformer sees the picture: its latents on the channel axis of a widened input, or as tokens
+    in the sequence."""
+    pairs: Literal["world", "classes"] = "world"
+    """Where pictures and answers come from: world, the renderer of the embedded models, or classes, a folder
+    `root` with a folder of pictures for each class, and likewise a folder `validation`."""
+    scenes: Count = 4000
+    """Number of scenes of the world."""
+    tasks: Annotated[tuple[VisionTask, ...], Field(min_length=1)] = get_args(VisionTask)
+    """Tasks to learn together; of a folder of classes, classify alone."""
+    task_weights: tuple[NotNegative, ...] = ()
+    """How often each task comes, relative to the others. By default all come equally often."""
+    questions: Count = 4
+    """Number of different questions of a task about a picture."""
+    dropout: Annotated[float, Field(ge=0, le=1 / 3)] = 0.05
+    """Share of samples without the instruction, as many without the picture, and as many without both."""
+    mask_shift: Positive = 1.0
+    """Shift of noise levels, beside that of the loss, for answers in flat colours; above 1 means noisier."""
+    validation_scenes: CountOrNone = 4
+    """Number of pictures that are answered and measured during the run."""
+
+    def __post_init__(self) -> None:
+        weights = self.task_weights
+        if weights and len(weights) != len(self.tasks):
+            raise InputError(f"task_weights: expected {len(self.tasks)}, one a task, got {len(weights)}")
+        if weights and not any(weights):
+            raise InputError(f"task_weights: expected numbers not all of which are 0, got {list(weights)}")
+
+
+@settings
 class TrainConfig:
     """A LoRA training run."""
 
     task: str = "in_context"
-    """What the LoRA learns: in_context, to generate sets of pictures."""
+    """What the LoRA learns: in_context, to generate sets of pictures; instruct, to answer questions about
+    pictures with pictures."""
     model: str = "embedded"
     """Model to train on: embedded, embedded/flux, a folder in diffusers' format, or a model id of the hub."""
     out: Folder = Path("runs/lora")
@@ -217,6 +256,7 @@ class TrainConfig:
     loss: Annotated[LossConfig, Inline] = field(default_factory=LossConfig)
     optimization: Annotated[OptimizerConfig, Inline] = field(default_factory=OptimizerConfig)
     watch: Annotated[WatchConfig, Inline] = field(default_factory=WatchConfig)
+    instruct: Annotated[InstructConfig, Inline] = field(default_factory=InstructConfig)
 
 
 def read_config(path: Path) -> TrainConfig:

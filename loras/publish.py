@@ -62,6 +62,9 @@ def _checksum(text: str) -> str:
 def _card(config: TrainConfig, pipe: Any) -> str:
     data, adapter, steps = config.data, config.adapter, config.optimization.steps
     grid = f"{data.rows} x {data.columns} panels" if data.rows * data.columns > 1 else "single pictures"
+    learned = f"{grid}, trained for {steps} steps on\n`{data.root.resolve().name}`"
+    if config.task != "in_context":
+        learned = f"the task {config.task}, trained for {steps} steps"
     samples = sorted((config.out / "samples").glob(f"step-{steps:06}-*.png"))
     shown = "".join(f"![{path.stem}](samples/{path.name})\n" for path in samples)
     notes = f"\nBegin captions with `{config.trigger}`.\n" if config.trigger else ""
@@ -72,8 +75,7 @@ def _card(config: TrainConfig, pipe: Any) -> str:
 
 # {config.out.resolve().name}
 
-A LoRA of rank {adapter.rank} for `{model_name(config.model)}`: {grid}, trained for {steps} steps on
-`{data.root.resolve().name}` by dit-heads {__version__}.
+A LoRA of rank {adapter.rank} for `{model_name(config.model)}`: {learned} by dit-heads {__version__}.
 {notes}
 ```python
 {_code(config, type(pipe).__name__)}

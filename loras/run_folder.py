@@ -29,7 +29,8 @@ from dit_heads.training.loop import FitConfig
 CHECKPOINT, CONFIG, DATA, LOG = "checkpoint.safetensors", "config.json", "data.json", "log.csv"
 # Settings that are known by content, or that change no weight of the LoRA.
 FREE = {"root", "cache", "encode", "prior", "on_error", "steps", "precision", "base"}
-FREE |= {"gradient_checkpointing"}
+FREE |= {"gradient_checkpointing", "validation_scenes"}
+PARTS = ("data", "adapter", "loss", "optimization", "instruct")  # sections that a run keeps
 MADE = ("lora-*.safetensors", "samples/step-*.png")  # files of a run beside those of READERS
 DRAWN = ("prompts", "sample_every", "sample_steps", "guidance_scale", "validation", "keep_every")
 
@@ -108,7 +109,7 @@ def fixed_settings(config: TrainConfig) -> dict[str, Any]:
 
     A setting goes by its name, and by its section too where two sections have one of that name."""
     sections = as_mapping(config)
-    parts = {name: sections[name] for name in ("data", "adapter", "loss", "optimization")}
+    parts = {name: sections[name] for name in PARTS if name in sections}
     names = Counter(name for part in parts.values() for name in part)
     fixed: dict[str, Any] = {"task": config.task, "model": _place(config.model), "seed": config.seed}
     for section, part in parts.items():

@@ -129,6 +129,7 @@ def flow_loss(pipe: Any, task: Task, config: TrainConfig) -> FlowLoss:
         batch_size=config.optimization.batch_size,
         seed=config.seed,
         scheduler=pipe.scheduler.config,
+        vae=pipe.vae,
     )
 
 

@@ -1,5 +1,8 @@
-"""Pipelines on top of the core: drop-in classes with head guidance, a guider for modular diffusers, and sets
-of pictures; imports the core, never the reverse. Exports are imported on first use."""
+"""Pipelines: drop-in classes with head guidance, a guider for Modular Diffusers, In-Context LoRA sets, and
+instructions.
+
+Exports are imported on first use.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -15,7 +18,13 @@ if TYPE_CHECKING:
         StableDiffusion3HeadsPipeline,
     )
     from dit_heads.pipelines.in_context import InContextPipeline, InContextPipelineOutput
+    from dit_heads.pipelines.instruct import (
+        InstructPipeline,
+        InstructPipelineOutput,
+        with_instruct_lora,
+    )
     from dit_heads.pipelines.modular import HeadPerturbationGuidance
+    from dit_heads.pipelines.vision_output import VisionOutput
 
 __all__ = [
     "FluxHeadsImg2ImgPipeline",
@@ -24,14 +33,22 @@ __all__ = [
     "HeadPerturbationGuidance",
     "InContextPipeline",
     "InContextPipelineOutput",
+    "InstructPipeline",
+    "InstructPipelineOutput",
     "StableDiffusion3HeadsImg2ImgPipeline",
     "StableDiffusion3HeadsInpaintPipeline",
     "StableDiffusion3HeadsPipeline",
+    "VisionOutput",
+    "with_instruct_lora",
 ]
 
 _HOME = dict.fromkeys(__all__, "dit_heads.pipelines.guided") | {
     "HeadPerturbationGuidance": "dit_heads.pipelines.modular",
     "InContextPipeline": "dit_heads.pipelines.in_context",
     "InContextPipelineOutput": "dit_heads.pipelines.in_context",
+    "InstructPipeline": "dit_heads.pipelines.instruct",
+    "InstructPipelineOutput": "dit_heads.pipelines.instruct",
+    "VisionOutput": "dit_heads.pipelines.vision_output",
+    "with_instruct_lora": "dit_heads.pipelines.instruct",
 }
 __getattr__, __dir__ = lazy_exports(globals(), _HOME)

@@ -1,6 +1,6 @@
-"""The missing panels of a set, painted around the given ones.
+"""Fills in the missing panels of a set around the given ones.
 
-After every step the latents of the given panels are put back, at the noise level that the step ended on.
+After every step, the latents of the given panels are restored at the noise level that the step ended on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from diffusers import (
 )
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from PIL import Image
 from torch import Tensor
 
@@ -38,7 +38,7 @@ FLOW_SCHEDULERS = (
 Panel = Image.Image | Tensor | str | Path
 """A PIL image, a tensor [3, h, w] in [0, 1], or the path of a PNG, JPEG or WebP."""
 Given = Mapping[int, Panel | None] | Sequence[Panel | None]
-"""Panels of one set: by number from 0, or one of each panel with None for the missing ones."""
+"""Panels of one set: a mapping of numbers from 0 to panels, or a list with None for missing panels."""
 StepEnd = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
 
 
@@ -47,25 +47,31 @@ StepEnd = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
 
 @dataclass(frozen=True)
 class GivenPanels:
-    """Composites of given panels, one a set: pixels in [0, 1], black elsewhere, and where they are given."""
+    """Composites of given panels, one per set.
+
+    Attributes:
+        grid: the grid of panels.
+        pixels: the given panels in [0, 1]; black elsewhere.
+        mask: true where a panel is given.
+    """
 
     grid: Grid
     pixels: Float[Tensor, "s 3 H W"]
     mask: Bool[Tensor, "s 1 H W"]
 
     def restored(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
-        """Generated composites with the given pixels put in, as float32, which holds 8 bits exactly."""
+        """Generated composites with the given pixels restored, in float32, which holds 8 bits exactly."""
         pixels, mask = (_one_each(part, len(images)).to(images.device) for part in (self.pixels, self.mask))
         return torch.where(mask, pixels, images.float())
 
 
-def _one_each(sets: Tensor, pictures: int) -> Tensor:
-    """[s, ...] -> [pictures, ...]: the pictures of one prompt follow each other, as in diffusers."""
+def _one_each(sets: Shaped[Tensor, "s ..."], pictures: int) -> Shaped[Tensor, "b ..."]:
+    """[s, ...] -> [pictures, ...], with the pictures of one prompt side by side, as in diffusers."""
     return sets.repeat_interleave(pictures // len(sets), 0)
 
 
 def given_panels(given: Given | Sequence[Given], grid: Grid, fit: PanelFit, prompts: int) -> GivenPanels:
-    """The sets of `given`: one, or one for each of the prompts."""
+    """Composites of the panels that a user gives: of one set for all prompts, or of one set per prompt."""
     sets = list(given) if _holds_sets(given) else [given]
     if len(sets) not in (1, prompts):
         raise InputError(f"given: expected one set of panels or {prompts}, one a prompt, got {len(sets)}")
@@ -122,7 +128,7 @@ def _pixels(panel: object, box: Box, fit: PanelFit) -> Float[Tensor, "3 h w"]:
 def _fitted_image(panel: Image.Image, box: Box, fit: PanelFit) -> Image.Image:
     try:
         upright = to_rgb(panel)
-    except (OSError, SyntaxError) as error:  # a file that is opened only, and damaged
+    except (OSError, SyntaxError) as error:  # a damaged file, opened but not yet decoded
         raise InputError(f"given: expected a picture that can be read: {error}") from error
     _warn_of_loss(upright.height, upright.width, box, fit)
     return fit_panel(upright, box.height, box.width, fit)
@@ -137,7 +143,7 @@ def _warn_of_loss(height: int, width: int, box: Box, fit: PanelFit) -> None:
 
 
 def fill_call(pipe: Any, kept: GivenPanels, pictures: int, call: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments by which the wrapped pipeline keeps the given panels."""
+    """Arguments that make the wrapped pipeline keep the given panels."""
     form = pipelines_of(pipe.transformer)
     if form.fills(pipe):
         return {
@@ -164,12 +170,23 @@ def fill_call(pipe: Any, kept: GivenPanels, pictures: int, call: Mapping[str, An
 
 
 def keeping(
-    known: Tensor, mask: Tensor, noise: Tensor, user: StepEnd | None = None, names: Sequence[str] = ()
+    known: Float[Tensor, "*shape"],
+    mask: Bool[Tensor, "*shape"],
+    noise: Float[Tensor, "*shape"],
+    user: StepEnd | None = None,
+    names: Sequence[str] = (),
 ) -> StepEnd:
-    """A `callback_on_step_end` that sets the latents under `mask` to (1 - sigma) known + sigma noise, where
-    sigma is the level that the step ended on, and then calls `user` with the tensors `names`.
+    """A `callback_on_step_end` that restores known latents under a mask.
 
-    All tensors have the shape in which the pipeline keeps its latents."""
+    It sets them to (1 - sigma) known + sigma noise, where sigma is the noise level that the step ended on.
+
+    Args:
+        known: clean latents, in the shape in which the pipeline keeps its latents.
+        mask: where they are known.
+        noise: the latents that the run started from.
+        user: the user's callback, which is called afterwards.
+        names: names of the tensors that the user's callback asks for.
+    """
 
     def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         latents, sigma = tensors["latents"], pipe.scheduler.sigmas[pipe.scheduler.step_index]
@@ -184,7 +201,7 @@ def keeping(
 
 
 def changed_by(user: StepEnd, pipe: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-    """What a user's callback changes. None stands for nothing, as where it only shows the progress."""
+    """The tensors that a user's callback changes. Callbacks that only show progress may return None."""
     changed = user(pipe, step, time, tensors)
     if changed is not None and not isinstance(changed, dict):
         raise InputError(
@@ -202,8 +219,11 @@ def _check_scheduler(scheduler: Any) -> None:
 
 
 def _known_latents(pipe: Any, kept: GivenPanels) -> Float[Tensor, "s C h w"]:
-    """The given panels' latents at their places, zeros elsewhere. Each panel is encoded by itself, so that
-    nothing of the missing ones enters; by the mean, so that no random number is used up."""
+    """Latents of the given panels at their places, zeros elsewhere.
+
+    Each panel is encoded alone, so that missing panels have no influence, and by the posterior's mean, so
+    that no random numbers are used up.
+    """
     vae, step, grid = pipe.vae, pipe.vae_scale_factor, kept.grid
     shape = len(kept.mask), vae.config.latent_channels, grid.height // step, grid.width // step
     pixels = kept.pixels.to(pipe._execution_device, vae.dtype)
@@ -213,7 +233,7 @@ def _known_latents(pipe: Any, kept: GivenPanels) -> Float[Tensor, "s C h w"]:
         if given.any():
             panels = pixels[given][..., box.rows, box.columns] * 2 - 1
             latents[given, :, *latent_slices(box, step)] = encoded(vae, panels)
-    pipe.maybe_free_model_hooks()  # under model offloading, the autoencoder would stay loaded beside the rest
+    pipe.maybe_free_model_hooks()  # with model offloading, the autoencoder would stay loaded
     return latents
 
 

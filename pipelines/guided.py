@@ -1,4 +1,4 @@
-"""Drop-in pipelines: the diffusers class, whose call takes heads as well."""
+"""Drop-in pipelines: classes of diffusers whose call also takes heads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TASKS: tuple[Any, ...] = (
     AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
     AUTO_INPAINT_PIPELINES_MAPPING,
 )
-# Arguments that `__call__` takes beyond the parent's -> those of HeadGuidance.
+# Additional arguments of `__call__` -> arguments of HeadGuidance.
 _OPTIONS = {
     "head_guidance_scale": "scale",
     "softness": "softness",
@@ -46,10 +46,11 @@ _OPTIONS = {
 
 
 class HeadsMixin:
-    """Adds `heads=`, `head_guidance_scale=`, `softness=` ... of `HeadGuidance` to a pipeline's `__call__`.
+    """Adds the options of `HeadGuidance` to a pipeline's `__call__`: `heads`, `head_guidance_scale`, ...
 
-    Without `heads` the call is the parent's. `head_guidance_report` tells what the last guided call did. A
-    folder that `save_pretrained` writes names the parent class, so stock diffusers loads it.
+    Without `heads`, the call is that of the parent class. After a guided call, `head_guidance_report` holds
+    its report. Folders written by `save_pretrained` name the parent class, so that stock diffusers loads
+    them.
     """
 
     stock: ClassVar[type]
@@ -57,7 +58,7 @@ class HeadsMixin:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if not hasattr(cls, "stock"):  # a subclass of a drop-in class has it, and its guided call
+        if not hasattr(cls, "stock"):  # a subclass of a drop-in class inherits it with the guided call
             cls.stock = next(kind for kind in cls.__mro__ if not issubclass(kind, HeadsMixin))
             cls.__call__ = _guided(cls.stock.__call__)
             _link(cls)
@@ -68,8 +69,8 @@ class HeadsMixin:
 
 
 def _link(cls: type[HeadsMixin]) -> None:
-    """Let `from_pipe` of diffusers' AutoPipelines, which finds the classes of a model here by name, make the
-    drop-in pipeline of one task from that of another."""
+    """Register a drop-in class with diffusers' AutoPipelines, so that `from_pipe` can turn the drop-in
+    pipeline of one task into that of another."""
     for task in _TASKS:
         model = next((model for model, kind in task.items() if kind is cls.stock), None)
         if model is not None:
@@ -77,7 +78,7 @@ def _link(cls: type[HeadsMixin]) -> None:
 
 
 def _guided(call: Callable[..., Any]) -> Callable[..., Any]:
-    """The parent's `__call__` with the options of head guidance after its own."""
+    """The parent's `__call__` with the options of head guidance added."""
 
     @functools.wraps(call)
     def guided(self: Any, *args: Any, heads: Any = None, **kwargs: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Sets of images from one joint caption, and the missing panels of a set (In-Context LoRA, arXiv 2410.23775).
+"""Sets of images from one joint caption (In-Context LoRA, arXiv 2410.23775), whole or with some panels given.
 
-`InContextPipeline` drives a pipeline that the user already has. It paints all panels as one composite.
-How the given panels of a set are kept: `filling`.
+`InContextPipeline` drives a pipeline that the user already has, and generates all panels as one composite.
+`filling` keeps the given panels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dit_heads.pipelines.filling import Given, changed_by, fill_call, given_pane
 from dit_heads.tasks.markers import families, markers
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-# Arguments of diffusers that this pipeline answers for -> what to pass instead.
+# Arguments of diffusers that this pipeline sets itself -> the argument to pass instead.
 REPLACED: dict[str, str] = dict.fromkeys(("height", "width"), "grid")
 REPLACED |= dict.fromkeys(("image", "mask_image", "masked_image_latents"), "given")
 
@@ -35,25 +35,36 @@ Prompt = str | JointCaption
 
 @dataclass
 class InContextPipelineOutput(BaseOutput):
-    """`images[b]` is composite b, `panels[b][p]` its panel p, row by row.
+    """Generated composites and their panels.
 
-    PIL images, arrays [H, W, 3] in [0, 1] or tensors [3, H, W] in [0, 1], as `output_type` asks. "latent"
-    gives composites as the wrapped pipeline does (FLUX packs them) and panels [C, h, w]."""
+    Depending on `output_type`, these are PIL images, arrays [H, W, 3] in [0, 1], tensors [3, H, W] in [0, 1],
+    or latents: composites as the wrapped pipeline returns them (FLUX packs them) and panels [C, h, w].
+
+    Attributes:
+        images: the composites.
+        panels: `panels[b][p]` is panel p of composite b, counted row by row.
+    """
 
     images: Any
     panels: list[list[Any]]
 
 
 class InContextPipeline:
-    """Generates sets of images, or fills their missing panels, with an SD3 or FLUX pipeline.
+    """Generates sets of images, or fills in their missing panels, with an SD3 or FLUX pipeline.
 
     >>> sets = InContextPipeline(pipe)   # doctest: +SKIP
     >>> pair, caption = Grid.row(2, height=512, width=512), "One house. [LEFT] by day [RIGHT] at night"
     >>> day, night = sets(caption, grid=pair).panels[0]   # doctest: +SKIP
     >>> _, night = sets(caption, grid=pair, given={0: "day.jpg"}).panels[0]   # doctest: +SKIP
 
-    `pipe` is a `StableDiffusion3Pipeline`, `FluxPipeline` or `FluxFillPipeline` (which only fills). It stays
-    as it is: LoRAs, head guidance (`HeadGuidance(sets.pipe, ...)`), offloading, progress bar are its own.
+    The pipeline is not changed. Its LoRAs, head guidance (`HeadGuidance(sets.pipe, ...)`), offloading and
+    progress bar work as usual.
+
+    Args:
+        pipe: a `StableDiffusion3Pipeline`, `FluxPipeline` or `FluxFillPipeline`, which only fills.
+
+    Raises:
+        InputError: for any other object.
     """
 
     def __init__(self, pipe: Any) -> None:
@@ -76,29 +87,34 @@ class InContextPipeline:
         return_dict: bool = True,
         **call: Any,
     ) -> InContextPipelineOutput | Any:
-        """Composites of the grid's size, and their panels.
+        """Generate composites and split them into panels.
 
         Args:
-            prompt: A joint caption with a marker a panel, or a list of them; with `panel_prompts`, the
-                summary (or summaries) of captions that are made from both.
-            panel_prompts: What each panel shows; one such list a prompt if that is a list.
-            marker_style: Markers that stand before `panel_prompts` (see `dit_heads.tasks.markers`); "none"
-                allows a prompt without markers, for LoRAs that were trained on such captions.
-            given: The panels to keep; the others are generated. One set serves all prompts, a list holds
-                one a prompt. Images are scaled to their cells by `fit` ("crop" or "pad"), and the result
-                shows exactly those pixels (hence float32 tensors), without blending: a seam falls on the
-                border of two panels. As latents, given panels are what the autoencoder makes of them, or
-                FLUX Fill itself.
-            output_type, return_dict: As in diffusers; without `return_dict`, the tuple (images, panels).
-            call: Everything else goes to the wrapped pipeline: `negative_prompt`, `generator`,
-                `num_images_per_prompt`, `num_inference_steps`, `guidance_scale`, `callback_on_step_end`
-                (called once the given panels are back in the latents; it may return None) ...
+            prompt: a joint caption with one marker per panel, or a list of captions. With `panel_prompts`, a
+                summary or a list of summaries, from which the captions are made.
+            grid: sizes of the panels, in pixels.
+            panel_prompts: a description of each panel, or one such list per prompt.
+            marker_style: markers before `panel_prompts` (see `dit_heads.tasks.markers`). "none" allows a
+                prompt without markers, for LoRAs that were trained on such captions.
+            given: panels to keep; the others are generated. One set serves all prompts; a list holds one set
+                per prompt. The result shows the given pixels exactly (tensors are therefore float32) and
+                without blending. As latents, given panels are reconstructions by the autoencoder, or by FLUX
+                Fill itself.
+            fit: "crop" or "pad": how given images are fitted to their panels.
+            output_type: "pil", "np", "pt" or "latent", as in diffusers.
+            return_dict: if false, the result is the tuple (images, panels).
+            call: arguments of the wrapped pipeline, such as `negative_prompt`, `generator`, `guidance_scale`.
+                `callback_on_step_end` sees latents with given panels restored, and may return None.
+
+        Returns:
+            The composites, which have the grid's size, and their panels.
 
         Raises:
-            InputError: for a caption that does not fit the grid, no panels given or all, a composite that the
-                model cannot place, arguments that are not known or contradict each other.
+            InputError: for a caption that does not fit the grid, for a set with all or no panels given, for a
+                composite that is too large for the model, and for unknown or contradictory arguments.
 
-        Warns if the text encoders would cut a caption, and if given panels lose detail in their cells.
+        Warns:
+            UserWarning: if a text encoder would truncate a caption, or a given panel loses much detail.
         """
         pipe = self.pipe
         _check_call(pipe, grid, given, output_type, call)
@@ -145,7 +161,7 @@ def _check_call(pipe: Any, grid: Grid, given: object, output_type: str, call: Ma
 
 
 def _check_names(pipe: Any, call: Mapping[str, Any]) -> None:
-    """Refuse arguments that the wrapped pipeline does not know, naming what is near."""
+    """Refuse arguments that the wrapped pipeline does not know, and suggest similar ones."""
     theirs = inspect.signature(pipe.__call__).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in theirs.values()):
         return
@@ -159,7 +175,7 @@ def _check_names(pipe: Any, call: Mapping[str, Any]) -> None:
 
 
 def _count(call: Mapping[str, Any], name: str) -> int:
-    """A number of steps or pictures; 1 where it is left out."""
+    """A number of steps or pictures; 1 by default."""
     count = call.get(name)
     return 1 if count is None else whole_number(name, count, 1)
 
@@ -172,7 +188,7 @@ def _check_generators(generator: object, pictures: int) -> None:
 
 
 def _forgiving(call: Mapping[str, Any]) -> dict[str, Any]:
-    """A callback of the user's that may return None."""
+    """The user's callback, changed so that it may return None."""
     user = call.get("callback_on_step_end")
     if user is None or isinstance(user, PipelineCallback | MultiPipelineCallbacks):
         return {}
@@ -185,9 +201,11 @@ def joint_captions(
     grid: Grid,
     marker_style: str = "places",
 ) -> str | list[str]:
-    """What the wrapped pipeline reads: `prompt` as it is, or joined with `panel_prompts` behind markers.
+    """The captions that the wrapped pipeline reads: the prompts, joined with any panel prompts by markers.
 
-    Raises ValueError unless each caption has the panels of the grid, behind markers that fit its grid."""
+    Raises:
+        InputError: unless each caption describes the panels of the grid, with markers that fit it.
+    """
     if panel_prompts is None:
         alone = not isinstance(prompt, list | tuple)
         each = [prompt] if alone else prompt
@@ -231,7 +249,7 @@ def _joined(summary: object, panels: object, grid: Grid, style: str) -> str:
 
 
 def _warn_of_cuts(pipe: Any, call: Mapping[str, Any]) -> None:
-    """Warn of words that no text encoder reads, unless the caller wrote a prompt for each encoder."""
+    """Warn of words that no text encoder reads, unless the caller has given each encoder its own prompt."""
     if call.keys() & {"prompt_2", "prompt_3"}:
         return
     usual = inspect.signature(pipe.__call__).parameters["max_sequence_length"].default
@@ -254,7 +272,7 @@ def _prompt_count(call: Mapping[str, Any]) -> int:
 
 
 def _split(pipe: Any, images: Tensor, grid: Grid, output_type: str) -> list[list[Any]]:
-    """Panels of every composite, in the form that was asked for."""
+    """Panels of every composite, as `output_type` asks."""
     if output_type == "latent":
         parts = _latent_panels(pipe, images, grid)
     else:
@@ -269,5 +287,5 @@ def _latent_panels(pipe: Any, latents: Tensor, grid: Grid) -> list[Tensor]:
 
 
 def _converted(pipe: Any, images: Tensor, output_type: str) -> Any:
-    """Pictures [b, 3, H, W] in [0, 1] as the pipeline itself would put them out; latents as they are."""
+    """Pictures [b, 3, H, W] in [0, 1] in the pipeline's own output format; latents unchanged."""
     return pipe.image_processor.postprocess(images, output_type, do_denormalize=[False] * len(images))

@@ -1,4 +1,4 @@
-"""Head guidance for Modular Diffusers: a guider that any of its SD3 pipelines takes."""
+"""Head guidance for Modular Diffusers: a guider for its SD3 pipelines."""
 
 from __future__ import annotations
 
@@ -22,13 +22,25 @@ from dit_heads.heads import HeadSet
 class HeadPerturbationGuidance(BaseGuidance):
     """CFG + head guidance: uncond + s (cond - uncond) + w (cond - perturbed), arXiv 2506.10978.
 
-    heads: text as `HeadSet.parse` reads it. head_guidance_scale: w, 0 is off. softness: u in [0, 1].
-    perturbation, region, temperature: as in `HeadGuidance`.
-    head_guidance_start, head_guidance_stop: step i of N is guided by heads if start <= i / N < stop.
-    guidance_scale: s of CFG, 1 is off; start, stop: its range of steps.
+    A guider sees single predictions, so the perturbed one takes another full pass. `HeadGuidance` on an
+    ordinary pipeline shares the blocks before the first perturbed one.
 
-    A guider sees single predictions, so the perturbed one is a whole further pass; `HeadGuidance` on an
-    ordinary pipeline shares the blocks before the first perturbed one. Raises ValueError for what it refuses.
+    Args:
+        heads: text that `HeadSet.parse` reads.
+        head_guidance_scale: scale w of head guidance; 0 turns it off.
+        softness: softness u, from 0 to 1.
+        perturbation: as in `HeadGuidance`.
+        region: as in `HeadGuidance`.
+        temperature: as in `HeadGuidance`.
+        head_guidance_start: step i of N is guided by heads if start <= i / N < stop.
+        head_guidance_stop: see `head_guidance_start`.
+        guidance_scale: scale s of CFG; 1 turns it off.
+        start: step i of N uses CFG if start <= i / N < stop.
+        stop: see `start`.
+        enabled: whether there is any guidance.
+
+    Raises:
+        InputError: for values out of range, and for heads that cannot be read.
     """
 
     _input_predictions = ["pred_cond", "pred_uncond", "pred_perturbed"]  # noqa: RUF012 (as in diffusers)
@@ -62,10 +74,10 @@ class HeadPerturbationGuidance(BaseGuidance):
         self.head_guidance_scale, self.guidance_scale = head_guidance_scale, guidance_scale
         self.head_guidance_start, self.head_guidance_stop = head_guidance_start, head_guidance_stop
         self._undo = ExitStack()
-        self._gave_up = False  # whether a perturbed prediction was taken for one that was interrupted
+        self._gave_up = False  # whether a perturbed prediction was mistaken for an interrupted one
 
     def set_state(self, *args: Any, **kwargs: Any) -> None:
-        self._undo.close()  # what a step that was interrupted has left
+        self._undo.close()  # leftovers of an interrupted step
         super().set_state(*args, **kwargs)
 
     def prepare_models(self, denoiser: nn.Module) -> None:
@@ -76,6 +88,14 @@ class HeadPerturbationGuidance(BaseGuidance):
             self._perturb(denoiser)
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
+        """End a prediction.
+
+        Args:
+            denoiser: the transformer.
+
+        Raises:
+            InputError: if the transformer was called from elsewhere, so that its heads were not perturbed.
+        """
         self._undo.close()
         if self._gave_up:
             raise InputError(
@@ -111,7 +131,7 @@ class HeadPerturbationGuidance(BaseGuidance):
         return len(self._predictions())
 
     def _predictions(self) -> list[str]:
-        """The predictions of this step, in the order in which they are asked for."""
+        """The predictions of this step, in order."""
         cfg = self._enabled and self.guidance_scale != 1 and self._within(self._start, self._stop)
         by_heads = self._enabled and self.head_guidance_scale != 0 and self.softness != 0
         by_heads = by_heads and self._within(self.head_guidance_start, self.head_guidance_stop)

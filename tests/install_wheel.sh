@@ -18,7 +18,7 @@ pip() { "$work/env/bin/python" -m pip --disable-pip-version-check "$@"; }
 pip wheel --quiet --quiet --no-deps --wheel-dir "$work/dist" "$work/source"
 
 echo "==> installing it into a fresh environment"
-pip install --quiet --quiet --constraint "$checkout/constraints.txt" "$work"/dist/*.whl
+pip install --quiet --quiet --no-compile --constraint "$checkout/constraints.txt" "$work"/dist/*.whl
 cd "$work"
 echo "==> the showcase, outside the checkout"
 HF_HUB_OFFLINE=1 "$work/env/bin/dit-heads" showcase --out "$work/showcase.png"

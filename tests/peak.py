@@ -13,18 +13,23 @@ class PeakBytes(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak = 0
-        self._live: dict[int, int] = {}
+        self.peak = self._bytes = 0
+        self._live: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         given = {key for key, _ in map(_storage, _tensors((args, kwargs)))}
         for key, storage in map(_storage, _tensors(out)):
             if key not in given and key not in self._live:
-                self._live[key] = storage.nbytes()
-                weakref.finalize(storage, self._live.pop, key, None)
-        self.peak = max(self.peak, sum(self._live.values()))
+                self._live.add(key)
+                self._bytes += storage.nbytes()
+                weakref.finalize(storage, self._freed, key, storage.nbytes())
+        self.peak = max(self.peak, self._bytes)
         return out
+
+    def _freed(self, key: int, count: int) -> None:
+        self._live.discard(key)
+        self._bytes -= count
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:

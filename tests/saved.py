@@ -45,7 +45,7 @@ def tiny_flux_pipeline() -> FluxPipeline:
     """The same with two double-stream blocks and a single-stream one."""
     torch.manual_seed(0)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
-    return FluxPipeline(
+    pipe = FluxPipeline(
         transformer=_flux(),
         scheduler=scheduler,
         vae=tiny_vae(8, 16),
@@ -54,6 +54,8 @@ def tiny_flux_pipeline() -> FluxPipeline:
         text_encoder_2=_t5(),
         tokenizer_2=_t5_tokenizer(),
     )
+    pipe.default_sample_size = 16  # instead of the 128 of the class; it is not stored
+    return pipe
 
 
 def red(images: torch.Tensor, prompts: Any) -> torch.Tensor:

@@ -10,15 +10,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ("dit_heads", "loras", "pipelines", "demo", "benchmarks")
 MODULE, CLASS, FUNCTION = 350, 150, 60
 # File, or file and name -> why it is longer.
-EXCEPTIONS = {
-    "dit_heads/embedded/world/render.py": "to be split",
-    "tests/loras/sets/test_dataset.py": "to be split",
-    "tests/loras/tasks/test_in_context.py": "to be split",
-    "tests/loras/test_train.py": "to be split",
-    "tests/loras/weights/test_files.py": "to be split",
-    "tests/objectives/test_objectives.py": "to be split",
-    "tests/pipelines/test_in_context.py": "to be split",
-}
+EXCEPTIONS: dict[str, str] = {}
 
 
 def too_long(path: Path) -> Iterator[tuple[str, int]]:

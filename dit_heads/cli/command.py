@@ -1,6 +1,6 @@
-"""The `dit-heads` command: which commands there are, and what becomes of their errors.
+"""The `dit-heads` command: the list of its subcommands, and how their errors are shown.
 
-Nothing heavy is imported before the arguments are known to be right.
+Heavy packages are imported only once the arguments have been checked.
 """
 
 import os
@@ -20,28 +20,32 @@ from dit_heads.errors import InputError
 class Command(Protocol):
     """A frozen dataclass whose fields are the command's arguments."""
 
-    def run(self) -> None: ...
+    def run(self) -> None:
+        """Do what the command is for."""
+        ...
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a command's class is, and what the overview says of it."""
+    """The place of a command's class, and the command's line in the overview."""
 
     module: str
     name: str
     summary: str
 
     def load(self) -> type[Command]:
+        """The command's class, imported now."""
         return getattr(import_module(f"dit_heads.cli.{self.module}"), self.name)
 
 
 COMMANDS = {
     "showcase": Entry("showcase", "Showcase", "one sheet of unguided and guided pictures, side by side"),
-    "generate": Entry("generate", "Generate", "draw pictures of a prompt, guided by chosen heads"),
+    "generate": Entry("generate", "Generate", "generate pictures of a prompt, guided by chosen heads"),
     "heads": Entry("heads", "Heads", "list the blocks and heads of a model"),
-    "presets": Entry("presets", "Presets", "list head sets that have a name"),
+    "presets": Entry("presets", "Presets", "list the named head sets"),
     "hunt": Entry("hunt", "Hunt", "search for the heads that raise an objective"),
-    "tune": Entry("hunt", "Tune", "sweep scale and softness of the heads that a search found"),
+    "tune": Entry("hunt", "Tune", "sweep the scale and softness of the heads that a search found"),
+    "demo": Entry("demo", "Demo", "open the demo: a page in the browser"),
     "train": Entry("train", "Train", "train a LoRA on sets of images"),
 }
 TRACEBACK = "--traceback"
@@ -52,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        argv: the arguments after the command's name; those of the process by default.
+        argv: the arguments after the program's name. Default: those of the process.
 
     Returns:
         The exit code: 0, 1 for a bug or a closed stdout, 2 for bad input, 130 for Ctrl-C.
@@ -61,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _command([each for each in arguments if each != TRACEBACK]).run()
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has had enough: `dit-heads presets | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it at exit
+    except BrokenPipeError:  # stdout was closed, as by `dit-heads presets | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python complains at exit
         return 1
     except KeyboardInterrupt:
         print("dit-heads: interrupted", file=sys.stderr)
@@ -82,7 +86,7 @@ def _command(arguments: list[str]) -> Command:
 
 
 def _explained(error: Exception, *, with_traceback: bool) -> int:
-    """Print an error and return the exit code: bad input in a few words, a bug with its traceback."""
+    """Print an error, a bug with its traceback, and return the exit code."""
     message = _bad_input(error)
     if message is None or with_traceback:
         traceback.print_exception(error)
@@ -91,10 +95,10 @@ def _explained(error: Exception, *, with_traceback: bool) -> int:
 
 
 def _bad_input(error: Exception) -> str | None:
-    """What is wrong with the input; None if the error is a bug."""
+    """The message of an error that bad input caused; None for a bug."""
     if isinstance(error, InputError):
         return str(error)
-    # The operating system's errors have a number; what libraries raise under the same name has none.
+    # Errors of the operating system have a number. Libraries raise the same class without one.
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
     return None
@@ -115,9 +119,9 @@ def _overview() -> ArgumentParser:
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"dit-heads {__version__}")
-    # `main` takes this one out, as it may stand anywhere.
+    # `main` removes it from the arguments, since it may stand anywhere.
     parser.add_argument(
-        TRACEBACK, action="store_true", help="show where an error was raised, for any command"
+        TRACEBACK, action="store_true", help="show the traceback of an error; works with every command"
     )
     parser.add_argument("command", nargs="?", help=SUPPRESS)
     return parser

@@ -1,4 +1,4 @@
-"""From settings to pictures: what a model cannot follow, the pipeline's call, and what comes of it."""
+"""From settings to pictures: checks against the model, the pipeline's call, and its result."""
 
 from __future__ import annotations
 
@@ -20,11 +20,18 @@ from dit_heads.models import EMBEDDED, check_size, empty_transformer, text_argum
 
 
 def check_model(settings: Settings, heads: HeadSet | None) -> Settings:
-    """The settings as their model follows them, judged by its configs alone.
+    """The settings that a model can follow, judged by its configs alone.
+
+    Args:
+        settings: the settings.
+        heads: the heads to guide by, or None.
+
+    Returns:
+        The settings, with those reset that have no effect.
 
     Raises:
-        InputError: for heads that it lacks, sizes that it cannot draw, and a negative prompt that nothing
-            would read.
+        InputError: for heads that the model lacks, sizes that it cannot generate, and a negative prompt that
+            nothing would read.
     """
     transformer: Any = empty_transformer(settings.model)
     layout = layout_of(transformer)
@@ -43,8 +50,8 @@ def check_model(settings: Settings, heads: HeadSet | None) -> Settings:
 
 
 def draw(pipe: Any, settings: Settings, heads: HeadSet | None) -> Iterator[tuple[Settings, Image.Image]]:
-    """Each picture as it is done, with settings that give this picture alone."""
-    # One at a time: a picture must not depend on how many others were asked for with it.
+    """Generate the pictures one by one, each with settings that reproduce it alone."""
+    # One at a time, so that a picture does not depend on the number of others.
     for index in range(settings.num_images):
         single = replace(settings, seed=settings.seed + index, num_images=1)
         pipe.set_progress_bar_config(desc=f"picture {index + 1} of {settings.num_images}")
@@ -54,19 +61,19 @@ def draw(pipe: Any, settings: Settings, heads: HeadSet | None) -> Iterator[tuple
 
 
 def guidance(pipe: Any, heads: HeadSet | None, settings: Settings) -> AbstractContextManager[Any]:
-    """The context manager that guides by heads, or one that does nothing."""
+    """A context manager that guides by heads; without heads, one that does nothing."""
     if heads is None:
         return nullcontext()
     return HeadGuidance(pipe, heads, **{name: getattr(settings, name) for name in GUIDANCE})
 
 
 def call_arguments(settings: Settings) -> dict[str, Any]:
-    """The pipeline call that the settings ask for."""
+    """Arguments of the pipeline's call."""
     arguments: dict[str, Any] = {
         "prompt": settings.prompt,
         "num_inference_steps": settings.steps,
         "guidance_scale": settings.guidance_scale,
-        # On the CPU, so that a seed means the same picture on every device.
+        # On the CPU, so that a seed gives the same noise on every device.
         "generator": torch.Generator("cpu").manual_seed(settings.seed),
         "width": settings.width,
         "height": settings.height,
@@ -78,10 +85,14 @@ def call_arguments(settings: Settings) -> dict[str, Any]:
 
 
 def finite_pictures(pipe: Any, **arguments: Any) -> list[Image.Image]:
-    """What a pipeline call draws.
+    """Generate pictures with one call of a pipeline.
+
+    Args:
+        pipe: the pipeline.
+        arguments: arguments of the call.
 
     Raises:
-        InputError: if a number of a picture is not finite, which would become black in a file.
+        InputError: for pixels that are not finite, which would be black in a file.
     """
     pixels = pipe(**arguments, output_type="pt").images  # [B, 3, H, W]
     if not pixels.isfinite().all():
@@ -93,12 +104,12 @@ def finite_pictures(pipe: Any, **arguments: Any) -> list[Image.Image]:
 
 
 def lost_words(pipe: Any, prompt: str, max_sequence_length: int) -> dict[str, str]:
-    """The end of a prompt that a text encoder does not read, by the encoder's name.
+    """The ends of a prompt that text encoders truncate, by name of the encoder.
 
     Args:
         pipe: a pipeline whose text encoders all read the prompt.
         prompt: the text.
-        max_sequence_length: tokens that encoders other than CLIPs read; a CLIP has a length of its own.
+        max_sequence_length: number of tokens that encoders other than CLIPs read. CLIPs have their own limit.
     """
     lost = {}
     for name in sorted(
@@ -109,13 +120,13 @@ def lost_words(pipe: Any, prompt: str, max_sequence_length: int) -> dict[str, st
         limit = tokenizer.model_max_length if is_clip else max_sequence_length
         tokens = tokenizer(prompt, verbose=False).input_ids
         if len(tokens) > limit:
-            # The last token, the end of the text, stays whatever is cut.
+            # The last token marks the end of the text and is always kept.
             lost[name] = tokenizer.decode(tokens[limit - 1 : -1]).strip()
     return lost
 
 
 def warn_of_lost_words(pipe: Any, settings: Settings) -> None:
-    """Name the words of the prompts that a text encoder does not read."""
+    """Warn of words in the prompts that a text encoder truncates."""
     length = signature(pipe.__call__).parameters["max_sequence_length"].default
     length = text_arguments(settings.model).get("max_sequence_length", length)
     for name in ("prompt", "negative_prompt"):

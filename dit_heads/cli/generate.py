@@ -1,4 +1,4 @@
-"""The `generate` command: pictures of a prompt, with every setting written into the file."""
+"""The `generate` command: pictures of a prompt, with all settings stored in the file."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ GUIDANCE = ("scale", "softness", "perturbation", "region", "temperature", "start
 
 @settings
 class Settings:
-    """All that a picture depends on; written into its file."""
+    """Everything that a picture depends on. It is stored in the picture's file."""
 
     prompt: tyro.conf.Positional[Annotated[str, Flag(metavar="PROMPT")]] = ""
-    """What the picture shows."""
+    """Description of the picture."""
     negative_prompt: str = ""
-    """What classifier-free guidance leads away from. FLUX cannot follow one."""
+    """Description of what the picture should not show. FLUX does not support it."""
     model: str = "embedded"
-    """The model: embedded, embedded/flux, a folder in diffusers' format, or a model id of the hub."""
+    """Model: embedded, embedded/flux, a folder in diffusers' format, or a model id on the hub."""
     heads: Annotated[str | None, Flag(metavar="HEADS")] = None
-    """Heads to guide by, such as "L1H10, L7, L12H0-5", or a JSON file of them. Default: no head guidance."""
+    """Heads to guide by, such as "L1H10, L7, L12H0-5", or a JSON file with a head set. Default: none."""
     scale: Annotated[float, Field(ge=0)] = 3.0
-    """Head guidance scale w; 0 turns head guidance off."""
+    """Head guidance scale w. 0 turns head guidance off."""
     softness: Share = 1.0
-    """How far the heads are perturbed, u, from 0 to 1."""
+    """Softness u: how far the heads are perturbed, from 0 to 1."""
     perturbation: Literal["identity", "uniform", "mean_query", "arg_max", "temperature"] = "identity"
     """What replaces the attention map of a perturbed head."""
     region: Literal["joint", "image", "image_to_image"] = "joint"
@@ -49,23 +49,23 @@ class Settings:
     temperature: Annotated[float | None, Field(gt=0), Flag(metavar="TAU")] = None
     """Temperature of the perturbation of that name."""
     start: Share = 0.0
-    """Fraction of the steps after which head guidance begins."""
+    """Fraction of the steps after which head guidance starts."""
     stop: Share = 1.0
-    """Fraction of the steps after which head guidance ends."""
+    """Fraction of the steps after which head guidance stops."""
     guidance_scale: Annotated[float, Field(ge=0)] = 4.0
-    """Scale of classifier-free guidance, off at 1; for FLUX, of the guidance that is distilled into it."""
+    """Classifier-free guidance scale. 1 turns it off. For FLUX: scale of its distilled guidance."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 28
     """Number of denoising steps."""
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
-    """Seed of the first picture; those of the next ones count up from it."""
+    """Seed of the first picture. Each further picture takes the next seed."""
     num_images: Annotated[int, Field(ge=1, le=64)] = 1
-    """Number of pictures, each with a seed of its own."""
+    """Number of pictures, each with its own seed."""
     width: Annotated[Side | None, Flag(metavar="PIXELS")] = None
-    """Width in pixels. Default: the model's own."""
+    """Width in pixels. Default: the model's default."""
     height: Annotated[Side | None, Flag(metavar="PIXELS")] = None
-    """Height in pixels. Default: the model's own."""
+    """Height in pixels. Default: the model's default."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the weights and of the computation."""
+    """Number format of weights and computation."""
 
     def __post_init__(self) -> None:
         for name in ("prompt", "negative_prompt"):
@@ -86,30 +86,31 @@ class Settings:
 def _check_text(name: str, text: str) -> None:
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # bytes of the command line that are not UTF-8
+    except UnicodeEncodeError as error:  # the command line held bytes that are not UTF-8
         raise InputError(f"{name}: expected text in UTF-8, got {text!r}") from error
 
 
 @dataclass(frozen=True)
 class Generate:
-    """Draw pictures of a prompt, guided by chosen attention heads."""
+    """Generate pictures of a prompt, guided by chosen attention heads."""
 
     settings: Annotated[Settings, Flag(name="")] = field(default_factory=Settings)
     out: Annotated[Path, Flag(metavar="FILE.png")] = Path("out/picture.png")
-    """File of the picture; several are numbered: picture-1.png, picture-2.png and so on."""
+    """Output file. Several pictures are numbered: picture-1.png, picture-2.png and so on."""
     grid: bool = False
-    """Write several pictures as one file."""
+    """Write several pictures into one file, as a grid."""
     device: str = "auto"
-    """Device that draws: auto, cpu, cuda, cuda:1, mps and so on."""
+    """Device of the model: auto, cpu, cuda, cuda:1, mps and so on."""
     file: Annotated[Path | None, Flag(name="from", metavar="FILE.png")] = None
-    """A picture of this command whose settings are used; flags take precedence."""
+    """PNG file written by this command whose settings are used. Other flags take precedence."""
 
     @classmethod
     def of_file(cls, file: Path) -> Generate:
-        """The settings of a picture, which flags replace."""
+        """The command with the settings of a picture as its defaults."""
         return cls(settings_of(read_settings(file), file), file=file)
 
     def run(self) -> None:
+        """Check the settings, load the model, then generate and write the pictures."""
         heads = checked_heads(self.settings)
         check_out(self.out)
         files = numbered(self.out, 1 if self.grid else self.settings.num_images)
@@ -117,7 +118,7 @@ class Generate:
         from dit_heads.cli.draw import check_model, draw, warn_of_lost_words
         from dit_heads.models import load_pipeline
 
-        # The model's configs tell what it cannot follow before its weights are read.
+        # Judged by the model's configs, before its weights are read.
         followed = check_model(replace(self.settings, heads=heads and str(heads)), heads)
         pipe = load_pipeline(followed.model, followed.dtype, self.device)
         warn_of_lost_words(pipe, followed)
@@ -127,10 +128,10 @@ class Generate:
 
 
 def checked_heads(settings: Settings) -> HeadSet | None:
-    """The heads of the settings, once the prompt is known to be there.
+    """The heads that the settings name, or None.
 
     Raises:
-        InputError: for an empty prompt, or text that names no heads.
+        InputError: for an empty prompt, and for text that names no heads.
     """
     if not settings.prompt.strip():
         raise InputError("prompt: expected a description of the picture, got nothing")
@@ -140,10 +141,14 @@ def checked_heads(settings: Settings) -> HeadSet | None:
 
 
 def settings_of(stored: Mapping[str, Any], file: Path) -> Settings:
-    """The settings that `stored` wrote into a file.
+    """The settings that a picture's file holds.
+
+    Args:
+        stored: the result of `stored` that was written into the file.
+        file: the file, for the error message.
 
     Raises:
-        InputError: naming the file and the settings that are unknown or do not fit.
+        InputError: for unknown settings and values that do not fit.
     """
     try:
         return from_mapping(Settings, {k: v for k, v in stored.items() if k != "version"}, "settings")
@@ -152,12 +157,12 @@ def settings_of(stored: Mapping[str, Any], file: Path) -> Settings:
 
 
 def stored(settings: Settings) -> dict[str, Any]:
-    """What goes into a picture's file, and comes back through `settings_of`."""
+    """The settings in the form that is written into a picture's file."""
     return {**as_mapping(settings), "version": __version__}
 
 
 def without_heads(settings: Settings) -> Settings:
-    """The settings without those that only head guidance follows, and a warning that names them."""
+    """The settings with those reset, and warned of, that have no effect without heads."""
     usual = {each.name: each.default for each in fields(Settings)}
     idle = [name for name in GUIDANCE if getattr(settings, name) != usual[name]]
     if idle:
@@ -166,14 +171,18 @@ def without_heads(settings: Settings) -> Settings:
 
 
 def check_out(out: Path) -> None:
-    """Raise `InputError` unless a PNG can be written to `out`."""
+    """Check that a PNG can be written.
+
+    Raises:
+        InputError: for a name that does not end in .png, and for a file that could not be written.
+    """
     if out.suffix.lower() != ".png":
         raise InputError(f"out: expected a file name that ends in .png, got '{out}'")
     check_writable(out)
 
 
 def numbered(out: Path, count: int) -> list[Path]:
-    """One file name a picture: `out` itself, or numbered ones beside it."""
+    """A file name for each picture: `out` itself, or numbered names beside it."""
     if count == 1:
         return [out]
     digits = len(str(count))
@@ -181,7 +190,7 @@ def numbered(out: Path, count: int) -> list[Path]:
 
 
 def _write(files: list[Path], pictures: Any, settings: Settings) -> None:
-    """Write each picture once it is drawn, or all as one grid."""
+    """Write each picture once it is generated, or all as one grid."""
     if len(files) == settings.num_images:
         for file, (single, image) in zip(files, pictures, strict=True):
             write_png(image, file, stored(single))

@@ -13,16 +13,17 @@ class Heads:
     """List the blocks and heads of a model, by the names that --heads takes."""
 
     model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MODEL")]] = "embedded"
-    """embedded, embedded/flux, a folder in diffusers' format, or a model id of the hub"""
+    """Model: embedded, embedded/flux, a folder in diffusers' format, or a model id on the hub."""
 
     def run(self) -> None:
+        """Print the list."""
         from dit_heads.models import head_layout
 
         print("\n".join(_listing(self.model, head_layout(self.model))))
 
 
 def _listing(model: str, layout: Any) -> list[str]:
-    """The heads of a model by name, one line for each run of blocks that are alike."""
+    """The heads of a model, one line for each run of blocks with equally many."""
     total, blocks = sum(layout.heads), len(layout.heads)
     lines = [f"{model}: {layout.model}, {blocks} blocks, {total} heads of joint attention"]
     lines += [f"  {_span(first, last)}H0-{heads - 1}" for first, last, heads in _alike(layout.heads)]
@@ -34,7 +35,7 @@ def _listing(model: str, layout: Any) -> list[str]:
 
 
 def _alike(counts: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """(first block, last block, heads) of each run of blocks with as many heads."""
+    """(first block, last block, heads) of each run of blocks with equally many heads."""
     for heads, run in groupby(enumerate(counts), key=lambda pair: pair[1]):
         numbers = [block for block, _ in run]
         yield numbers[0], numbers[-1], heads

@@ -1,4 +1,4 @@
-"""The `hunt` and `tune` commands; imports nothing heavy, as the command line reads it first."""
+"""The `hunt` and `tune` commands. Heavy packages are imported when a command runs."""
 
 from __future__ import annotations
 
@@ -29,41 +29,45 @@ Flag = tyro.conf.arg
 
 @settings
 class Search:
-    """What is searched, and by which pictures."""
+    """The heads to search, and the pictures to judge them by."""
 
     model: str = "embedded"
-    """Model: embedded, embedded/flux, a folder in diffusers' format, or a model id of the hub."""
+    """Model: embedded, embedded/flux, a folder in diffusers' format, or a model id on the hub."""
     objective: str = "clip"
-    """Score to raise: clip (the embedded one), clip:MODEL, pickscore, hpsv2:FOLDER, aesthetic:FILE or
+    """Score to raise: clip (the embedded CLIP), clip:MODEL, pickscore, hpsv2:FOLDER, aesthetic:FILE or
     MODULE:FUNCTION."""
     prompts: Annotated[Path | None, Flag(metavar="FILE.txt")] = None
-    """Text file with a prompt a line. Default: captions of the embedded model's world."""
+    """Text file with one prompt per line. Default: captions of the embedded model's world."""
     num_prompts: Annotated[int, Field(ge=1)] = 5
-    """Number of these captions."""
+    """Number of captions to use if there is no file of prompts."""
     style: Annotated[str | None, Flag(metavar="STYLE")] = None
-    """Style whose heads are searched for, such as "at night". The prompts are then its contents."""
+    """Style to search heads for, such as "at night". The prompts then serve as contents."""
     template: str = "{style}, {content}"
-    """Template that makes a prompt of style and content."""
+    """Template of a prompt, made of a style and a content."""
     candidates: Annotated[str | None, Flag(metavar="HEADS")] = None
-    """Heads to choose among, such as "L0-5". Default: all."""
+    """Heads to choose from, such as "L0-5". Default: all heads."""
     config: Annotated[HuntConfig, Flag(name="")] = field(default_factory=HuntConfig)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of the model: auto, float32, bfloat16 or float16."""
+    """Number format of weights and computation."""
 
     def listed_prompts(self) -> list[str]:
-        """The prompts of the search. Raises InputError for a file or a template that gives none."""
+        """The prompts of the search. Raises InputError for a file or a template that yields none."""
         prompts = read_prompts(self.prompts) if self.prompts else world_prompts(self.num_prompts, self.style)
         return style_prompts(self.template, [self.style], prompts) if self.style else prompts
 
     def hunter(self, folder: Path, workers: Workers) -> HeadHunter:
-        """Everything loaded, ready to run.
+        """A search with everything loaded, ready to run.
+
+        Args:
+            folder: folder of the results.
+            workers: the processes that generate pictures.
 
         Raises:
-            InputError: for what cannot be honoured; where configs tell, before weights are read.
+            InputError: for settings that cannot be honoured, before weights are read where configs show it.
         """
         prompts = self.listed_prompts()
         candidates = None if self.candidates is None else HeadSet.parse(self.candidates)
-        # Slow to import, so only now; and the model's configs tell a wrong head before its weights are read.
+        # Slow to import, so only now. The configs show a wrong head before the weights are read.
         from dit_heads.hunt.hunter import HeadHunter
         from dit_heads.hunt.plots import require_matplotlib
         from dit_heads.hunt.scorer import InProcess
@@ -84,13 +88,13 @@ class Search:
 
 
 def load_scorer(search: Search, device: str) -> Scorer:
-    """A search's pipeline and objective, in this process."""
+    """Load the pipeline and the objective of a search in this process."""
     from dit_heads.embedded.objective import embedded_clip
     from dit_heads.hunt.scorer import Scorer
     from dit_heads.models import load_pipeline, quiet_loading, text_arguments
     from dit_heads.objectives import load_objective
 
-    if os.getcwd() not in sys.path:  # a console script does not look there for MODULE:FUNCTION
+    if os.getcwd() not in sys.path:  # a console script does not search it for MODULE:FUNCTION
         sys.path.append(os.getcwd())
     config = search.config
     with quiet_loading():
@@ -109,21 +113,22 @@ def load_scorer(search: Search, device: str) -> Scorer:
 
 @dataclass(frozen=True)
 class Workers:
-    """Where pictures are drawn."""
+    """The processes that generate pictures."""
 
     device: str = "auto"
     """Device of the model: auto, cpu, cuda, cuda:1, mps, ..."""
     workers: int = 0
-    """Number of processes of a Ray cluster that draw. 0 draws in this process."""
+    """Number of Ray processes that generate pictures. 0 generates them in this process."""
     cluster: Annotated[str | None, Flag(metavar="ADDRESS")] = None
-    """Address of a running Ray cluster, or auto. Default: a cluster is started here."""
+    """Address of a running Ray cluster, or auto. Default: start a cluster on this machine."""
 
     @property
     def asked_for(self) -> bool:
+        """Whether other processes are to generate the pictures."""
         return bool(self.workers) or self.cluster is not None
 
     def backend(self, load: Any) -> Any:
-        """Worker processes, each with a model of its own; this process loads none."""
+        """Worker processes, each with its own model. This process loads none."""
         from dit_heads.hunt.cluster import on_ray
 
         return on_ray(load, self.workers, address=self.cluster)
@@ -131,14 +136,15 @@ class Workers:
 
 @dataclass(frozen=True)
 class Hunt:
-    """Search for the heads that raise an objective. Results and the evidence go into a folder."""
+    """Search for the heads that raise an objective. Results and evidence are written into a folder."""
 
     out: Annotated[Path, Flag(metavar="FOLDER")] = Path("hunts/general")
-    """Folder of the results. The same search run again resumes there."""
+    """Folder of the results. Run the same search again to resume it."""
     search: Annotated[Search, Flag(name="")] = field(default_factory=Search)
     where: Annotated[Workers, Flag(name="")] = field(default_factory=Workers)
 
     def run(self) -> None:
+        """Run the search, print and write its result."""
         check_writable(self.out / "heads.json")
         hunter = self.search.hunter(self.out, self.where)
         self.search.write(self.out / "search.json")
@@ -151,19 +157,20 @@ class Hunt:
 
 @dataclass(frozen=True)
 class Tune:
-    """Sweep scale and softness of the heads that a search found, on its prompts."""
+    """Sweep the scale and softness of the heads that a search found, on the prompts of the search."""
 
     folder: tyro.conf.Positional[Annotated[Path, Flag(metavar="FOLDER")]]
-    """Folder of a search that `dit-heads hunt` has finished."""
+    """Folder of a search that dit-heads hunt has finished."""
     heads: Annotated[str | None, Flag(metavar="HEADS")] = None
-    """Other heads than those that the search found."""
+    """Heads to use instead of those that the search found."""
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
-    """Head guidance scales w."""
+    """Head guidance scales w to try."""
     softnesses: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
-    """Softnesses u."""
+    """Values of the softness u to try."""
     where: Annotated[Workers, Flag(name="")] = field(default_factory=Workers)
 
     def run(self) -> None:
+        """Generate and score the pictures of the sweep, print and write the result."""
         found, stored = self.folder / "heads.json", self.folder / "search.json"
         if not stored.is_file() or (self.heads is None and not found.is_file()):
             raise InputError(f"folder: expected one that dit-heads hunt has filled, got '{self.folder}'")

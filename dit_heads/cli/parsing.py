@@ -1,4 +1,4 @@
-"""From arguments to a command, in two steps: first the file of settings that they name, then all of them."""
+"""From arguments to a command, in two steps: the file of settings that they name, then the arguments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import tyro
 from dit_heads.errors import InputError
 
 Kind = TypeVar("Kind")
-# Flags are named after fields alone: --steps, whatever section it stands in.
+# Flags are named after fields alone: --steps, whatever its section.
 _CONFIG = (tyro.conf.OmitArgPrefixes,)
 
 
@@ -22,13 +22,13 @@ def parsed(kind: type[Kind], arguments: Sequence[str], prog: str) -> Kind:
     """A command filled from its arguments.
 
     Args:
-        kind: a dataclass. If it has a method `of_file`, the settings of the file that its field `file` names
-            are the defaults, which flags replace.
-        arguments: what stands after the command's name.
-        prog: the command's name, for its help.
+        kind: a dataclass. If it has a method `of_file`, the file that its field `file` names provides the
+            defaults of all other fields.
+        arguments: the arguments after the command's name.
+        prog: name of the command in its help.
 
     Raises:
-        InputError: for arguments that are unknown or do not fit.
+        InputError: for unknown arguments, and for values that do not fit.
     """
     file = _file_of(kind, arguments, prog) if hasattr(kind, "of_file") else None
     given: dict[str, Any] = {} if file is None else {"default": kind.of_file(file)}  # pyright: ignore
@@ -41,15 +41,15 @@ def _parsed(kind: type[Kind], arguments: Sequence[str], prog: str, **given: Any)
 
 
 def _file_of(kind: type, arguments: Sequence[str], prog: str) -> Path | None:
-    """The file of settings that the arguments name."""
+    """The file of settings that the arguments name, if any."""
     if {"--help", "-h"} & set(arguments):
         return None
     return _parsed(_unchecked(kind), arguments, prog).file
 
 
 def _unchecked(kind: type) -> Any:
-    """A class with the same flags and no checks: a setting may be wrong with the defaults and right with
-    those of the file that is still to be found."""
+    """A class with the same flags but without checks: a value may be wrong beside the defaults and right
+    beside the settings of a file that has yet to be found."""
     hints = get_type_hints(kind, include_extras=True)
     return make_dataclass(kind.__name__, [_unchecked_field(each, hints[each.name]) for each in fields(kind)])
 
@@ -66,7 +66,7 @@ def _unchecked_field(each: Any, hint: Any) -> tuple[str, Any, Any]:
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """tyro's errors as ours. tyro calls its hook experimental: without it, tyro draws a box and exits."""
+    """Turn errors of tyro into ours. Its hook is experimental; without it, tyro prints a box and exits."""
     try:
         from tyro._errors import on_parse_error
     except ImportError:
@@ -77,7 +77,7 @@ def _plain_errors() -> Iterator[None]:
 
 
 def _refuse(event: Any) -> None:
-    """Raise what tyro is about to print, if it is of a kind that we know."""
+    """Raise the error that tyro is about to print, if we know its kind."""
     what = type(event).__name__
     if what == "UnrecognizedArgs":
         raise InputError(f"arguments: not understood: {' '.join(event.tokens)} (see {event.prog} --help)")
@@ -98,13 +98,13 @@ def _refuse(event: Any) -> None:
 
 
 def _name(argument: Any) -> str:
-    """A flag as the user writes it, or a positional argument as the help calls it."""
+    """The name of a flag as users write it, or of a positional argument as in the help."""
     lowered = argument.lowered
     return str(lowered.metavar) if argument.is_positional() else lowered.name_or_flags[0]
 
 
 def _cause(error: BaseException | None) -> BaseException:
-    """What a settings class raised, which tyro wraps: an `InputError` of its checks, or a bug in them."""
+    """The error inside of tyro's own: an `InputError` of a settings class, or a bug."""
     chain = []
     while error is not None:
         chain.append(error)

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Presets:
-    """List head sets that have a name: what each does, to which model, and who says so."""
+    """List the named head sets with their effects, models and sources."""
 
     def run(self) -> None:
+        """Print the list."""
         from dit_heads.heads.presets import shipped_presets
 
         for found in shipped_presets():

@@ -1,4 +1,4 @@
-"""The sheet of the `showcase` command: a row a prompt, a column a kind of guidance."""
+"""The sheet of the `showcase` command: one row per prompt, one column per kind of guidance."""
 
 from __future__ import annotations
 
@@ -32,7 +32,13 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Guided:
-    """A column of the sheet: its label, its CFG scale (1 is off) and the heads that guide it."""
+    """A column of the sheet.
+
+    Attributes:
+        label: its heading.
+        cfg: its CFG scale; 1 is off.
+        preset: the heads that guide it, or None.
+    """
 
     label: Column
     cfg: float
@@ -40,7 +46,7 @@ class Guided:
 
 
 def columns(heads: Preset, block: Preset, cfg: float = CFG) -> list[Guided]:
-    """The columns from left to right, given chosen heads and a whole block of them."""
+    """The columns from left to right, for a few chosen heads and for a whole block."""
     return [
         Guided(Column("no guidance", "CFG off, no heads"), 1.0),
         Guided(Column("CFG", f"scale {cfg:g}"), cfg),
@@ -53,7 +59,7 @@ def columns(heads: Preset, block: Preset, cfg: float = CFG) -> list[Guided]:
 def draw_column(
     pipe: Any, prompts: Sequence[str], seed: int, steps: int, column: Guided
 ) -> list[Image.Image]:
-    """One picture a prompt; row i has seed + i, whatever guides it."""
+    """One picture per prompt. Row i has the seed `seed + i` in every column."""
     preset = column.preset
     guide = (
         HeadGuidance(pipe, preset.head_set, scale=preset.scale, softness=preset.softness) if preset else None
@@ -72,7 +78,7 @@ def draw_column(
 def showcase(
     pipe: Any, presets: PresetFile, prompts: Sequence[str] = PROMPTS, seed: int = 0, steps: int = 28
 ) -> Image.Image:
-    """The sheet of all columns, one row a prompt."""
+    """The sheet of all columns, with one row per prompt."""
     labels, pictures, last = [], [], seed + len(prompts) - 1
     for column in columns(presets["general"], presets["general, one block"]):
         pipe.set_progress_bar_config(desc=f"{column.label.name:<20}")
@@ -88,7 +94,7 @@ def showcase(
 
 
 def write_showcase(out: Path, seed: int, steps: int) -> None:
-    """Draw the sheet with the embedded model and write it, with what it was made of, to `out`."""
+    """Generate the sheet with the embedded model and write it, with its settings, to `out`."""
     presets = read_presets(PRESETS)
     sheet = showcase(load_pipeline(presets.model), presets, seed=seed, steps=steps)
     made_of = {"preset": as_mapping(presets), "prompts": PROMPTS, "seed": seed, "steps": steps}

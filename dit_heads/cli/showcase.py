@@ -18,13 +18,14 @@ class Showcase:
     """Draw one sheet: the same prompts and seeds, unguided and guided, side by side."""
 
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.png")] = Path("out/showcase.png")
-    """File of the sheet."""
+    """Output file."""
     seed: int = 0
-    """Seed of the first row; those of the next ones count up from it."""
+    """Seed of the first row. Each further row takes the next seed."""
     steps: int = 28
     """Number of denoising steps."""
 
     def run(self) -> None:
+        """Check the settings, then draw and write the sheet."""
         check_out(self.out)
         whole_number("seed", self.seed, 0, 2**32 - 1)
         whole_number("steps", self.steps, 1, 1000)

@@ -1,4 +1,4 @@
-"""Warnings of the command, one line each on stderr."""
+"""Warnings of the command, each as one line on stderr."""
 
 import sys
 

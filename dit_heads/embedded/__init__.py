@@ -1,5 +1,7 @@
-"""The default model and the world that it was trained on; `load_embedded` gives a stock pipeline, and
-`embedded_lora` a LoRA for it."""
+"""The embedded models and the world that they were trained on.
+
+`load_embedded` returns a stock pipeline, and `embedded_lora` the file of a LoRA for it.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -7,16 +9,20 @@ from typing import Any
 from dit_heads.errors import InputError
 
 WEIGHTS = Path(__file__).with_name("weights")
-# T5 tokens that the embedded models read in most of their training. The 256 that SD3's pipeline pads to by
-# default cost more than the picture itself.
+# The number of T5 tokens in most of the embedded models' training. The 256 tokens of SD3's default call take
+# longer than the picture itself.
 TEXT_TOKENS = 64
 
 
 def load_embedded(name: str = "sd3") -> Any:
-    """A stock `StableDiffusion3Pipeline` ("sd3") or `FluxPipeline` ("flux") of the embedded model, fp32, on
-    the CPU.
+    """A stock pipeline of an embedded model, in fp32 on the CPU.
 
-    Raises ValueError for another name."""
+    Args:
+        name: "sd3" for a `StableDiffusion3Pipeline`, "flux" for a `FluxPipeline`.
+
+    Raises:
+        InputError: for any other name.
+    """
     if name == "sd3":
         from diffusers import StableDiffusion3Pipeline
 
@@ -29,11 +35,18 @@ def load_embedded(name: str = "sd3") -> Any:
 
 
 def embedded_lora(task: str) -> Path:
-    """The file of an In-Context LoRA of the embedded SD3, for `pipe.load_lora_weights`: "sky" (a scene by
-    day, at sunset and at night), "grounds" (a subject in three places) or "turntable" (solids from four
-    sides).
+    """The file of an In-Context LoRA for the embedded SD3, to be passed to `pipe.load_lora_weights`.
 
-    Its card lies beside it. Raises ValueError for another task."""
+    Args:
+        task: "sky" (a scene by day, at sunset and at night), "grounds" (a subject in three places) or
+            "turntable" (solids from four sides).
+
+    Returns:
+        The path of the file. Its model card is in the same folder.
+
+    Raises:
+        InputError: for any other task.
+    """
     found = {path.parent.name: path for path in sorted((WEIGHTS / "loras").glob("*/lora.safetensors"))}
     if task not in found:
         raise InputError(f"task: expected one of {', '.join(found)}, got {task!r}")

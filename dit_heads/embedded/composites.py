@@ -1,4 +1,4 @@
-"""Composites of unrelated panels, judged panel by panel: `python -m dit_heads.embedded.composites`."""
+"""Judge composites of unrelated panels, panel by panel: `python -m dit_heads.embedded.composites`."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ SIDE = 128  # pixels of a panel
 
 @dataclass(frozen=True)
 class PanelVerdict:
-    """What the judge saw in n composites of P panels each."""
+    """The judge's verdict on n composites of P panels each."""
 
     attributes: Float[Tensor, "n p"]
-    """share of a panel's attributes that are right"""
+    """Share of each panel's attributes that are right."""
     placed: Bool[Tensor, "n p"]
-    """whether the judge finds a panel likelier under its own caption than under any other panel's"""
+    """Whether the judge finds each panel likelier under its own caption than under that of another panel."""
 
     @property
     def right(self) -> Bool[Tensor, "n p"]:
@@ -40,7 +40,7 @@ class PanelVerdict:
         return self.attributes == 1
 
     def row(self, name: str) -> str:
-        """A line of a Markdown table, in %, with 95 % bootstrap intervals over composites."""
+        """A row of a Markdown table, in %, with 95 % bootstrap intervals over composites."""
         shares = (self.right.float(), self.attributes, self.placed.float())
         return f"| {name} | {' | '.join(cell(100 * s.mean(1).double().numpy(), 1) for s in shares)} |"
 
@@ -49,14 +49,19 @@ HEADER = "| | panels all right | attributes right | in their place |\n|---|---|-
 
 
 def unseen_composites(count: int, panels: int, solids: Sequence[int]) -> list[list[Scene]]:
-    """The scenes of `count` composites of unrelated panels that training never saw; the panels take their
-    numbers of objects from `solids` in turn."""
+    """The scenes of composites of unrelated panels, none of which was seen in training.
+
+    Args:
+        count: number of composites.
+        panels: panels per composite.
+        solids: numbers of objects, which the panels take in turn.
+    """
     kinds = [iter(unseen_scenes("test", count * panels, solids=n)) for n in solids]
     return [[next(kinds[(k + j) % len(kinds)]) for k in range(panels)] for j in range(count)]
 
 
 def joint_prompts(sheets: Sequence[Sequence[Scene]], rows: int, columns: int) -> list[str]:
-    """Joint captions of canonical captions, each with markers and a summary of its own."""
+    """Joint captions made of canonical captions, each with its own markers and summary."""
     rng = np.random.default_rng(0)
     return [joint_caption([caption(scene) for scene in sheet], rows, columns, rng) for sheet in sheets]
 
@@ -80,7 +85,7 @@ def judge_panels(
     for j in range(each):
         scenes = [sheet[j] for sheet in sheets for _ in range(each)]
         found = verdict(judge, panels.flatten(0, 1), scenes)
-        asked = len(found.right) * found.asked.float().sum(-1)  # or captions of fewer solids would win
+        asked = len(found.right) * found.asked.float().sum(-1)  # else captions of fewer solids win
         likelihood[:, :, j] = (found.log_likelihood / asked).view(count, each)
         attributes[:, j] = found.per_picture().view(count, each)[:, j]
     return PanelVerdict(attributes, likelihood.argmax(-1) == torch.arange(each))
@@ -99,10 +104,10 @@ def main(
     Args:
         model: "sd3", "flux" or a folder in diffusers' format.
         guidance: the guidance scale, in 28 steps.
-        count: composites a row of the table.
-        sheet: a PNG for six composites of each grid.
-        batch: composites painted at a time.
-        device: where.
+        count: number of composites per row of the table.
+        sheet: PNG file for six composites of each grid.
+        batch: number of composites generated at once.
+        device: device of the model.
     """
     pipe, judge, shown = load(model).to(device), load_judge(), []
     print(HEADER, flush=True)
@@ -127,7 +132,7 @@ def _painted(
 
 
 def _sheet(pipe: Any, composites: Sequence[Tensor]) -> Any:
-    """All composites on one sheet, each in the middle of a square of 384 pixels."""
+    """All composites on one sheet, each centred in a square of 384 pixels."""
     squares = torch.full((len(composites), 3, 3 * SIDE, 3 * SIDE), 1.0)
     for square, picture in zip(squares, composites, strict=True):
         top, left = ((3 * SIDE - s) // 2 for s in picture.shape[1:])

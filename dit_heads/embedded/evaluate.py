@@ -1,4 +1,4 @@
-"""What the embedded models paint, judged: `python -m dit_heads.embedded.evaluate --count 256`."""
+"""Judge pictures of the embedded models: `python -m dit_heads.embedded.evaluate --count 256`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import tyro
 from diffusers import DiffusionPipeline
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -25,14 +26,20 @@ from dit_heads.io.pictures import write_png
 from dit_heads.io.sheets import plain_grid
 
 KINDS = ((1, False), (2, False), (3, False), (1, True))  # objects, and whether a combination is held out
-EVALUATED = 5_000_000  # evaluation scenes start here in a split, far from those that training validates on
+EVALUATED = 5_000_000  # the first evaluation scene of a split, far from those of training
 
 
 def unseen_scenes(
     split: Split, count: int, *, solids: int | None = None, held_out: bool = False
 ) -> list[Scene]:
-    """Scenes of a split to make prompts of; `solids` fixes how many objects each has, `held_out` gives each a
-    combination of colour and shape that training never shows."""
+    """Scenes for evaluation prompts.
+
+    Args:
+        split: the split.
+        count: number of scenes.
+        solids: number of objects in each scene. Default: any.
+        held_out: whether each scene has a combination of colour and shape that training never shows.
+    """
     seeds = [split_seed(split, EVALUATED + i) for i in range(count)]
     return [sample_scene(seed, count=solids, held_out=held_out) for seed in seeds]
 
@@ -46,15 +53,24 @@ def paint(
     batch: int = 32,
     guidance: AbstractContextManager[Any] | None = None,
     **call: Any,
-) -> Tensor:
-    """Pictures [B, 3, 128, 128] in [-1, 1], on the CPU, of the scenes' captions, or of `prompts`, picture i
-    from seed `first_seed + i` whatever the batch; `call` goes to the pipeline."""
-    said = [caption(s) for s in scenes] if prompts is None else list(prompts)
+) -> Float[Tensor, "b 3 h w"]:
+    """Pictures of scenes or prompts, on the CPU, in [-1, 1].
+
+    Args:
+        pipe: the pipeline.
+        scenes: scenes whose captions are the prompts.
+        prompts: prompts to use instead.
+        first_seed: picture i has the seed `first_seed + i`, whatever the batch size.
+        batch: number of pictures generated at once.
+        guidance: context manager that is entered around all calls, such as `HeadGuidance`.
+        call: further arguments of the pipeline's call.
+    """
+    texts = [caption(s) for s in scenes] if prompts is None else list(prompts)
     pipe.set_progress_bar_config(disable=True)
     parts = []
     with guidance or nullcontext():
-        for at in tqdm(range(0, len(said), batch), desc="painting", leave=False):
-            some = said[at : at + batch]
+        for at in tqdm(range(0, len(texts), batch), desc="painting", leave=False):
+            some = texts[at : at + batch]
             generators = [torch.Generator().manual_seed(first_seed + at + k) for k in range(len(some))]
             images = pipe(some, generator=generators, output_type="pt", **call).images
             parts.append(images.float().cpu() * 2 - 1)
@@ -62,20 +78,20 @@ def paint(
 
 
 def row(name: str, judged: Verdict) -> str:
-    """A line of a Markdown table: every attribute, and all of a picture's attributes at once."""
+    """A row of a Markdown table: shares of right attributes, and of pictures with all of them right."""
     mean = judged.per_picture()
     shares = [*judged.accuracy().values(), mean.mean().item(), (mean == 1).float().mean().item()]
     return f"| {name} | {' | '.join(f'{100 * v:.1f}' for v in shares)} |"
 
 
 def header(judged: Verdict) -> str:
-    """The two lines above the rows."""
+    """The two header lines of the table."""
     names = [*judged.right, "mean", "all right"]
     return f"| | {' | '.join(names)} |\n|---|{'---|' * len(names)}"
 
 
 def interval(values: NDArray[np.float64], rounds: int = 2000) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of one value a prompt or set, which are resampled."""
+    """95 % bootstrap interval of a mean; the values, one per prompt or set, are resampled."""
     rng = np.random.default_rng(0)
     means = values[rng.integers(len(values), size=(rounds, len(values)))].mean(1)
     low, high = np.percentile(means, [2.5, 97.5])
@@ -83,13 +99,13 @@ def interval(values: NDArray[np.float64], rounds: int = 2000) -> tuple[float, fl
 
 
 def cell(values: NDArray[np.float64], digits: int = 2) -> str:
-    """The mean and its interval, for a table."""
+    """A mean and its interval, as a table cell."""
     low, high = interval(values)
     return f"{values.mean():.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def settings_of(pipe: Any, guidance: Sequence[float], stock: bool) -> dict[str, dict[str, Any]]:
-    """Calls of the pipeline by what they are named in the table; for FLUX, `guidance` is the embedded one."""
+    """Arguments of pipeline calls by name in the table. For FLUX, `guidance` is the distilled scale."""
     name = "guidance" if pipelines_of(pipe.transformer).distilled else "CFG"
     own = {"num_inference_steps": 28, "max_sequence_length": TEXT_TOKENS}
     settings = {f"{name} {g:g}": {"guidance_scale": g, **own} for g in guidance}
@@ -97,7 +113,7 @@ def settings_of(pipe: Any, guidance: Sequence[float], stock: bool) -> dict[str, 
 
 
 def load(model: str) -> Any:
-    """An embedded pipeline by its name, or one in a folder, fp32."""
+    """An embedded pipeline by name, or a pipeline from a folder, in fp32."""
     if Path(model).is_dir():
         return DiffusionPipeline.from_pretrained(model, dtype=torch.float32)
     return load_embedded(model)
@@ -113,10 +129,18 @@ def main(
     batch: int = 32,
     device: str = "cpu",
 ) -> None:
-    """Judge `count` pictures of one, two and three objects and of held-out combinations a setting; `model` is
-    "sd3", "flux" or a folder, `stock` adds the pipeline's own defaults, `only` is a number of objects to keep
-    to, `sheet` is a PNG for the first 16 of each four of the first setting; `batch` are painted at a time, on
-    `device`."""
+    """Judge pictures of one, two and three objects and of held-out combinations.
+
+    Args:
+        model: "sd3", "flux" or a folder in diffusers' format.
+        guidance: guidance scales, one setting each.
+        count: number of pictures per setting and kind of scene.
+        stock: whether to judge the pipeline's default call too.
+        only: a number of objects to restrict the scenes to.
+        sheet: PNG file for the first 16 pictures of each kind in the first setting.
+        batch: number of pictures generated at once.
+        device: device of the model.
+    """
     pipe, judge, shown = load(model).to(device), load_judge(), []
     for number, (name, call) in enumerate(settings_of(pipe, guidance, stock).items()):
         for solids, held_out in KINDS if only is None else ((only, False),):

@@ -1,4 +1,4 @@
-"""The weights that ship: a diffusers folder `sd3/`, FLUX's transformer `flux/`, CLIP's image tower `clip/`,
+"""The embedded weights: a diffusers folder `sd3/`, FLUX's transformer `flux/`, CLIP's image tower `clip/`,
 the judge `judge/`."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dit_heads.embedded.nets.judge import Judge
 from dit_heads.embedded.nets.sd3 import Student, assemble
 from dit_heads.io.atomic import write_tensors
 
-SHARD_SIZE = "15MB"  # of a file of weights, so that every one of them is under 16 MiB
+SHARD_SIZE = "15MB"  # keeps every file of weights below 16 MiB
 
 
 def export_weights(
@@ -29,9 +29,11 @@ def export_weights(
     judge: Judge,
     folder: Path = WEIGHTS,
 ) -> None:
-    """Write transformer, VAE, image tower and judge in fp16, text encoders in fp32: transformers keeps a
-    file's dtype, and a plain `from_pretrained` must not mix fp16 encoders with an fp32 transformer. The
-    models given are in fp16 afterwards."""
+    """Write transformer, VAE, image tower and judge in fp16, and the text encoders in fp32.
+
+    transformers keeps the dtype of a file, and a plain `from_pretrained` must not mix fp16 encoders with an
+    fp32 transformer. The models passed in are in fp16 afterwards.
+    """
     pipe = assemble(student.transformer.half(), vae.half(), towers.text, towers.text_2, t5)
     _forget_shards(folder / "sd3")
     pipe.save_pretrained(folder / "sd3", safe_serialization=True, max_shard_size=SHARD_SIZE)
@@ -42,20 +44,22 @@ def export_weights(
 
 
 def export_flux_weights(student: FluxStudent, folder: Path = WEIGHTS) -> None:
-    """Write FLUX's transformer in fp16 and the index of its pipeline, whose other parts are SD3's. The
-    transformer given is in fp16 afterwards."""
+    """Write FLUX's transformer in fp16 and the index of its pipeline, whose other parts are those of SD3.
+
+    The transformer passed in is in fp16 afterwards.
+    """
     _forget_shards(folder / "flux")
     student.transformer.half().save_pretrained(folder / "flux" / "transformer", max_shard_size=SHARD_SIZE)
     load_flux(folder).save_config(folder / "flux")
 
 
 def _forget_shards(folder: Path) -> None:
-    """Delete the weights of an earlier export, which may lie in other files than those of the next one."""
+    """Delete the weights of an earlier export, which may have other file names."""
     for path in [*folder.rglob("*.safetensors"), *folder.rglob("*.safetensors.index.json")]:
         path.unlink()
 
 
-# Where a trained module's parameters are, by the prefix of their names.
+# Folders of a trained module's parameters, by the prefix of their names.
 _FOLDERS = {
     "sd3": {"transformer.": "sd3/transformer"},
     "vae": {"": "sd3/vae"},
@@ -67,7 +71,7 @@ _FOLDERS = {
 
 
 def packaged(part: str, folder: Path = WEIGHTS) -> dict[str, Tensor]:
-    """The shipped weights of sd3, t5, vae, clip, judge or flux, fp32, by their names in training."""
+    """The embedded weights of sd3, t5, vae, clip, judge or flux, in fp32, by their names in training."""
     return {
         prefix + name: tensor.float()
         for prefix, place in _FOLDERS[part].items()
@@ -77,14 +81,14 @@ def packaged(part: str, folder: Path = WEIGHTS) -> dict[str, Tensor]:
 
 
 def load_judge(folder: Path = WEIGHTS) -> Judge:
-    """The trained judge, fp32, in evaluation mode."""
+    """The trained judge, in fp32 and evaluation mode."""
     judge = Judge()
     judge.load_state_dict(packaged("judge", folder))
     return judge.eval()
 
 
 def load_clip(folder: Path = WEIGHTS) -> tuple[CLIPTextModelWithProjection, CLIPVisionModelWithProjection]:
-    """The trained CLIP, fp32: SD3's first text tower and the image tower."""
+    """The trained CLIP in fp32: SD3's first text tower and the image tower."""
     text = CLIPTextModelWithProjection.from_pretrained(folder / "sd3" / "text_encoder")
     image = CLIPVisionModelWithProjection.from_pretrained(folder / "clip", dtype=torch.float32)
     return text.eval(), image.eval()  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,4 +1,4 @@
-"""The objective that ships: how well a picture shows its caption, by the embedded CLIP."""
+"""The embedded objective: how well a picture matches its caption, according to the embedded CLIP."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from dit_heads.objectives import ClipSimilarity, ImageTower
 
 
 def embedded_clip() -> ClipSimilarity:
-    """The CLIP that ships, trained on the blocks world."""
+    """Cosine similarity in the embedded CLIP, which was trained on the blocks world."""
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "dtype": torch.float32}

@@ -1,8 +1,8 @@
-"""Train the embedded models: `python -m dit_heads.embedded.train vae|clip|judge|t5|sd3|export`, then FLUX by
+"""Train the embedded models: `python -m dit_heads.embedded.train vae|clip|judge|t5|sd3|export`, then
 `flux|distill|export-flux`.
 
-Every run lives in the cache folder, can be stopped at any time and goes on where it was. `export` writes the
-weights that the package ships from the checkpoints that there are.
+Runs are kept in the cache folder. They can be stopped at any time; run the same command again to resume.
+`export` writes the weights that ship with the package from the existing checkpoints.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from dit_heads.training.precision import bf16_is_faster
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
 DISTILLED = "flux-distilled"
-COMPOSITES = (1200, 700, 900, 900, 700, 200)  # how many of each of `GRIDS`
+COMPOSITES = (1200, 700, 900, 900, 700, 200)  # number of composites for each of `GRIDS`
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -69,18 +69,17 @@ def _has_run(name: str) -> bool:
 
 
 def _run(part: str, warm: int) -> str:
-    """The name of a run: the one from nothing, or the n-th that begins with the shipped weights."""
+    """The name of a run: from scratch, or the n-th that starts from the shipped weights."""
     return f"{part}-warm-{warm}" if warm else f"{part}-v1"
 
 
 def _last(part: str) -> str:
-    """The latest run of a part that there is."""
+    """The latest existing run of a part."""
     return next(name for n in range(9, -1, -1) if _has_run(name := _run(part, n)) or not n)
 
 
 def trained(model: M, name: str) -> M:
-    """`model` with the averaged weights of a run such as "clip-v1", or without one the shipped weights, where
-    it is trained."""
+    """A model with the averaged weights of a run such as "clip-v1"; without that run, the shipped weights."""
     if _has_run(name):
         weights, step, _ = read_average(_folder(name))
         print(f"{name}: weights of step {step}")
@@ -96,7 +95,7 @@ def _channels_last(model: M) -> M:
 
 
 def vae(steps: int = 4000, shards: int = 6) -> None:
-    """The autoencoder: 64 x 64 crops, one-cycle."""
+    """Train the autoencoder on crops of 64 x 64 pixels."""
     torch.manual_seed(0)
     model = make_vae()
     config = FitConfig(steps, 2e-3, "muon", warmup=100, ema=0.998, weight_decay=1e-4, seed=1)
@@ -105,7 +104,7 @@ def vae(steps: int = 4000, shards: int = 6) -> None:
 
 
 def clip(steps: int = 2500, shards: int = 6) -> None:
-    """Both text towers and the image tower."""
+    """Train both text towers of CLIP and its image tower."""
     images = _train_images(shards)
     torch.manual_seed(0)
     tokenizer = make_clip_tokenizer()
@@ -117,7 +116,7 @@ def clip(steps: int = 2500, shards: int = 6) -> None:
 
 
 def judge(steps: int = 6000, shards: int = 7) -> None:
-    """The judge of attributes; reports its accuracy on fresh renders."""
+    """Train the judge of attributes and report its accuracy on fresh renders."""
     data = list(load_shards("train", shards))
     images, coverage = (np.concatenate(part) for part in zip(*data, strict=True))
     torch.manual_seed(0)
@@ -130,38 +129,38 @@ def judge(steps: int = 6000, shards: int = 7) -> None:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a transformer is trained."""
+    """Settings of the training of a transformer."""
 
     steps: int = 5000
     shards: int = 5
     batch: int = 64
     hours: float | None = None
-    """Stop earlier, with a checkpoint."""
+    """Hours after which the run stops early, with a checkpoint."""
     warm: int = 0
-    """The n-th run that begins with the shipped weights; 0 begins with nothing."""
+    """Number of the run that starts from the shipped weights. 0 trains from scratch."""
     shift: float = sd3.SHIFT
-    """Of the noise levels; 1 trains more at low noise, where textures are made."""
+    """Shift of the noise levels. 1 trains more at low noise, where textures form."""
     objects: float = 0.0
-    """What errors on solids weigh more."""
+    """Additional weight of errors on solids."""
     dots: float = 1.0
-    """How much more often scenes with dotted solids are drawn."""
+    """Relative frequency of scenes with dotted solids."""
     panels: float = 0.1
     """Share of batches that are composites of unrelated panels."""
     composites: int = 1
-    """Times 5,100 of them are made."""
+    """Number of composites, in units of 5,100."""
     clip_dropout: float = 0.0
-    """Share of captions that T5 reads alone, without CLIP (arXiv 2403.03206)."""
+    """Share of captions that only T5 reads, and CLIP does not (arXiv 2403.03206)."""
     rate: float = 1.5e-3
     """Peak learning rate."""
     long: float = 0.1
-    """The last part of the run, in which every other batch of single pictures has the pipeline's default text
-    length."""
+    """Fraction of the run, at its end, in which every other batch of single pictures has the pipeline's
+    default text length."""
     probe: bool = False
-    """Keep the probe in a run that begins with the shipped weights."""
+    """Use the probe in a run that starts from the shipped weights, too."""
     decline: float = 0.3
-    """The last part of the run, in which the rate falls."""
+    """Fraction of the run, at its end, in which the learning rate decays."""
     precision: str = "auto"
-    """no, bf16, or auto: a stopwatch's word, which other work on the machine can change."""
+    """Precision: no, bf16 or auto, which measures the speed and depends on the machine's load."""
 
     def fit(self, part: str, student: sd3.Probed, loss: sd3.ProbedLoss, seed: int) -> None:
         if self.warm:
@@ -191,7 +190,7 @@ Options = Annotated[Recipe, tyro.conf.arg(name="")]
 
 
 def sd3_model(recipe: Options) -> None:
-    """The SD3 transformer."""
+    """Train the SD3 transformer."""
     towers = trained(Clip(len(make_clip_tokenizer())), "clip-v1")
     texts = sd3.TextEncoders(towers.text, towers.text_2, _t5())
     torch.manual_seed(0)
@@ -202,8 +201,10 @@ def sd3_model(recipe: Options) -> None:
 
 
 def t5(steps: int = 1500, shards: int = 6, warm: bool = False) -> None:
-    """T5, before the transformers that read it: which attribute belongs to which solid of which panel. A warm
-    run begins with the shipped T5 and keeps its tokens of single captions close."""
+    """Train T5, before the transformers, to tell which attribute belongs to which solid of which panel.
+
+    A warm run starts from the shipped T5 and keeps its tokens of single captions similar.
+    """
     scenes, tokenizer, model = _scenes(4000 * shards), make_t5_tokenizer(), _new_reader()
     kept = None
     if warm:
@@ -216,7 +217,7 @@ def t5(steps: int = 1500, shards: int = 6, warm: bool = False) -> None:
 
 
 def _report_reading(model: Reader, tokenizer: Any) -> None:
-    """Print which share of the solids of unseen captions a reader reads right, by number of panels."""
+    """Print the share of solids in unseen captions that are read correctly, by number of panels."""
     rng = np.random.default_rng(0)
     unseen = _scenes(1000, "validation")
     right = reading(model, tokenizer, unseen, [caption(scene) for scene in unseen])
@@ -239,7 +240,7 @@ def _t5() -> T5EncoderModel:
 
 
 def flux_model(recipe: Options) -> None:
-    """The FLUX transformer on the latents and texts of SD3's; its guidance embedding stays at 1."""
+    """Train the FLUX transformer on the latents and texts of SD3, with its guidance embedding at 1."""
     student = _flux_student()
     corpus = recipe.corpus(flux.STOCK)
     loss = flux.FluxLoss(student, _flux_texts(), corpus, recipe.steps, **recipe.weights())
@@ -247,7 +248,7 @@ def flux_model(recipe: Options) -> None:
 
 
 def distill(steps: int = 1500, shards: int = 5, batch: int = 64, hours: float | None = None) -> None:
-    """CFG into the FLUX transformer's guidance embedding."""
+    """Distil CFG into the guidance embedding of the FLUX transformer."""
     corpus, student = _corpus(shards, batch, flux.STOCK), trained(_flux_student(), _last("flux"))
     texts, teacher = _flux_texts(), copy.deepcopy(student.transformer)
     config = FitConfig(steps, 5e-4, "muon", warmup=100, ema=0.999, weight_decay=0.01, seed=6)
@@ -269,7 +270,7 @@ def _until(hours: float | None) -> float | None:
 
 
 def normalised_vae() -> AutoencoderKL:
-    """The trained autoencoder, its config with the latents' shift and scale."""
+    """The trained autoencoder, with the shift and scale of its latents in its config."""
     model = trained(make_vae(), "vae-v2")
     if not _has_run("vae-v2"):
         shipped = load_embedded("sd3").vae.config
@@ -281,7 +282,7 @@ def normalised_vae() -> AutoencoderKL:
 
 
 def _corpus(shards: int, batch: int, stock: int, times: int = 1, **draws: float) -> Corpus:
-    """The training set as latents, encoded once and kept in the cache folder, with `times` `COMPOSITES`."""
+    """The training data, with `times` as many composites as `COMPOSITES`. Latents are cached in files."""
     data = list(load_shards("train", shards))
     images, coverage = (np.concatenate(part) for part in zip(*data, strict=True))
     vae = _channels_last(normalised_vae())
@@ -299,7 +300,7 @@ def _sheets(grid: tuple[int, int], count: int) -> str:
 
 
 def _cached(name: str, make: Callable[..., T], *arguments: Any) -> T:
-    """What `make` returns, kept in a file of the cache folder."""
+    """The result of `make`, cached in a file."""
     path = _folder(name)
     if not path.exists():
         made = make(*arguments)
@@ -309,15 +310,17 @@ def _cached(name: str, make: Callable[..., T], *arguments: Any) -> T:
 
 
 def export(out: Path = WEIGHTS) -> None:
-    """Write weights from the runs in the cache folder, finished or not, to the package or another folder;
-    parts without a run are the shipped ones."""
+    """Write weights from the runs in the cache folder, finished or not, into the package or another folder.
+
+    Parts without a run keep the shipped weights.
+    """
     student = trained(sd3.Student(), _last("sd3"))
     towers = trained(Clip(len(make_clip_tokenizer())), "clip-v1")
     export_weights(student, towers, _t5(), normalised_vae(), trained(Judge(), "judge-v1"), out)
 
 
 def export_flux() -> None:
-    """Write the FLUX transformer: its pipeline shares every other part with SD3's."""
+    """Write the FLUX transformer. Its pipeline shares all other parts with SD3."""
     student = trained(_flux_student(), _last("flux"))
     export_flux_weights(trained(student, DISTILLED) if _has_run(DISTILLED) else student)
 
@@ -336,9 +339,9 @@ COMMANDS = {
 
 
 
-def quick_attention() -> AbstractContextManager[None]:
-    """Inside, attention trains fast: on a CPU the backward of flash attention is slow in bf16, and the plain
-    kernel makes a step take two thirds of its time."""
+def quick_attention() -> AbstractContextManager[Any]:
+    """A context in which attention trains faster: on a CPU in bf16, the backward pass of flash attention is
+    slow, and with the plain kernel a step takes two thirds of the time."""
     return nullcontext() if DEVICE.type == "cuda" else sdpa_kernel(SDPBackend.MATH)
 
 

@@ -1,6 +1,6 @@
-"""Model families: all that is particular to a transformer class, one module a family.
+"""Model families. One module holds everything that is particular to a family of transformers.
 
-A new family is one module beside `sd3` and `flux`, and one line in `FAMILIES`.
+To add a family, write one module beside `sd3` and `flux` and add one line to `FAMILIES`.
 """
 
 from typing import Any
@@ -9,19 +9,16 @@ from torch import nn
 
 from dit_heads.errors import InputError
 from dit_heads.families._family import (
-    Arguments,
-    Call,
-    Carrier,
     Family,
     HeadLayout,
     InputProjection,
-    Keywords,
     LoraDialect,
     Pipelines,
     Residuals,
     Training,
     class_names,
 )
+from dit_heads.families.calls import Arguments, Call, Carrier, Conditioning, Keywords
 from dit_heads.families.flux import FLUX
 from dit_heads.families.sd3 import SD3
 
@@ -30,6 +27,7 @@ __all__ = [
     "Arguments",
     "Call",
     "Carrier",
+    "Conditioning",
     "Family",
     "HeadLayout",
     "InputProjection",
@@ -50,14 +48,17 @@ FAMILIES: dict[str, Family] = {
     "SD3Transformer2DModel": SD3,
     "FluxTransformer2DModel": FLUX,
 }
-"""Families by the name of their transformer's class."""
+"""The families by class name of their transformer."""
 
 
 def family_of(transformer: nn.Module | type) -> Family:
-    """The family of a transformer or of a class, or of what it is a subclass of.
+    """The family of a transformer.
+
+    Args:
+        transformer: a transformer or its class; subclasses belong to the family of their parent.
 
     Raises:
-        InputError: if it is of no family in `FAMILIES`.
+        InputError: for a class that is in no family.
     """
     given = transformer if isinstance(transformer, type) else type(transformer)
     for name in class_names(given):
@@ -67,12 +68,26 @@ def family_of(transformer: nn.Module | type) -> Family:
 
 
 def layout_of(transformer: Any) -> HeadLayout:
-    """The blocks and heads of a transformer. Raises InputError as `family_of`."""
+    """The blocks and heads of a transformer.
+
+    Args:
+        transformer: a transformer, which may be on the meta device.
+
+    Raises:
+        InputError: as `family_of`.
+    """
     return family_of(transformer).layout(transformer)
 
 
 def training_of(transformer: nn.Module) -> Training:
-    """How a transformer's family learns. Raises InputError for a family that can only be guided."""
+    """How transformers of this family are trained.
+
+    Args:
+        transformer: a transformer.
+
+    Raises:
+        InputError: for a family that can only be guided.
+    """
     family = family_of(transformer)
     if family.training is None:
         raise InputError(f"transformer: expected one of a family that can be trained, got {family.name}")
@@ -80,8 +95,14 @@ def training_of(transformer: nn.Module) -> Training:
 
 
 def pipelines_of(transformer: nn.Module) -> Pipelines:
-    """How the pipelines of a transformer's family draw. Raises InputError for a family that can only be
-    guided."""
+    """How the pipelines of this transformer's family generate pictures.
+
+    Args:
+        transformer: a transformer.
+
+    Raises:
+        InputError: for a family that can only be guided.
+    """
     family = family_of(transformer)
     if family.pipelines is None:
         raise InputError(f"pipe: expected one of a family whose pipelines are known, got {family.name}")
@@ -89,7 +110,11 @@ def pipelines_of(transformer: nn.Module) -> Pipelines:
 
 
 def pipeline_names(*, fill: bool = False) -> tuple[str, ...]:
-    """Classes of diffusers that draw from text; with `fill` those too that paint what a mask leaves free."""
+    """Class names of the diffusers pipelines that we can drive.
+
+    Args:
+        fill: whether to include the pipelines that paint inside of a mask.
+    """
     known = [family.pipelines for family in FAMILIES.values() if family.pipelines]
     fillers = [each.fill for each in known if fill and each.fill]
     return tuple(dict.fromkeys([*(each.text_to_image for each in known), *fillers]))

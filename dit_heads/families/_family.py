@@ -1,30 +1,34 @@
-"""What a family of diffusion transformers says of itself. The families there are: `FAMILIES` in `__init__`.
+"""The description of a family of diffusion transformers, as plain data and functions.
 
-A family is plain data and functions. Module names and shapes are all that a layout reads, so it works on the
-`meta` device.
+A layout depends on module names and shapes only, so it works on the `meta` device. `FAMILIES` in `__init__`
+lists the families.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from dit_heads.errors import InputError
+from dit_heads.families.calls import Arguments, Call, Carrier, Conditioning
 from dit_heads.families.processors import HeadProcessor
 from dit_heads.heads import HeadId, HeadSet
 from dit_heads.heads.names import every_head
 
-Call = Mapping[str, Any]
-"""The arguments of one call of a transformer, or of one of its blocks, by name."""
-
 
 @dataclass(frozen=True)
 class Residuals:
-    """A list of ControlNet residuals that a transformer adds after its blocks `blocks`: after each one the
-    residual number `pick(place of the block among these, length of the list, arguments of the call)`."""
+    """ControlNet residuals: a list of tensors, one of which the transformer adds after each of some blocks.
+
+    Attributes:
+        argument: name of the transformer's argument that holds the list.
+        blocks: numbers of the blocks that are followed by an addition.
+        pick: (place of the block among `blocks`, length of the list, arguments of the call) -> index of the
+            residual that is added.
+    """
 
     argument: str
     blocks: range
@@ -35,9 +39,16 @@ class Residuals:
 class HeadLayout:
     """The addressable parts of one transformer.
 
-    `blocks[b]` is the path of block b; `heads[b]` and `image_only_heads[b]` count the heads of its joint and
-    its image-only attention (0: none), which are its modules `joint` and `image_only`. `final` is the path
-    of the modulated norm after the last block.
+    Attributes:
+        model: class name of the transformer.
+        family: its family.
+        blocks: path of each block's module.
+        heads: number of heads in the joint attention of each block.
+        image_only_heads: the same for the image-only attention; 0 for a block that has none.
+        final: path of the modulated norm after the last block.
+        residuals: the ControlNet residuals that the transformer takes.
+        joint: name of a block's joint attention module.
+        image_only: name of a block's image-only attention module.
     """
 
     model: str
@@ -51,35 +62,67 @@ class HeadLayout:
     image_only: str = "attn2"
 
     def resolve(self, heads: HeadSet) -> tuple[HeadId, ...]:
-        """Every single head of the set, sorted. Raises InputError naming what this model lacks."""
+        """Every single head of a set, sorted.
+
+        Args:
+            heads: heads and whole blocks.
+
+        Raises:
+            InputError: for heads and blocks that this model lacks.
+        """
         return heads.resolve(self.heads, self.image_only_heads)
 
     def every_head(self) -> tuple[HeadId, ...]:
-        """All heads, sorted, those of image-only attention too."""
+        """All heads of both kinds of attention, sorted."""
         return every_head(self.heads, self.image_only_heads)
 
     def attentions(self, block: int) -> tuple[str, ...]:
-        """Names of the attention modules in a block."""
+        """Names of the attention modules in a block.
+
+        Args:
+            block: number of the block.
+        """
         return (self.joint, self.image_only) if self.image_only_heads[block] else (self.joint,)
 
     def attention(self, head: HeadId) -> str:
-        """Name of the attention module, in its block, that `head` belongs to."""
+        """Name, within its block, of the attention module that a head belongs to.
+
+        Args:
+            head: the head.
+        """
         return self.image_only if head.image_only else self.joint
 
     def block_of(self, module: str) -> str | None:
-        """Path of the block that a module is in, by the module's name; None if it is in none."""
+        """Path of the block that a module is part of, or None.
+
+        Args:
+            module: path of the module.
+        """
         return next((path for path in self.blocks if module.startswith(f"{path}.")), None)
 
     def count(self, head: HeadId) -> int:
-        """Heads of the attention that `head` belongs to."""
+        """Number of heads in the attention that a head belongs to.
+
+        Args:
+            head: the head.
+        """
         return (self.image_only_heads if head.image_only else self.heads)[head.block]
 
     def batch(self, call: Call) -> int:
-        """Samples in a call of the transformer."""
+        """Batch size of a call of the transformer.
+
+        Args:
+            call: its arguments by name.
+        """
         return len(call[self.family.arguments.latents])
 
     def rows(self, call: Call, rows: slice) -> dict[str, Any]:
-        """A call of the transformer with these rows of the batch alone."""
+        """A call of the transformer, reduced to some rows of its batch.
+
+        Args:
+            call: its arguments by name.
+            rows: the rows to keep.
+        """
         batch, lists = self.batch(call), {kind.argument for kind in self.residuals}
         return {
             name: _rows(value, rows, batch, name in lists) if name in self.family.arguments.batched else value
@@ -88,7 +131,7 @@ class HeadLayout:
 
 
 def _rows(value: Any, rows: slice, batch: int, residuals: bool) -> Any:
-    """`rows` of a tensor or list with an entry a sample, or of each tensor in a list of residuals."""
+    """The rows of a tensor or list with one entry per sample, or of each tensor in a list of residuals."""
     if residuals and isinstance(value, list | tuple):
         return [_rows(item, rows, batch, False) for item in value]
     has_rows = value.ndim > 0 if isinstance(value, Tensor) else isinstance(value, list | tuple)
@@ -96,71 +139,29 @@ def _rows(value: Any, rows: slice, batch: int, residuals: bool) -> Any:
 
 
 @dataclass(frozen=True)
-class Arguments:
-    """Names of arguments.
-
-    Of the transformer: `latents` are the noisy latents, `batched` all that have a row, or a list entry, a
-    sample. Of a block: `block` are all in order, `grown` those with a row a sample, the image's stream first.
-    """
-
-    latents: str
-    batched: tuple[str, ...]
-    block: tuple[str, ...]
-    grown: tuple[str, ...]
-
-
-class Carrier(Protocol):
-    """How something of ours travels in the arguments of a call down to the attentions.
-
-    It has to be in arguments: gradient checkpointing runs blocks a second time, long after the call, and must
-    see the same."""
-
-    def put(self, call: Call, key: str, value: Any) -> dict[str, Any]:
-        """The call with `value` under `key`, for the transformer, its blocks or its attentions."""
-        ...
-
-    def pop(self, call: Call, key: str) -> tuple[Any, dict[str, Any]]:
-        """What is under `key`, None for nothing, and the call without it."""
-        ...
-
-    def mapped(self, call: Call, change: Callable[[Any], Any]) -> dict[str, Any]:
-        """The arguments that carry things, with each of these changed; those of others travel so too."""
-        ...
-
-
-@dataclass(frozen=True)
-class Keywords:
-    """In a dictionary of keyword arguments, which transformer and blocks hand to the attention processors."""
-
-    argument: str
-
-    def put(self, call: Call, key: str, value: Any) -> dict[str, Any]:
-        return {**call, self.argument: {**(call.get(self.argument) or {}), key: value}}
-
-    def pop(self, call: Call, key: str) -> tuple[Any, dict[str, Any]]:
-        held = dict(call.get(self.argument) or {})
-        found = held.pop(key, None)
-        return found, {**call, self.argument: held}
-
-    def mapped(self, call: Call, change: Callable[[Any], Any]) -> dict[str, Any]:
-        held = call.get(self.argument)
-        return {} if not held else {self.argument: {name: change(value) for name, value in held.items()}}
-
-
-@dataclass(frozen=True)
 class Pipelines:
-    """How a family's ordinary pipelines draw.
+    """How a family's ordinary pipelines generate pictures.
 
-    text_to_image, fill: names of their classes in diffusers (fill: it paints what a mask leaves free).
-    distilled: its guidance scale is an input of the model; no call reads a negative prompt by default.
-    reads_guidance: whether the guidance scale has an effect on this transformer at all.
-    text_tokens: tokens that the last text encoder reads by default.
-    pack, unpack: latents [B, C, h, w] as the pipeline keeps them, and back for this height and width.
-    latent_size: height and width of a call's latents. Raises InputError if other tokens are among them.
-    noise: the latents that a pipeline would start from: (pipe, pictures, height and width in pixels,
-        dtype, generator) -> as `pack` puts them out.
-    largest_side: the most pixels that a side can have, None for no limit.
-    patch: latents along the side of an image token.
+    Attributes:
+        text_to_image: class name of the text-to-image pipeline in diffusers.
+        fill: class name of the pipeline that paints inside of a mask, or None.
+        distilled: whether the guidance scale is an input of the model, so that negative prompts are ignored
+            by default.
+        reads_guidance: transformer -> whether the guidance scale has an effect on it.
+        text_tokens: default number of tokens that the last text encoder reads.
+        pack: latents [B, C, h, w] -> the form in which the pipeline keeps them.
+        unpack: (packed latents, h, w) -> latents [B, C, h, w].
+        latent_size: call of the transformer -> (h, w) of its latents. Raises InputError if it has other
+            image tokens beside them.
+        noise: (pipe, pictures, (height, width) in pixels, dtype, generator) -> the packed latents that the
+            pipeline itself would start from.
+        largest_side: pipe -> largest height or width in pixels, or None for no limit.
+        text_of: call of the transformer -> its text [B, L, D] and pooled text [B, P].
+        with_text: (call, text, pooled text) -> the call with this text.
+        tokens: the way in which the tokens of a source picture join the sequence, or None if they cannot.
+        cfg_scale: name of the argument that is the scale of true CFG.
+        cfg_calls: number of calls that true CFG makes in a step.
+        patch: latents along each side of an image token.
     """
 
     text_to_image: str
@@ -173,18 +174,32 @@ class Pipelines:
     latent_size: Callable[[Call], tuple[int, int]]
     noise: Callable[[Any, int, tuple[int, int], Any, Any], Tensor]
     largest_side: Callable[[Any], int | None]
+    text_of: Callable[[Call], tuple[Tensor, Tensor]]
+    with_text: Callable[[Call, Tensor, Tensor], dict[str, Any]]
+    tokens: Conditioning | None
+    cfg_scale: str
+    cfg_calls: int
     patch: int = 2
 
     def fills(self, pipe: object) -> bool:
-        """Whether a pipeline paints what a mask leaves free."""
+        """Whether a pipeline paints inside of a mask.
+
+        Args:
+            pipe: any object.
+        """
         return self.fill in class_names(type(pipe))
 
 
 @dataclass(frozen=True)
 class LoraDialect:
-    """Another naming of modules in LoRA files: keys that begin with one of `prefixes`, and `convert`, from
-    tensors by such keys to tensors by diffusers' keys (joint projections split). Names that begin with one of
-    `roots` are of this naming too; `root_prefix` makes them keys."""
+    """A naming of modules in LoRA files other than that of diffusers.
+
+    Attributes:
+        prefixes: beginnings of the keys of such files.
+        convert: tensors by such keys -> tensors by diffusers' keys, with joint projections split.
+        roots: beginnings of module names of this naming, for files whose keys lack a prefix.
+        root_prefix: prefix that turns such a name into a key.
+    """
 
     prefixes: tuple[str, ...]
     convert: Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
@@ -194,8 +209,12 @@ class LoraDialect:
 
 @dataclass(frozen=True)
 class InputProjection:
-    """What reads the latents of a transformer: the path of a linear module or a convolution, and how many of
-    its inputs one latent channel is."""
+    """The module through which a transformer reads latents.
+
+    Attributes:
+        path: path of the linear module or convolution.
+        inputs: number of its input channels per latent channel.
+    """
 
     path: str
     inputs: int
@@ -203,15 +222,17 @@ class InputProjection:
 
 @dataclass(frozen=True)
 class Training:
-    """How a family learns.
+    """How a family's transformers are trained.
 
-    velocity: (transformer, noisy latents [B, C, h, w], noise levels [B], text [B, L, D], pooled text [B, P],
-        guidance) -> the prediction of noise - latents, [B, C, h, w].
-    encode_prompt: (pipe, caption, tokens) -> text [1, L, D] and pooled text [1, P].
-    targets: what ends the name of a linear module, by what it is part of.
-    eight_bit: components that are too large for one GPU of 24 GB in 16 bits.
-    explicit_attention: a processor that makes the attention map, fast backwards on CPUs.
-    input: what reads the latents, None for a family whose input cannot be widened.
+    Attributes:
+        velocity: (transformer, noisy latents [B, C, h, w], noise levels [B], text [B, L, D], pooled text
+            [B, P], guidance) -> prediction of noise - latents, [B, C, h, w].
+        encode_prompt: (pipe, caption, tokens) -> text [1, L, D] and pooled text [1, P].
+        targets: kind of module (attention, mlp, ...) -> endings of the names of its linear modules.
+        eight_bit: components that do not fit on one 24 GB GPU in 16 bits.
+        explicit_attention: makes a processor that computes the attention map explicitly; its backward pass is
+            fast on CPUs.
+        input: the module that reads the latents, or None for a family whose input cannot be widened.
     """
 
     velocity: Callable[[Any, Tensor, Tensor, Tensor, Tensor, float | Tensor], Tensor]
@@ -223,17 +244,21 @@ class Training:
 
 
 def class_names(given: type) -> list[str]:
-    """Names of a class and of those that it is a subclass of, nearest first. By its name a class is known
-    without being imported."""
+    """Names of a class and of its parents, nearest first, so that no class has to be imported to be known.
+
+    Args:
+        given: the class.
+    """
     return [kind.__name__ for kind in given.__mro__]
 
 
 def first_output(output: Any) -> Tensor:
+    """The prediction in the output of a transformer."""
     return output[0]
 
 
 def with_first_output(output: Any, sample: Tensor) -> Any:
-    """The output of a transformer with another prediction, as a tuple or as diffusers' class."""
+    """The output of a transformer, a tuple or an object of diffusers, with another prediction."""
     if isinstance(output, tuple):
         return (sample, *output[1:])
     return type(output)(**{**output, "sample": sample})
@@ -241,19 +266,23 @@ def with_first_output(output: Any, sample: Tensor) -> Any:
 
 @dataclass(frozen=True)
 class Family:
-    """All that is particular to one architecture.
+    """Everything that is particular to one architecture.
 
-    name: what cards and messages call it.
-    layout: the addressable parts of a transformer.
-    arguments, carrier: what its calls and those of its blocks look like.
-    processor: what takes the place of its attention processors where heads are perturbed.
-    text_length: text tokens in the sequence of a call of the transformer.
-    conditional_rows: (pipe, batch) -> rows of the conditional prompts in the first call of a step: how CFG is
-        done. `second_half` and `every_row` are the usual ones.
-    noise_level: the noise level of a call of the transformer, from 0 to 1.
-    prediction, with_prediction: the prediction [B, ...] in an output, and the output with another one.
-    pipelines, training: None for a family that can only be guided.
-    lora_dialects: other namings of modules in LoRA files than diffusers'.
+    Attributes:
+        name: name in model cards and messages.
+        layout: transformer -> its addressable parts.
+        arguments: names of the arguments of the transformer and its blocks.
+        carrier: the way of our values through these arguments.
+        processor: class of the attention processors that perturb heads.
+        text_length: call of the transformer -> number of text tokens in its sequence.
+        conditional_rows: (pipe, batch) -> rows of the conditional prompts in the first call of a step, which
+            depend on how CFG is done. `second_half` and `every_row` are the usual ones.
+        noise_level: call of the transformer -> its noise level, from 0 to 1.
+        prediction: output of the transformer -> its prediction [B, ...].
+        with_prediction: (output, prediction) -> the output with this prediction.
+        pipelines: how pictures are generated, or None for a family that can only be guided.
+        training: how it is trained, or None for a family that cannot be trained.
+        lora_dialects: namings of modules in LoRA files other than that of diffusers.
     """
 
     name: str
@@ -271,9 +300,9 @@ class Family:
     lora_dialects: tuple[LoraDialect, ...] = ()
 
 
-# --- what several families share ---
+# --- shared by several families ---
 
-# Linear modules of diffusers' `Attention` class, those of the text's own stream included.
+# Linear modules of diffusers' `Attention` class, including those of the text stream.
 JOINT_PROJECTIONS = (
     "to_q",
     "to_k",
@@ -287,12 +316,12 @@ JOINT_PROJECTIONS = (
 
 
 def every_row(pipe: Any, batch: int) -> slice:
-    """No CFG, or CFG as two calls, the conditional one first."""
+    """Conditional rows without CFG, or where CFG is two calls, the conditional one first."""
     return slice(0, batch)
 
 
 def second_half(pipe: Any, batch: int) -> slice:
-    """CFG as one call, the negative prompts first."""
+    """Conditional rows where CFG is one call with the negative prompts first."""
     if not getattr(pipe, "do_classifier_free_guidance", False):
         return slice(0, batch)
     if batch % 2:
@@ -301,8 +330,11 @@ def second_half(pipe: Any, batch: int) -> slice:
 
 
 def head_counts(blocks: Iterable[Any], attention: str = "attn") -> tuple[int, ...]:
-    """Heads of the attention of each block. Raises InputError for a block that keeps none under this
-    name."""
+    """Number of heads in the attention of each block.
+
+    Raises:
+        InputError: for a block without an attention module of this name.
+    """
     found = [getattr(getattr(block, attention, None), "heads", None) for block in blocks]
     for number, count in enumerate(found):
         if count is None:

@@ -1,6 +1,6 @@
-"""FLUX.1: double-stream blocks, then single-stream ones; text tokens first; latents packed to tokens.
+"""FLUX.1: double-stream blocks, then single-stream blocks, text tokens first, 2 x 2 latents packed per token.
 
-Guidance is distilled into an input of the model, and real CFG is a second call.
+The distilled guidance scale is an input of the model. True CFG is a second call.
 """
 
 from __future__ import annotations
@@ -10,19 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from dit_heads.compat import FluxAttnProcessor, apply_rotary_emb
 from dit_heads.errors import InputError
 from dit_heads.families._family import (
     JOINT_PROJECTIONS,
-    Arguments,
-    Call,
     Family,
     HeadLayout,
     InputProjection,
-    Keywords,
     LoraDialect,
     Pipelines,
     Residuals,
@@ -30,6 +27,7 @@ from dit_heads.families._family import (
     every_row,
     head_counts,
 )
+from dit_heads.families.calls import Arguments, Call, Conditioning, Keywords
 from dit_heads.families.processors import (
     QKV,
     HeadProcessor,
@@ -42,7 +40,7 @@ from dit_heads.families.processors import (
 
 
 def _layout(transformer: Any) -> HeadLayout:
-    """Double-stream blocks first, then single-stream ones, numbered through: 0-18 and 19-56 in FLUX.1."""
+    """Double-stream blocks, then single-stream blocks, numbered consecutively: 0-18 and 19-56 in FLUX.1."""
     double, single = len(transformer.transformer_blocks), len(transformer.single_transformer_blocks)
     blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
     return HeadLayout(
@@ -104,7 +102,7 @@ class FluxHeadProcessor(HeadProcessor):
 
 
 class ExplicitFluxAttention:
-    """FLUX's attention with its map made; see `sd3.ExplicitJointAttention`."""
+    """FLUX's attention, computed through its attention map; see `sd3.ExplicitJointAttention`."""
 
     def __call__(
         self,
@@ -118,9 +116,11 @@ class ExplicitFluxAttention:
         return outputs(attn, explicit_attention(*qkv), encoder_hidden_states)
 
 
-def projections(attn: Any, image: Tensor, text: Tensor | None, rotary: Any) -> QKV:
-    """Queries, keys and values [B, H, T + N, D], text tokens first; a single-stream block has both in
-    `image`."""
+def projections(
+    attn: Any, image: Float[Tensor, "b n c"], text: Float[Tensor, "b t c"] | None, rotary: Any
+) -> QKV:
+    """Queries, keys and values [B, H, T + N, D], text tokens first. In a single-stream block, `image` holds
+    both."""
     q, k, v = joined([*([] if text is None else [text_heads(attn, text)]), image_heads(attn, image)])
     if rotary is None:
         return q, k, v
@@ -128,9 +128,10 @@ def projections(attn: Any, image: Tensor, text: Tensor | None, rotary: Any) -> Q
     return *turned, v
 
 
-def outputs(attn: Any, out: Tensor, text: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
-    """Output projections of attention [B, T + N, C], for image and text apart; single-stream blocks have
-    none."""
+def outputs(
+    attn: Any, out: Float[Tensor, "b s c"], text: Float[Tensor, "b t c"] | None
+) -> Float[Tensor, "b s c"] | tuple[Float[Tensor, "b n e"], Float[Tensor, "b t f"]]:
+    """Output projections of attention [B, T + N, C], for image and text. Single-stream blocks have none."""
     if text is None:
         return out
     project, dropout = attn.to_out
@@ -141,21 +142,21 @@ def outputs(attn: Any, out: Tensor, text: Tensor | None) -> Tensor | tuple[Tenso
 
 
 def positions(rows: int, columns: int) -> Float[Tensor, "n 3"]:
-    """The place of each image token: 0, row, column."""
+    """Position ids of image tokens: 0, row, column."""
     place = torch.zeros(rows, columns, 3)
     place[..., 1] += torch.arange(rows)[:, None]
     place[..., 2] += torch.arange(columns)[None]
     return place.flatten(0, 1)
 
 
-def pack(latents: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N 4*C"]:
-    """One token for each 2 x 2 latents."""
+def pack(latents: Shaped[Tensor, "B C H W"]) -> Shaped[Tensor, "B N 4*C"]:
+    """Latents as tokens, one for each 2 x 2 latents."""
     b, c, h, w = latents.shape
     return latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
 
 
-def unpack(tokens: Float[Tensor, "B N 4*C"], height: int, width: int) -> Float[Tensor, "B C H W"]:
-    """The inverse of `pack`, for latents of this height and width."""
+def unpack(tokens: Float[Tensor, "B N D"], height: int, width: int) -> Float[Tensor, "B C H W"]:
+    """The inverse of `pack`, for latents of a given height and width."""
     b, _, c = tokens.shape
     grid = tokens.view(b, height // 2, width // 2, c // 4, 2, 2)
     return grid.permute(0, 3, 1, 4, 2, 5).reshape(b, c // 4, height, width)
@@ -211,6 +212,32 @@ def _noise(pipe: Any, pictures: int, size: tuple[int, int], dtype: Any, generato
     return pipe.prepare_latents(pictures, channels, *size, dtype, pipe._execution_device, generator)[0]
 
 
+def _text_of(call: Call) -> tuple[Tensor, Tensor]:
+    return call["encoder_hidden_states"], call["pooled_projections"]
+
+
+def _with_text(call: Call, text: Tensor, pooled: Tensor) -> dict[str, Any]:
+    ids = call["txt_ids"].new_zeros(text.shape[1], 3)
+    return {**call, "encoder_hidden_states": text, "pooled_projections": pooled, "txt_ids": ids}
+
+
+def _beside(call: Call, source: Float[Tensor, "b c h w"]) -> dict[str, Any]:
+    """Tokens of the source after the noisy ones, in a frame of their own at the same places (FLUX.1
+    Kontext)."""
+    noisy, places = call["hidden_states"], call["img_ids"]
+    frame = positions(source.shape[2] // 2, source.shape[3] // 2)
+    frame[:, 0] = 1
+    return {
+        **call,
+        "hidden_states": torch.cat([noisy, pack(source)], 1),
+        "img_ids": torch.cat([places, frame.to(places)]),
+    }
+
+
+def _alone(prediction: Float[Tensor, "b _ c"], call: Call) -> Float[Tensor, "b n c"]:
+    return prediction[:, : call["hidden_states"].shape[1]]
+
+
 def _released_names(tensors: dict[str, Tensor]) -> Mapping[str, Tensor]:
     """From the names of FLUX's first release (kohya's sd-scripts, ComfyUI) to diffusers'."""
     from diffusers import FluxPipeline
@@ -257,6 +284,11 @@ FLUX = Family(
         latent_size=_latent_size,
         noise=_noise,
         largest_side=lambda pipe: None,
+        text_of=_text_of,
+        with_text=_with_text,
+        tokens=Conditioning(_beside, _alone),
+        cfg_scale="true_cfg_scale",
+        cfg_calls=2,
     ),
     training=Training(
         velocity=_velocity,

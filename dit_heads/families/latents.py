@@ -1,4 +1,4 @@
-"""Latents as transformers read them: what an autoencoder puts out, shifted and scaled, and back."""
+"""Latents as transformers read them: the output of an autoencoder, shifted and scaled, and the inverse."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def encoded(vae: Any, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h 
     return normalised(vae, retrieve_latents(vae.encode(pixels), sample_mode="argmax"))
 
 
-def normalised(vae: Any, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
-    """An autoencoder's latents, about 0 and of scale 1."""
+def normalised(vae: Any, latents: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """An autoencoder's latents, shifted and scaled to a mean of about 0 and a deviation of about 1."""
     return (latents - _shift(vae)) * vae.config.scaling_factor
 
 
-def denormalised(vae: Any, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
-    """The inverse of `normalised`: what the autoencoder decodes."""
+def denormalised(vae: Any, latents: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The inverse of `normalised`: latents as the autoencoder decodes them."""
     return latents / vae.config.scaling_factor + _shift(vae)
 
 

@@ -1,5 +1,7 @@
-"""What the attention processors of all families share: they perturb heads of the last rows of a batch, and
-otherwise do what they replace."""
+"""Shared parts of the families' attention processors.
+
+They perturb heads in the last rows of a batch and otherwise compute what the processors they replace do.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,11 @@ from dit_heads.compat import dispatch_attention_fn
 from dit_heads.errors import InputError
 
 HEAD_WEIGHTS = "head_weights"  # the key under which a block's weights travel to its processors
-QKV = tuple[Tensor, Tensor, Tensor]
+QKV = tuple[Float[Tensor, "b h n d"], Float[Tensor, "b h n d"], Float[Tensor, "b h n d"]]
 
 
 class HeadPerturbation(Protocol):
-    """What perturbed heads put out; `guidance.perturb.Perturbation` is one."""
+    """A rule for the output of perturbed heads, such as `guidance.perturb.Perturbation`."""
 
     @property
     def name(self) -> str: ...
@@ -31,16 +33,27 @@ class HeadPerturbation(Protocol):
 
 @dataclass(frozen=True)
 class HeadWeights:
-    """U [R, H] of each perturbed attention of a block, by its name; it is for the last R rows of the batch.
-    `text_tokens` of the sequence are text, which a single-stream block cannot see for itself."""
+    """The weights of perturbed heads in one block.
+
+    Attributes:
+        u: U [R, H] by name of the attention, for the last R rows of the batch.
+        text_tokens: number of text tokens in the sequence, which a single-stream block cannot tell itself.
+    """
 
     u: Mapping[str, Float[Tensor, "r h"]]
     text_tokens: int
 
 
 class HeadProcessor:
-    """Takes the place of a processor, and calls it where there is nothing to perturb. `name` tells a block's
-    attentions apart; `replaceable` are the classes whose attention a family's own processor computes."""
+    """Replaces a processor, and calls it where there is nothing to perturb.
+
+    `replaceable` lists the processor classes whose attention a family's own processor computes.
+
+    Args:
+        replaced: the processor that stood there before.
+        name: name of the attention module in its block.
+        perturbation: rule for the output of perturbed heads.
+    """
 
     replaceable: tuple[type, ...]
 
@@ -52,7 +65,7 @@ class HeadProcessor:
 
     @property
     def _attention_backend(self) -> Any:
-        """The replaced processor's, which diffusers reads and sets here; SD3's has none."""
+        """The replaced processor's backend, which diffusers reads and sets here. SD3's has none."""
         return self.replaced._attention_backend
 
     @_attention_backend.setter
@@ -69,7 +82,16 @@ class HeadProcessor:
 
     @classmethod
     def check_replaceable(cls, processor: object, attn: Any, where: str) -> None:
-        """Raise ValueError if this class in the place of `processor` would change what the model computes."""
+        """Check that this class can replace a processor without changing what the model computes.
+
+        Args:
+            processor: the processor that stands there now.
+            attn: its attention module.
+            where: path of the module, for the error message.
+
+        Raises:
+            InputError: for a processor whose attention this class does not compute.
+        """
         if type(processor) not in cls.replaceable:
             known = ", ".join(kind.__name__ for kind in cls.replaceable)
             raise InputError(
@@ -80,7 +102,9 @@ class HeadProcessor:
     def _weights(self, head_weights: HeadWeights | None) -> Tensor | None:
         return None if head_weights is None else head_weights.u.get(self.name)
 
-    def _perturbed(self, qkv: QKV, u: Tensor, image: slice, mask: Tensor | None = None) -> Tensor:
+    def _perturbed(
+        self, qkv: QKV, u: Float[Tensor, "r h"], image: slice, mask: Tensor | None = None
+    ) -> Float[Tensor, "b n c"]:
         """Attention [B, N, H D] with the heads of the last rows perturbed."""
         q, k, v = qkv
         clean = len(q) - len(u)
@@ -90,7 +114,7 @@ class HeadProcessor:
         return out.transpose(1, 2).flatten(2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """As the replaced processor does: by its backend, or by torch's attention if it knows of none."""
+        """Attention by the backend of the replaced processor, or by torch's own if it has none."""
         if not hasattr(self, "_attention_backend"):
             return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         out = dispatch_attention_fn(
@@ -108,20 +132,22 @@ class HeadProcessor:
 
 
 def joined(parts: list[QKV]) -> QKV:
-    """One sequence of the tokens of all parts."""
+    """One or two token sequences as one, [B, H, N, D] each."""
     if len(parts) == 1:
         return parts[0]
     (q, k, v), (q2, k2, v2) = parts
     return torch.cat([q, q2], 2), torch.cat([k, k2], 2), torch.cat([v, v2], 2)
 
 
-def image_heads(attn: Any, tokens: Tensor) -> QKV:
+def image_heads(attn: Any, tokens: Float[Tensor, "b n c"]) -> QKV:
+    """Queries, keys and values [B, H, N, D] of image tokens, normalised."""
     if attn.fused_projections:
         return _heads(attn, attn.to_qkv(tokens).chunk(3, -1), attn.norm_q, attn.norm_k)
     return _heads(attn, (attn.to_q(tokens), attn.to_k(tokens), attn.to_v(tokens)), attn.norm_q, attn.norm_k)
 
 
-def text_heads(attn: Any, tokens: Tensor) -> QKV:
+def text_heads(attn: Any, tokens: Float[Tensor, "b t c"]) -> QKV:
+    """Queries, keys and values [B, H, T, D] of text tokens, normalised."""
     if attn.fused_projections:
         projected = attn.to_added_qkv(tokens).chunk(3, -1)
     else:
@@ -136,7 +162,9 @@ def _heads(attn: Any, projected: Any, norm_q: Any, norm_k: Any) -> QKV:
     return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
-def explicit_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v of [B, H, N, D] as [B, N, H D], with the map made."""
+def explicit_attention(
+    q: Float[Tensor, "b h n d"], k: Float[Tensor, "b h m d"], v: Float[Tensor, "b h m d"]
+) -> Float[Tensor, "b n h*d"]:
+    """softmax(q k^T / sqrt(d)) v, computed through its attention map."""
     a = torch.softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2), -1, dtype=q.dtype)
     return (a @ v).transpose(1, 2).flatten(2)

@@ -1,10 +1,11 @@
-"""SD3 and SD3.5: joint attention of image and text tokens, image first; in SD3.5-medium image-only attention
-beside it. CFG is one call whose first half are the negative prompts."""
+"""SD3 and SD3.5: joint attention over image and text tokens, image first. SD3.5-medium has image-only
+attention too. CFG is one call with the negative prompts in the first half."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,18 +13,16 @@ from dit_heads.compat import FusedJointAttnProcessor2_0, JointAttnProcessor2_0
 from dit_heads.errors import InputError
 from dit_heads.families._family import (
     JOINT_PROJECTIONS,
-    Arguments,
-    Call,
     Family,
     HeadLayout,
     InputProjection,
-    Keywords,
     Pipelines,
     Residuals,
     Training,
     head_counts,
     second_half,
 )
+from dit_heads.families.calls import Arguments, Call, Conditioning, Keywords
 from dit_heads.families.processors import (
     QKV,
     HeadProcessor,
@@ -58,7 +57,7 @@ def _layout(transformer: Any) -> HeadLayout:
 
 
 class JointHeadProcessor(HeadProcessor):
-    """SD3's joint attention, image tokens first, and SD3.5's image-only one."""
+    """SD3's joint attention, image tokens first, and SD3.5's image-only attention."""
 
     replaceable = (JointAttnProcessor2_0, FusedJointAttnProcessor2_0)
 
@@ -89,8 +88,11 @@ class JointHeadProcessor(HeadProcessor):
 
 
 class ExplicitJointAttention:
-    """SD3's joint attention with its map made. In bf16 on a CPU it trains 3.6 times faster than
-    `scaled_dot_product_attention`, whose flash kernel is slow backwards and the plain one in its softmax."""
+    """SD3's joint attention, computed through its attention map.
+
+    In bf16 on a CPU it trains 3.6 times faster than `scaled_dot_product_attention`: the backward pass of its
+    flash kernel is slow, and so is the softmax of its plain kernel.
+    """
 
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
@@ -99,13 +101,15 @@ class ExplicitJointAttention:
         return outputs(attn, out, hidden_states.shape[1], joint=encoder_hidden_states is not None)
 
 
-def projections(attn: Any, image: Tensor, text: Tensor | None) -> QKV:
-    """Queries, keys and values [B, H, N + T, D]: image tokens, then text tokens."""
+def projections(attn: Any, image: Float[Tensor, "b n c"], text: Float[Tensor, "b t c"] | None) -> QKV:
+    """Queries, keys and values [B, H, N + T, D], image tokens first."""
     return joined([image_heads(attn, image)] + ([] if text is None else [text_heads(attn, text)]))
 
 
-def outputs(attn: Any, out: Tensor, image_tokens: int, joint: bool) -> Tensor | tuple[Tensor, Tensor]:
-    """Output projections of attention [B, N + T, C], for image and text apart."""
+def outputs(
+    attn: Any, out: Float[Tensor, "b s c"], image_tokens: int, joint: bool
+) -> Float[Tensor, "b n e"] | tuple[Float[Tensor, "b n e"], Float[Tensor, "b t f"]]:
+    """Output projections of attention [B, N + T, C], for the image and, if it is joint, for the text."""
     project, dropout = attn.to_out
     if not joint:
         return dropout(project(out))
@@ -127,7 +131,7 @@ def _noise_level(call: Call) -> float:
 def _velocity(
     transformer: Any, x: Tensor, sigmas: Tensor, text: Tensor, pooled: Tensor, guidance: float | Tensor
 ) -> Tensor:
-    """SD3 has no guidance embedding: `guidance` is not read."""
+    """SD3 has no guidance embedding, so `guidance` is ignored."""
     return transformer(
         hidden_states=x,
         timestep=1000 * sigmas,
@@ -154,9 +158,36 @@ def _noise(pipe: Any, pictures: int, size: tuple[int, int], dtype: Any, generato
 
 
 def _largest_side(pipe: Any) -> int:
-    """What the position table covers."""
+    """The side of the area that the position table covers, in pixels."""
     config = pipe.transformer.config
     return config.pos_embed_max_size * config.patch_size * pipe.vae_scale_factor
+
+
+def _text_of(call: Call) -> tuple[Tensor, Tensor]:
+    return call["encoder_hidden_states"], call["pooled_projections"]
+
+
+def _with_text(call: Call, text: Tensor, pooled: Tensor) -> dict[str, Any]:
+    return {**call, "encoder_hidden_states": text, "pooled_projections": pooled}
+
+
+# --- a source picture as a panel beside the noisy one: SD3 has one plane of positions alone ---
+
+
+def _beside(call: Call, source: Float[Tensor, "b c h w"]) -> dict[str, Any]:
+    """The source on the right of the noisy latents, or below wide ones."""
+    noisy = call["hidden_states"]
+    side = -1 if noisy.shape[-2] >= noisy.shape[-1] else -2
+    return {**call, "hidden_states": torch.cat([noisy, source], side)}
+
+
+def _alone(prediction: Float[Tensor, "b c _ _"], call: Call) -> Float[Tensor, "b c h w"]:
+    height, width = call["hidden_states"].shape[-2:]
+    return prediction[..., :height, :width]
+
+
+def _covered(height: int, width: int) -> tuple[int, int]:
+    return (height, 2 * width) if height >= width else (2 * height, width)
 
 
 SD3 = Family(
@@ -190,6 +221,11 @@ SD3 = Family(
         latent_size=lambda call: tuple(call["hidden_states"].shape[-2:]),
         noise=_noise,
         largest_side=_largest_side,
+        text_of=_text_of,
+        with_text=_with_text,
+        tokens=Conditioning(_beside, _alone, _covered),
+        cfg_scale="guidance_scale",
+        cfg_calls=1,
     ),
     training=Training(
         velocity=_velocity,

@@ -1,8 +1,8 @@
 """The perturbed prediction: the conditional rows of a batch once more, with some heads perturbed.
 
-Until the first perturbed block the perturbed branch *is* the conditional one, so a shared trunk forks
-there: the batch grows by a copy of the conditional rows, and only the blocks after the fork see more rows.
-Two passes give the same numbers.
+Before the first perturbed block both branches give the same result. A shared trunk forks at that block: the
+batch grows by a copy of the conditional rows, and only the blocks from the fork on see more rows. Two passes
+give the same numbers.
 """
 
 from __future__ import annotations
@@ -43,7 +43,11 @@ class Whole:
     text_tokens: int
 
     def entered(self, index: int, call: dict[str, Any], names: Sequence[str], carried: Carried) -> int:
-        """Leave the call of block `index` as it is; returns the number of perturbed rows, which are all."""
+        """Leave the call of a block as it is.
+
+        Returns:
+            The number of its perturbed rows, which are all.
+        """
         return len(call[names[0]])
 
 
@@ -66,8 +70,17 @@ class Forked:
     batch: int
 
     def entered(self, index: int, call: dict[str, Any], names: Sequence[str], carried: Carried) -> int:
-        """Grow the arguments `names` in the call of block `index`, and what is carried to it; returns the
-        number of perturbed rows."""
+        """Grow the batch in the call of a block from the fork on, in place.
+
+        Args:
+            index: of the block.
+            call: its arguments by name.
+            names: those that have a row for each sample.
+            carried: changes what the family carries to its blocks beside them.
+
+        Returns:
+            The number of perturbed rows.
+        """
         if index < self.at:
             return 0
         call |= {name: self.grown(call[name]) for name in names}

@@ -24,6 +24,10 @@ _HARMLESS_HOOKS = {
 def check_conditional(bare: bool, conditional: object, start: float, stop: float, every: int) -> None:
     """Check what a bare transformer needs, and what it cannot have.
 
+    Args:
+        bare: whether a transformer is guided without a pipeline.
+        conditional, start, stop, every: as for `HeadGuidance`.
+
     Raises:
         InputError: for a pipeline with `conditional`, for a bare transformer without, and for one that is to
             be guided at some steps only: it has no steps.

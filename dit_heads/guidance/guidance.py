@@ -91,7 +91,7 @@ class HeadGuidance:
 
     @property
     def report(self) -> Report:
-        """What the last run did, or the one under way has done until now."""
+        """What the last run did, or what the current one has done so far."""
         run = self._attached.runs.last if self._attached is not None else None
         if run is not None:
             return run.report()

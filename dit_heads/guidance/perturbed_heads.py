@@ -60,8 +60,11 @@ class PerturbedHeads:
         """Whether no head moves at all."""
         return not any(u for of_set in self.softness for u in of_set.values())
 
-    def weights(self, latents: Float[Tensor, "r ..."]) -> Weights:
+    def weights(self, latents: Float[Tensor, "r ..."] | Sequence[Tensor]) -> Weights:
         """U of every perturbed attention for R pictures, on the device and in the dtype of their latents.
+
+        Args:
+            latents: one entry a picture, in a tensor or, for families whose pictures differ in size, a list.
 
         Raises:
             InputError: if each picture is to have heads of its own, and there are not R sets of them.
@@ -81,7 +84,7 @@ class PerturbedHeads:
                     of_block[name] = torch.zeros(pictures, self.layout.count(head), dtype=torch.float64)
                 of_block[name][row, head.head] = u
         return {
-            block: {name: u.to(latents.device, latents.dtype) for name, u in of_block.items()}
+            block: {name: u.to(latents[0].device, latents[0].dtype) for name, u in of_block.items()}
             for block, of_block in weights.items()
         }
 

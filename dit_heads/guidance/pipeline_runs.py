@@ -96,7 +96,7 @@ class PipelineRuns(Runs):
                 )
             run = self._begin(*self._steps_and_loop())
         try:
-            with shadowed(self._pipe.scheduler, "step", StepOf(self._pipe.scheduler, run)):
+            with shadowed(self._pipe.scheduler, "step", StepOf(self._pipe.scheduler, run.end_step)):
                 yield
             run.finish(interrupted=bool(getattr(self._pipe, "interrupt", False)))
         finally:
@@ -130,13 +130,13 @@ class PipelineRuns(Runs):
 
 
 class StepOf:
-    """A scheduler's `step`, which tells a run that a step has ended."""
+    """A scheduler's `step`, which first says that a step has ended."""
 
-    def __init__(self, scheduler: Any, run: Run) -> None:
-        self._own, self._run = scheduler.step, run
+    def __init__(self, scheduler: Any, ended: Callable[[], None]) -> None:
+        self._own, self._ended = scheduler.step, ended
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._run.end_step()
+        self._ended()
         return self._own(*args, **kwargs)
 
     def __deepcopy__(self, memo: object) -> StepOf:

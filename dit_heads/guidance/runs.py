@@ -1,8 +1,8 @@
 """Which call of a transformer belongs to which step of which run of a pipeline.
 
-A hook cannot see its caller, and pipelines share transformers. What a run is follows from facts of the
-pipeline's own loop: it denoises inside `with self.progress_bar(...)`, calls `scheduler.step` once at the end
-of a step, and goes through its lines from top to bottom. A call that fits none of this is refused.
+A hook cannot see its caller, and pipelines share transformers. So a run is told by facts of the pipeline's
+own loop: it denoises inside `with self.progress_bar(...)`, calls `scheduler.step` once at the end of a step,
+and goes through its lines from top to bottom. Any other call is refused.
 """
 
 from __future__ import annotations
@@ -82,9 +82,15 @@ class Run:
 
     Args:
         plan: which steps are guided.
-        trunk, reason: how the perturbed branch is evaluated, and why so.
-        steps: of the run; None for a bare transformer, of which each call is a step.
+        trunk, reason: how the perturbed branch is evaluated, and why.
+        steps: number of steps of the run; None for a bare transformer, where each call is a step.
         loop: the frame of the pipeline's own `__call__`; None for a bare transformer.
+
+    Attributes:
+        evaluates: whether the call under way evaluates the perturbed branch.
+        rows, batch: of that call, the R conditional rows and the number of all rows.
+        difference: what every call of the step gets, [R, ...]; None in a step that is not guided.
+        is_over: whether the run has ended.
     """
 
     def __init__(
@@ -97,14 +103,14 @@ class Run:
         self._ended_at = 0  # the line of the loop at which the last step ended
         self._call: FrameType | None = None  # makes the call of the transformer that is under way
         self.is_over = self._is_left = False
-        self.evaluates = False  # whether the call under way evaluates the perturbed branch
-        self.rows, self.batch = slice(0), 0  # the conditional rows of the call that evaluates, and all
-        self.difference: Tensor | None = None  # what every call of the step gets
+        self.evaluates = False
+        self.rows, self.batch = slice(0), 0
+        self.difference: Tensor | None = None
         self._guided: list[int] = []
         self._evaluations = self._extra = 0
 
     def report(self) -> Report:
-        """What the run has done until now."""
+        """What the run has done so far."""
         steps = self._step if self.steps is None else self.steps
         return Report(steps, self.trunk, self.reason, list(self._guided), self._evaluations, self._extra)
 
@@ -120,7 +126,14 @@ class Run:
         return self._call is not None and self._call in frames()
 
     def begin_call(self, noise_level: Callable[[], float]) -> None:
-        """Find the place of a call of the transformer. Raises InputError if it has none in this run."""
+        """Find out which step a call of the transformer belongs to.
+
+        Args:
+            noise_level: gives the noise level of the call, in [0, 1].
+
+        Raises:
+            InputError: for a call that belongs to no step of this run.
+        """
         if threading.get_ident() != self._thread:
             raise InputError(
                 "pipe: its transformer was called in another thread, so by something other than a run of the "
@@ -168,7 +181,11 @@ class Run:
             self.end_step()
 
     def end_step(self) -> None:
-        """The pipeline calls `scheduler.step`. Raises InputError if this ends no step of the run."""
+        """The pipeline calls `scheduler.step`.
+
+        Raises:
+            InputError: if this ends no step of the run.
+        """
         if self._is_left:
             return
         if self.is_over or not self._calls:
@@ -181,17 +198,24 @@ class Run:
         self._ended_at = self._loop.f_lineno if self._loop is not None else 0
 
     def leave(self) -> None:
-        """Head guidance was detached during the run, which goes on without it."""
+        """Head guidance was detached during the run, which continues without it."""
         self._is_left = True
 
     def close(self) -> None:
-        """The run is over. Let go of its loop and calls, which hold all that the pipeline works with."""
+        """The run is over. References to its loop and calls are dropped: they hold all tensors of the run."""
         self.is_over = True
         self._loop = self._call = self.difference = None
         self._level = float
 
     def finish(self, interrupted: bool) -> None:
-        """Raise InputError unless the steps that were guided are those that were to be."""
+        """Compare the guided steps with the plan.
+
+        Args:
+            interrupted: whether the pipeline was asked to stop early.
+
+        Raises:
+            InputError: if they differ, or if steps are missing.
+        """
         if self._is_left:
             return
         assert self.steps is not None

@@ -24,7 +24,13 @@ _FORMS = "'L3H2' (a head), 'L3' (a block), 'L12H0-5' (a range) or 'L3H2i' (image
 
 @dataclass(frozen=True, order=True)
 class HeadId:
-    """One head: head `head` of block `block`, in the joint attention or in the image-only one."""
+    """One attention head.
+
+    Attributes:
+        block: number of the block, from 0.
+        head: number of the head in its attention, from 0.
+        image_only: whether it belongs to the image-only attention of SD3.5-medium, not to the joint one.
+    """
 
     block: int
     head: int
@@ -36,7 +42,12 @@ class HeadId:
 
 @dataclass(frozen=True, order=True)
 class BlockId:
-    """Every head of one attention of a block, however many the model has."""
+    """Every head of one attention of a block, however many the model has.
+
+    Attributes:
+        block: number of the block, from 0.
+        image_only: whether the image-only attention is meant, not the joint one.
+    """
 
     block: int
     image_only: bool = False
@@ -46,7 +57,7 @@ class BlockId:
 
 
 def every_head(heads: Sequence[int], image_only_heads: Sequence[int]) -> tuple[HeadId, ...]:
-    """All heads of a model, sorted, by how many each block has in its joint and its image-only attention."""
+    """All heads of a model, sorted, from the numbers of heads in the attentions of each block."""
     found = (
         HeadId(block, head, only)
         for only, counts in ((False, heads), (True, image_only_heads))
@@ -57,10 +68,16 @@ def every_head(heads: Sequence[int], image_only_heads: Sequence[int]) -> tuple[H
 
 
 class HeadSet:
-    """An immutable set of heads and whole blocks; which heads a whole block has, `resolve` says.
+    """An immutable set of heads and whole blocks. `resolve` lists the heads of whole blocks for a model.
 
     >>> str(HeadSet.parse("L12H0-2, L7") | HeadSet.parse("L1H10"))
     'L1H10, L7, L12H0-2'
+
+    Args:
+        parts: the heads and blocks; at least one.
+
+    Raises:
+        InputError: for an empty set, and for parts that are neither heads nor blocks.
     """
 
     __slots__ = ("_parts",)
@@ -77,11 +94,14 @@ class HeadSet:
 
     @classmethod
     def parse(cls, text: str) -> HeadSet:
-        """The set that a text lists, separated by commas or spaces.
+        """The set that a text lists.
+
+        Args:
+            text: names such as "L3H2", "L7", "L12H0-5" or "L3H2i", separated by commas or spaces.
 
         Raises:
-            InputError: naming the part that is wrong, or that there are more than `MAX_PARTS`, before any of
-                them is made.
+            InputError: for a name that cannot be read, and for more than `MAX_PARTS` heads and blocks, which
+                are counted before any object is made.
         """
         spans = [_span(word) for word in re.split(r"[,\s]+", text) if word]
         if (count := sum(map(len, spans))) > MAX_PARTS:
@@ -94,7 +114,7 @@ class HeadSet:
         return iter(sorted(self._parts, key=_order))
 
     def __len__(self) -> int:
-        """Heads and whole blocks listed; after `resolve`, heads."""
+        """The number of heads and whole blocks that are listed."""
         return len(self._parts)
 
     def __contains__(self, part: object) -> bool:
@@ -117,9 +137,15 @@ class HeadSet:
         return f"HeadSet.parse({str(self)!r})"
 
     def resolve(self, joint: Sequence[int], image_only: Sequence[int] = ()) -> tuple[HeadId, ...]:
-        """Every single head, sorted, in a model with `joint[b]` heads in the joint attention of block b and
-        `image_only[b]` in its image-only attention. Raises ValueError naming what the model lacks, and what
-        it has."""
+        """Every single head of the set in a model, sorted.
+
+        Args:
+            joint: number of heads in the joint attention of each block.
+            image_only: the same for the image-only attention; 0 for a block that has none.
+
+        Raises:
+            InputError: for heads and blocks that the model lacks.
+        """
         found: set[HeadId] = set()
         for part in self:
             heads = image_only if part.image_only else joint
@@ -134,11 +160,19 @@ class HeadSet:
         return tuple(sorted(found))
 
     def to_json(self) -> dict[str, Any]:
+        """The set as JSON: {"heads": ["L1H10", "L7"]}."""
         return {"heads": _words(self)}
 
     @classmethod
     def from_json(cls, data: object) -> HeadSet:
-        """The set that `to_json` wrote; other keys may stand beside "heads" and are ignored."""
+        """The set that `to_json` wrote.
+
+        Args:
+            data: parsed JSON. Keys other than "heads" are ignored.
+
+        Raises:
+            InputError: if there is no list of names under "heads".
+        """
         words = data.get("heads") if isinstance(data, dict) else None
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise InputError(
@@ -147,12 +181,24 @@ class HeadSet:
         return cls.parse(", ".join(words))
 
     def save(self, path: str | Path) -> None:
-        """Write JSON to `path`, complete or not at all."""
+        """Write the set as a JSON file, completely or not at all.
+
+        Args:
+            path: the file; an existing one is replaced.
+        """
         write_text(Path(path), json.dumps(self.to_json(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> HeadSet:
-        """Read what `save` wrote. Raises ValueError on anything else, OSError if there is no such file."""
+        """The set that `save` wrote.
+
+        Args:
+            path: the file.
+
+        Raises:
+            InputError: if the file holds anything else.
+            OSError: if there is no such file.
+        """
         try:
             return cls.from_json(json.loads(Path(path).read_text()))
         except ValueError as error:
@@ -161,7 +207,7 @@ class HeadSet:
 
 @dataclass(frozen=True)
 class _Span:
-    """What one word stands for: a range of heads of a range of blocks, or these blocks as a whole."""
+    """One word of a text: a range of heads in a range of blocks, or whole blocks."""
 
     blocks: range
     heads: range | None
@@ -203,7 +249,7 @@ def _order(part: HeadId | BlockId) -> tuple[int, bool, int]:
 
 
 def _words(parts: Iterable[HeadId | BlockId]) -> list[str]:
-    """The parts as text; neighbouring heads of one attention are a range."""
+    """The parts as text. Consecutive heads of one attention become a range."""
     words = []
     for (block, image), group in groupby(parts, key=lambda part: (part.block, part.image_only)):
         listed = list(group)

@@ -1,4 +1,4 @@
-"""Head sets with names and sources, as JSON: those that a paper names, and those that we measured."""
+"""Named head sets with their sources, stored as JSON: some are from papers, some we measured ourselves."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ FOLDER = Path(__file__).with_suffix("")
 
 @settings
 class Preset:
-    """Heads that have an effect, and how strongly they guide."""
+    """Heads that have a known effect, and the strength to guide them with."""
 
     effect: str
-    """What the heads do to a picture, which is the preset's name."""
+    """The effect of the heads on a picture; also the preset's name."""
     heads: Annotated[tuple[str, ...], Field(min_length=1)]
     """Names of the heads, as `HeadSet` reads them."""
     verified: bool
@@ -27,12 +27,13 @@ class Preset:
     scale: Annotated[float, Field(ge=0)] = 3.0
     """Head guidance scale w."""
     softness: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """How far the heads are perturbed, u."""
+    """Softness u: how far the heads are perturbed, from 0 to 1."""
     note: str = ""
-    """What else there is to know."""
+    """Remarks."""
 
     @property
     def head_set(self) -> HeadSet:
+        """The heads as a set."""
         return HeadSet.parse(", ".join(self.heads))
 
 
@@ -43,11 +44,11 @@ class PresetFile:
     model: str
     """The model's name, as `--model` takes it."""
     source: str
-    """A paper, or the command that measured them."""
+    """The paper that names the heads, or the command that measured them."""
     presets: tuple[Preset, ...]
-    """The presets, whose effects differ."""
+    """The presets, each with an effect of its own."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """On what they were measured, and with which scores."""
+    """Models, prompts and scores of the measurement."""
 
     def __post_init__(self) -> None:
         effects = [preset.effect for preset in self.presets]
@@ -66,8 +67,11 @@ class PresetFile:
 def read_presets(path: Path) -> PresetFile:
     """The presets of a JSON file.
 
+    Args:
+        path: the file.
+
     Raises:
-        InputError: naming the file and what is missing or wrong.
+        InputError: for a file that cannot be read, and for missing or wrong entries.
     """
     try:
         return from_json(PresetFile, path, "presets")
@@ -76,6 +80,6 @@ def read_presets(path: Path) -> PresetFile:
 
 
 def shipped_presets() -> Iterator[PresetFile]:
-    """Every file of presets that ships, the embedded model's first."""
+    """The presets that ship with the package, one file at a time, those of the embedded model first."""
     for path in sorted(FOLDER.glob("*.json")):
         yield read_presets(path)

@@ -86,17 +86,21 @@ class RayWorkers:
             raise InputError(f"workers: expected the same pipeline and objective everywhere, got {differing}")
 
     def score(self, batches: Sequence[TrialBatch]) -> Iterator[tuple[TrialBatch, list[float]]]:
+        """Each batch with a score for each picture, in the order in which they finish."""
         return self._by_batch("score", batches)
 
     def paint(self, batches: Sequence[TrialBatch]) -> Iterator[tuple[TrialBatch, torch.Tensor]]:
+        """Each batch with its pictures [B, 3, H, W] in [0, 1], in the order in which they finish."""
         return self._by_batch("paint", batches)
 
     def screen(
         self, batches: Sequence[TrialBatch], screening: Screening
     ) -> Iterator[tuple[TrialBatch, tuple[list[float], dict[Any, float]]]]:
+        """Each batch with its scores and slopes, in the order in which they finish."""
         return self._by_batch("screen", batches, screening)
 
     def cost(self, prompt: str, pictures: int, micro_batch: int | None) -> ScreenCost:
+        """What the screen of that many pictures takes, by one worker's account."""
         ((_, found),) = self._spread("cost", [(prompt, pictures, micro_batch)])
         return found
 

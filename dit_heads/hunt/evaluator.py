@@ -44,7 +44,13 @@ class Evaluator:
         done: Done,
         strength: Strength | None = None,
     ) -> list[list[float]]:
-        """Scores of head sets; None stands for no guidance.
+        """Score head sets.
+
+        Args:
+            sets: None stands for no guidance.
+            pairs: (prompt, seed) pairs that each set is scored on.
+            done: told the number of pictures.
+            strength: of the pictures. Default: that of the search.
 
         Returns:
             A list for each set, with a score for each pair.
@@ -58,7 +64,7 @@ class Evaluator:
     def pictures(
         self, heads: HeadSet | None, pairs: Sequence[Pair], strength: Strength | None = None
     ) -> list[Image.Image]:
-        """The picture of each pair with a head set. No score is made of them."""
+        """Draw a picture of each pair with a head set, at the strength of the search by default."""
         batches = batches_of([self.trial(heads, pair, strength) for pair in pairs], self.config.batch)
         found = dict(self.backend.paint(batches))
         return _pictures(torch.cat([found[batch] for batch in batches]))

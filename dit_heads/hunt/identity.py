@@ -1,6 +1,6 @@
-"""All that a score depends on beside the picture's own settings, as JSON: a search's log begins with it.
+"""All that a score depends on beside the picture's own settings, as JSON. The log of a search begins with it.
 
-Versions of libraries and the folders that models came from are left out: another machine may go on.
+Versions of libraries and folders of models are left out, so that a search may resume on another machine.
 """
 
 from __future__ import annotations
@@ -23,20 +23,35 @@ _FOREIGN = ("architectures", "transformers_version", "dtype", "torch_dtype", "na
 
 
 def pipeline_identity(pipe: Any) -> dict[str, Any]:
-    """The class of a pipeline, and of each component what it has learned and how it is set."""
+    """Describe a pipeline.
+
+    Returns:
+        Its class, and the identity of each component; see `part_identity`.
+    """
     parts = {name: part_identity(part) for name, part in sorted(pipe.components.items())}
     return {"pipeline": type(pipe).__name__, "components": parts}
 
 
 def objective_identity(objective: Objective) -> dict[str, Any]:
-    """An objective's name, and what its scores depend on."""
+    """Describe an objective.
+
+    Returns:
+        Its name, and the identity of each part that its scores depend on.
+    """
     parts = {name: part_identity(part) for name, part in sorted(parts_of(objective).items())}
     return {"objective": name_of(objective), "objective_parts": parts}
 
 
 def part_identity(part: Any) -> Any:
-    """What a component computes depends on: weights, config and adapters of a model, the content of a
-    tokenizer, the config of a scheduler or processor."""
+    """Describe all that the results of a component depend on.
+
+    Returns:
+        As JSON: weights, config and adapters of a model, content of a tokenizer, config of a scheduler or
+        image processor.
+
+    Raises:
+        InputError: for a component of another kind.
+    """
     if isinstance(part, nn.Module):
         return _module(part)
     if callable(getattr(part, "get_vocab", None)):
@@ -48,6 +63,10 @@ def part_identity(part: Any) -> Any:
 
 def plain(value: Any, name: str) -> Any:
     """A value as JSON; tensors, arrays and pictures by a hash of their content.
+
+    Args:
+        value: of an argument of a call, or of an option.
+        name: of the value, for the error.
 
     Raises:
         InputError: for anything that cannot be told apart by content.
@@ -97,7 +116,7 @@ def _adapters(module: nn.Module) -> Iterator[tuple[str, Any, Any, bool]]:
 
 
 def _tokenizer(tokenizer: Any) -> dict[str, Any]:
-    """Every rule of it. Padding and truncation belong to the calls, which change them."""
+    """Every rule of a tokenizer. Padding and truncation are left out: calls change them."""
     rules: dict[str, Any] = {"vocabulary": tokenizer.get_vocab(), "length": tokenizer.model_max_length}
     rules["special"] = {key: str(token) for key, token in tokenizer.special_tokens_map.items()}
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
@@ -112,7 +131,7 @@ def _config(part: Any) -> dict[str, Any]:
 
 
 def _own(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config as files hold it, without what is no JSON and what libraries write about themselves."""
+    """A config as files store it, without values that are no JSON and entries that libraries add."""
     kept = {
         str(key): _own(value) if isinstance(value, Mapping) else value
         for key, value in config.items()

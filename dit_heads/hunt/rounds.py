@@ -59,13 +59,19 @@ def fast_round(
 
 
 def rungs_of_round(config: HuntConfig, pairs: int, candidates: int) -> list[Rung]:
-    """The plan of a fast round: its share of an exhaustive round's pictures, less those of the screen."""
+    """Plan a fast round: its share of an exhaustive round's pictures, less those of the screen.
+
+    Args:
+        config: settings of the search.
+        pairs: number of (prompt, seed) pairs.
+        candidates: number of heads to choose from.
+    """
     pictures = int(config.share * pairs * (candidates + 1)) - pairs
     return rungs(candidates, pairs, config.per_round, pictures)
 
 
 def picture_count(config: HuntConfig, pairs: int, candidates: int) -> int:
-    """Number of pictures that a whole search takes."""
+    """Number of pictures that a whole search takes, with that many pairs and candidates."""
     left = [candidates - number * config.per_round for number in range(config.rounds)]
     if config.method == "exhaustive":
         return pairs * (1 + sum(left))

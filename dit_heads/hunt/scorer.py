@@ -1,4 +1,4 @@
-"""What a search computes of a batch: its pictures, their scores, and the slopes of all heads."""
+"""What a search computes from a batch: its pictures, their scores, and the slopes of all heads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HeadCounts = tuple[Sequence[int], Sequence[int]]
 
 
 class Scorer:
-    """Paints the pictures of a batch side by side, each with heads and a seed of its own, and scores them.
+    """Draws the pictures of a batch side by side, each with its own heads and seed, and scores them.
 
     A picture's noise depends on its seed alone (common random numbers).
 
@@ -148,15 +148,23 @@ class Backend(Protocol):
     identity: dict[str, Any]
     head_counts: HeadCounts
 
-    def score(self, batches: Sequence[TrialBatch], /) -> Iterable[Scored]: ...
+    def score(self, batches: Sequence[TrialBatch], /) -> Iterable[Scored]:
+        """Each batch with a score for each picture."""
+        ...
 
-    def paint(self, batches: Sequence[TrialBatch]) -> Iterable[tuple[TrialBatch, Tensor]]: ...
+    def paint(self, batches: Sequence[TrialBatch]) -> Iterable[tuple[TrialBatch, Float[Tensor, "b 3 h w"]]]:
+        """Each batch with its pictures in [0, 1]."""
+        ...
 
     def screen(
         self, batches: Sequence[TrialBatch], screening: Screening
-    ) -> Iterable[tuple[TrialBatch, tuple[list[float], Slopes]]]: ...
+    ) -> Iterable[tuple[TrialBatch, tuple[list[float], Slopes]]]:
+        """Each batch with a score for each picture, and the mean slope of every head."""
+        ...
 
-    def cost(self, prompt: str, pictures: int, micro_batch: int | None) -> ScreenCost: ...
+    def cost(self, prompt: str, pictures: int, micro_batch: int | None) -> ScreenCost:
+        """What the screen of that many pictures takes; see `cost.screen_cost`."""
+        ...
 
 
 class InProcess:
@@ -171,13 +179,15 @@ class InProcess:
         self.scorer, self.score = scorer, execute or in_process(scorer)
         self.identity, self.head_counts, self.cost = scorer.identity, scorer.head_counts, scorer.cost
 
-    def paint(self, batches: Sequence[TrialBatch]) -> Iterator[tuple[TrialBatch, Tensor]]:
+    def paint(self, batches: Sequence[TrialBatch]) -> Iterator[tuple[TrialBatch, Float[Tensor, "b 3 h w"]]]:
+        """Each batch with its pictures in [0, 1], one batch after the other."""
         for batch in batches:
             yield batch, self.scorer.paint(batch)
 
     def screen(
         self, batches: Sequence[TrialBatch], screening: Screening
     ) -> Iterator[tuple[TrialBatch, tuple[list[float], Slopes]]]:
+        """Each batch with its scores and slopes, one batch after the other."""
         for batch in batches:
             yield batch, self.scorer.screen(batch, screening)
 

@@ -64,6 +64,11 @@ def _screened(evaluator: Evaluator, trials: Sequence[Trial], chosen: Sequence[He
 def read_slopes(path: Path, subject: Mapping[str, Any], heads: Sequence[HeadId]) -> Slopes | None:
     """Read the slopes of all `heads`.
 
+    Args:
+        path: of the file.
+        subject: all that the slopes depend on, as JSON.
+        heads: every head of the model.
+
     Returns:
         None if there is no such file, or if it holds slopes of something other than `subject`.
 

@@ -1,4 +1,4 @@
-"""The one writer of files: a reader finds the old file or the new one, never a part of it."""
+"""The one writer of files: readers find the old file or the new one, never half of it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file open for writing that takes the name `path` once it is complete; on an error nothing stays.
+    """A file open for writing that takes its name once it is complete. After an error nothing is left behind.
 
-    Its folder is made where it is missing. Threads and processes may write the same path at once: the last
-    one to finish stays.
+    Several threads and processes may write the same path at once: the last one to finish wins.
+
+    Args:
+        path: the final name. Missing folders are created; an existing file is replaced.
 
     Raises:
-        FileError: it cannot be written, as on a full disk. One that was there before is as it was.
+        FileError: if the file cannot be written, for instance on a full disk. An existing file is unchanged.
     """
     try:
         with _renamed_at_its_end(path) as file:
@@ -47,13 +49,24 @@ def _renamed_at_its_end(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file (UTF-8)."""
+    """Write a text file (UTF-8), completely or not at all.
+
+    Args:
+        path: the file; an existing one is replaced.
+        text: its content.
+    """
     with atomic_file(path) as file:
         file.write(text.encode())
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Replace a safetensors file."""
+    """Write a safetensors file, completely or not at all.
+
+    Args:
+        path: the file; an existing one is replaced.
+        tensors: the tensors by name, of any shape.
+        metadata: text for the file's header.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

@@ -1,4 +1,4 @@
-"""What tells models apart: a hash of everything they have learned, wherever their weights are."""
+"""Hashes of models, over everything that they have learned, wherever their weights are."""
 
 from __future__ import annotations
 
@@ -26,9 +26,15 @@ _THREADS = min(8, os.cpu_count() or 1)
 def fingerprint(model: nn.Module) -> str:
     """A hash of the name, type, shape and every value of a model's weights and buffers.
 
-    It is a cache key: one changed bit changes it. It does not depend on the device, nor on whether weights
-    are offloaded to the CPU's memory. Quantised weights (torchao, bitsandbytes, GGUF) count as they are
-    stored. Large models are hashed by several threads, at the speed of memory.
+    It serves as a cache key: a single changed bit changes it. It depends neither on the device nor on
+    offloading to the CPU's memory. Quantised weights (torchao, bitsandbytes, GGUF) are hashed as they are
+    stored. Several threads hash a large model, at about the speed of memory.
+
+    Args:
+        model: any module.
+
+    Returns:
+        32 hexadecimal digits.
 
     Raises:
         InputError: for weights that are not in memory.
@@ -51,7 +57,15 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def tensor_hash(tensor: Tensor, name: str = "tensor") -> str:
-    """A hash of a tensor's type, shape and values; those of the parts of a wrapper (torchao)."""
+    """A hash of a tensor's type, shape and values; for a wrapper (torchao), of its parts.
+
+    Args:
+        tensor: a tensor of any shape and type.
+        name: its name in the error message.
+
+    Raises:
+        InputError: for a tensor on the meta device.
+    """
     head = f"{tensor.dtype} {tuple(tensor.shape)}"
     if is_traceable_wrapper_subclass(tensor):
         parts, context = tensor.__tensor_flatten__()
@@ -67,10 +81,13 @@ def tensor_hash(tensor: Tensor, name: str = "tensor") -> str:
 
 
 def content_hash(*parts: str | bytes | memoryview) -> str:
-    """A hash of texts and bytes in order, which cannot run into each other.
+    """A hash of texts and bytes in order.
+
+    Args:
+        parts: texts or bytes. Where one ends and the next begins counts too.
 
     Returns:
-        32 hexadecimal digits, the first half of a SHA-256.
+        32 hexadecimal digits.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -81,7 +98,7 @@ def content_hash(*parts: str | bytes | memoryview) -> str:
 
 
 def _own_tensors(module: nn.Module, path: str) -> Iterator[tuple[str, Tensor]]:
-    """Weights and buffers of a module without its children's, and what its quantisation keeps beside them."""
+    """A module's weights, buffers and quantisation state, without those of its children."""
     children = dict(module.named_children())
     kept = module.state_dict(keep_vars=True) | dict(module.named_buffers(recurse=False))
     for name, tensor in kept.items():

@@ -1,4 +1,4 @@
-"""Picture formats by their first bytes: those that are read, and others, so that a message can name them."""
+"""Picture formats by their first bytes. Errors name the formats that we do not read."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ PICTURE_SUFFIXES = frozenset(
     {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".heic", ".heif", ".avif", ".gif", ".bmp"}
     | {".tif", ".tiff", ".jxl", ".jp2", ".psd"}
 )
-"""Endings of names that mean a picture, in a format that is read or not."""
+"""File name endings of pictures, whether we read their format or not."""
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
 class Format:
-    """A file format: how its first bytes are known, and what opens it, if anything does."""
+    """A file format: a test of its first bytes, and the class that opens it (None: we do not read it)."""
 
     name: str
     begins: Callable[[bytes], bool]
@@ -69,7 +69,11 @@ FORMATS = (
 
 
 def open_header(data: bytes) -> Image.Image:
-    """A picture of which the header alone has been read. Raises InputError for a format that is not read."""
+    """The picture in a file's bytes, with only its header read.
+
+    Raises:
+        InputError: for a format that we do not read.
+    """
     kind = next((kind for kind in FORMATS if kind.begins(data)), None)
     if kind is None:
         raise InputError(

@@ -1,9 +1,8 @@
-"""Pictures on disk: the one decoder, and PNG files with their settings inside.
+"""Pictures on disk: the one decoder, and PNG files that carry their settings.
 
-Whatever names a picture, a path, its bytes or a PIL image, the same pixels come out: turned as its EXIF says,
-RGB of 8 bits, transparent parts on white, grey repeated, 16 bits scaled, of an animation the first frame.
-Nothing is decoded before its bytes and pixels are known to be within limits, and nothing global is touched,
-so that threads may decode side by side.
+A path, a file's bytes and a PIL image of the same picture all give the same pixels: 8-bit RGB, rotated as
+EXIF says, transparency on white, 16 bits scaled to 8, and the first frame of an animation. A file is decoded
+only if its bytes and pixels are within limits. Threads may decode at once, since no global state changes.
 """
 
 from __future__ import annotations
@@ -35,9 +34,13 @@ _INFLATED = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # parts of a PNG whose length 
 def read_image(path: Path, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The picture in a file, as RGB.
 
+    Args:
+        path: a PNG, JPEG or WebP file (HEIC too, with pillow-heif).
+        max_bytes: largest size of the file.
+        max_pixels: largest number of pixels, checked before decoding.
+
     Raises:
-        InputError: if there is no such file, it is too large (known before it is decoded), in another format
-            or damaged; the message names the file.
+        InputError: if the file is missing, too large, damaged or in another format. The message names it.
     """
     if not path.is_file():
         raise InputError(f"image: there is no file '{path}'")
@@ -48,7 +51,15 @@ def read_image(path: Path, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_
 
 
 def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
-    """The bytes of a file. Raises InputError, which does not name the file, if there is none or too many."""
+    """The bytes of a file.
+
+    Args:
+        path: the file.
+        limit: largest size in bytes.
+
+    Raises:
+        InputError: if the file is missing, too large or cannot be read. The message does not name it.
+    """
     if not path.is_file():
         raise InputError("there is no such file")
     try:
@@ -60,17 +71,34 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture in the bytes of a file, as RGB. Raises InputError, which does not name the file."""
+    """The picture in a file's bytes, as RGB.
+
+    Args:
+        data: the bytes of the whole file.
+        max_pixels: largest number of pixels, checked before decoding.
+
+    Raises:
+        InputError: as `read_image`, though the message cannot name the file.
+    """
     return _loaded(data, max_pixels, to_rgb)
 
 
 def size_of(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Height and width of a picture the right way up, in pixels; all of it is decoded, so a damaged one is
-    found, but nothing is converted. Raises InputError as `decode`."""
+    """Height and width of an upright picture, in pixels.
+
+    The whole picture is decoded, so that damage is found, but it is not converted.
+
+    Args:
+        data: the bytes of the whole file.
+        max_pixels: largest number of pixels, checked before decoding.
+
+    Raises:
+        InputError: as `decode`.
+    """
 
     def upright(image: Image.Image) -> tuple[int, int]:
         width, height = image.size
-        # Of a JPEG all bytes are read, but fewer pixels made.
+        # A JPEG is then read whole but decoded at an eighth of its size.
         image.draft("RGB", (max(1, width // 8), max(1, height // 8)))
         image.load()
         return (width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width)
@@ -79,7 +107,7 @@ def size_of(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
 
 
 def _loaded(data: bytes, max_pixels: int, use: Callable[[Image.Image], Any]) -> Any:
-    """`use` of a picture that is open but not decoded yet, its size known to be within the limit."""
+    """The result of `use` on the opened picture, which is within the limit and not decoded yet."""
     try:
         return _used(data, max_pixels, use)
     except InputError:
@@ -99,13 +127,16 @@ def _used(data: bytes, max_pixels: int, use: Callable[[Image.Image], Any]) -> An
 
 
 def _reason(error: Exception) -> str:
-    """What Pillow says, without the address of an object."""
+    """Pillow's message, unless it holds the address of an object."""
     return type(error).__name__ if " at 0x" in str(error) else str(error) or type(error).__name__
 
 
 def without_text(data: bytes) -> bytes:
-    """A PNG without text and colour profile. Some programs keep megabytes of settings there, more than Pillow
-    reads."""
+    """A PNG without its text and colour profile, where some programs store more than Pillow reads.
+
+    Args:
+        data: the bytes of a PNG file.
+    """
     kept, at = [PNG], len(PNG)
     while at + 8 <= len(data):
         length, kind = struct.unpack(">I4s", data[at : at + 8])
@@ -117,13 +148,13 @@ def without_text(data: bytes) -> bytes:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB of any PIL image, the right way up.
+    """Any PIL image as upright RGB.
 
     Args:
-        image: Of 8 or 16 bits a channel; `I` (32 bits) counts as 16 bits, as Pillow reads PNG.
+        image: 8 or 16 bits a channel. Mode `I` (32 bits) counts as 16, since Pillow reads 16-bit PNGs so.
 
     Raises:
-        InputError: for floating-point pixels, whose range is unknown, and numbers outside of 16 bits.
+        InputError: for floating-point pixels, whose range is unknown, and for values beyond 16 bits.
     """
     image = _upright(image)
     if image.mode == "F":
@@ -143,7 +174,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """How its EXIF turns a picture; 1, not at all, where that is missing or damaged."""
+    """The EXIF orientation from 1 to 8; 1 (upright) if it is missing or damaged."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # Pillow's parser raises almost anything
@@ -152,7 +183,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits as RGB; the value that a PNG declares transparent becomes white."""
+    """16-bit grey as RGB. The value that a PNG declares transparent becomes white."""
     values = np.asarray(image).astype(np.int64)
     if values.size and not 0 <= values.min() <= values.max() <= 0xFFFF:
         raise InputError(f"has pixels from {values.min()} to {values.max()}, expected 0 to 65535 (16 bits)")
@@ -167,7 +198,14 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
 
 
 def check_writable(path: Path) -> None:
-    """Raise InputError now if `path` could not be written later, without creating anything."""
+    """Check that a file can be written later, without creating anything.
+
+    Args:
+        path: the file.
+
+    Raises:
+        InputError: if it could not be written.
+    """
     if path.is_dir():
         raise InputError(f"out: expected a file name, got the folder '{path}'")
     folder = path.parent
@@ -180,9 +218,16 @@ def check_writable(path: Path) -> None:
 
 
 def write_png(image: Image.Image, path: Path, settings: Mapping[str, Any]) -> None:
-    """Write a PNG whose `parameters` text is `settings` as JSON, and which says that it is generated.
+    """Write a PNG that carries its settings and a note that it was generated.
 
-    Raises ValueError on a setting that JSON cannot hold, OSError if the file cannot be written.
+    Args:
+        image: the picture.
+        path: the file; an existing one is replaced.
+        settings: stored as JSON in the PNG's `parameters` text.
+
+    Raises:
+        ValueError: for a setting that JSON cannot hold.
+        FileError: if the file cannot be written.
     """
     info = PngInfo()
     info.add_text("parameters", json.dumps(dict(settings), allow_nan=False))
@@ -193,7 +238,14 @@ def write_png(image: Image.Image, path: Path, settings: Mapping[str, Any]) -> No
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings that `write_png` put into a file. Raises InputError if it holds none."""
+    """The settings that `write_png` stored in a file.
+
+    Args:
+        path: the PNG file.
+
+    Raises:
+        InputError: if the file cannot be read or holds no settings.
+    """
     if not path.is_file():
         raise InputError(f"image: there is no file '{path}'")
     try:

@@ -18,7 +18,15 @@ TITLE, NAME, DETAIL = 26, 19, 15
 
 
 def plain_grid(images: Sequence[Image.Image], gap: int = 4) -> Image.Image:
-    """Images of one size in rows, as nearly square as their number allows."""
+    """Images in rows, as nearly square as their number allows.
+
+    Args:
+        images: pictures of one size.
+        gap: pixels between neighbours.
+
+    Raises:
+        InputError: for no images.
+    """
     if not images:
         raise InputError("images: expected at least one")
     across = math.ceil(math.sqrt(len(images)))
@@ -33,7 +41,12 @@ def plain_grid(images: Sequence[Image.Image], gap: int = 4) -> Image.Image:
 
 @dataclass(frozen=True)
 class Column:
-    """What stands above a column: a name, and in grey below it what there is to know."""
+    """The heading of a column.
+
+    Attributes:
+        name: the first line or lines.
+        detail: smaller lines below the name, in grey.
+    """
 
     name: str
     detail: str = ""
@@ -48,9 +61,18 @@ def contact_sheet(
     footer: str = "",
     cell: int = 224,
 ) -> Image.Image:
-    """`cells[row][column]`, each picture made `cell` pixels wide, with labels around them.
+    """Pictures in a table with labelled rows and columns.
 
-    Raises ValueError if the numbers of labels and pictures differ.
+    Args:
+        cells: the pictures, as `cells[row][column]`.
+        columns: headings of the columns.
+        rows: labels of the rows.
+        title: line above the table.
+        footer: text below the table.
+        cell: width of each picture, in pixels; pictures are scaled to it.
+
+    Raises:
+        InputError: if the numbers of labels and pictures differ.
     """
     if len(cells) != len(rows) or any(len(line) != len(columns) for line in cells):
         raise InputError(f"cells: expected {len(rows)} rows of {len(columns)} pictures")
@@ -71,7 +93,13 @@ def contact_sheet(
 
 
 def wrapped(text: str, font: Font, width: float) -> list[str]:
-    """Lines of words no wider than `width` pixels (a single longer word stays whole)."""
+    """Text broken into lines.
+
+    Args:
+        text: paragraphs, separated by line breaks.
+        font: the font that the lines are measured in.
+        width: largest width of a line, in pixels. A single word that is longer stays whole.
+    """
     return [line for paragraph in text.splitlines() for line in _wrapped_paragraph(paragraph, font, width)]
 
 

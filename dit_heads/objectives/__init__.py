@@ -1,4 +1,4 @@
-"""What a search maximises: scores of pictures that can be differentiated."""
+"""Objectives of a search: scores of pictures, differentiable with respect to the pictures."""
 
 from dit_heads.objectives.clip import (
     AestheticScore,

@@ -1,8 +1,8 @@
-"""CLIP and the scores that are built on it: PickScore, HPSv2, LAION's aesthetic predictor.
+"""CLIP and scores built on it: PickScore, HPSv2, LAION's aesthetic predictor.
 
-All are differentiable in the pictures, so that the fast search can take their gradient. Weights are
-safetensors only; HPSv2 and LAION's aesthetic predictor are published as pickles, which
-`dit_heads.objectives.convert` turns into safetensors once:
+All are differentiable with respect to the pictures, which the fast search needs. Weights are read from
+safetensors only. HPSv2 and LAION's aesthetic predictor are published as pickles; convert them once with
+`dit_heads.objectives.convert`:
 
     python -c "from dit_heads.objectives.convert import convert_hpsv2; \
         convert_hpsv2('HPS_v2_compressed.pt', 'hpsv2')"
@@ -31,10 +31,20 @@ LAION_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # PickScore and HPSv2 are thi
 
 
 class ClipSimilarity:
-    """Cosine of picture and prompt in a CLIP (arXiv 2103.00020), times `factor`.
+    """Cosine similarity of picture and prompt in a CLIP (arXiv 2103.00020), times a factor.
 
-    PickScore (arXiv 2305.01569) and HPSv2 (arXiv 2306.09341) are this on weights of their own. `text` holds
-    `text_model` and `text_projection`. Raises InputError for a tokenizer of other ids than the model's."""
+    PickScore (arXiv 2305.01569) and HPSv2 (arXiv 2306.09341) are the same score with other weights.
+
+    Args:
+        text: a model with `text_model` and `text_projection`.
+        image: the image tower.
+        tokenizer: the text model's tokenizer.
+        name: name of the score.
+        factor: factor of the cosine.
+
+    Raises:
+        InputError: for a tokenizer whose end-of-text id is not the model's.
+    """
 
     def __init__(
         self, text: Any, image: ImageTower, tokenizer: Any, *, name: str, factor: float = 1.0
@@ -49,17 +59,31 @@ class ClipSimilarity:
             raise InputError(f"tokenizer: expected one that ends texts with id {expected}, {came}")
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str]) -> Float[Tensor, " b"]:
+        """The score of each picture.
+
+        Args:
+            images: pictures in [0, 1].
+            prompts: one prompt per picture.
+
+        Raises:
+            InputError: for pictures of another shape or type, and for another number of prompts.
+        """
         _check(images, prompts)
         return self.factor * (self.image(images) * self.embed_texts(prompts, images.device)).sum(-1)
 
     @property
     def parts(self) -> dict[str, Any]:
-        """What scores depend on."""
+        """Everything that the scores depend on."""
         prepared = {"image": self.image.model, "preparation": self.image.settings}
         return {"text": self.text, "tokenizer": self.tokenizer, "factor": self.factor, **prepared}
 
     def embed_texts(self, prompts: Sequence[str], device: torch.device) -> Float[Tensor, "b d"]:
-        """Unit vectors; what exceeds the model's positions is cut off."""
+        """Embeddings of prompts, as unit vectors.
+
+        Args:
+            prompts: texts. Those that are longer than the model's context are truncated.
+            device: device to compute on.
+        """
         length = self.text.text_model.config.max_position_embeddings
         options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
         ids = self.tokenizer(list(prompts), **options).input_ids.to(device)
@@ -68,9 +92,19 @@ class ClipSimilarity:
 
 
 class AestheticScore:
-    """LAION's improved aesthetic predictor, about 1 to 10: linear layers, nothing between them, on the unit
-    vector of CLIP ViT-L/14 (github.com/christophschuhmann/improved-aesthetic-predictor). Prompts do not
-    matter. Raises InputError for a head of vectors of another width."""
+    """LAION's improved aesthetic predictor, which gives about 1 to 10 and ignores the prompts.
+
+    It applies linear layers, without activations, to the unit vector of CLIP ViT-L/14
+    (github.com/christophschuhmann/improved-aesthetic-predictor).
+
+    Args:
+        image: the image tower of that CLIP.
+        head: the linear layers.
+        name: name of the score.
+
+    Raises:
+        InputError: for a head that reads vectors of another width than the CLIP's.
+    """
 
     def __init__(self, image: ImageTower, head: nn.Sequential, *, name: str = "aesthetic") -> None:
         self.image, self.head, self.name = image, head.eval().requires_grad_(False), name
@@ -79,12 +113,21 @@ class AestheticScore:
             raise InputError(f"head: expected vectors of {wanted}, the CLIP gives vectors of {given}")
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str]) -> Float[Tensor, " b"]:
+        """The score of each picture.
+
+        Args:
+            images: pictures in [0, 1].
+            prompts: one prompt per picture; only their number matters.
+
+        Raises:
+            InputError: for pictures of another shape or type, and for another number of prompts.
+        """
         _check(images, prompts)
         return self.head.to(images.device)(self.image(images)).squeeze(-1)
 
     @property
     def parts(self) -> dict[str, Any]:
-        """What scores depend on."""
+        """Everything that the scores depend on."""
         return {"image": self.image.model, "preparation": self.image.settings, "head": self.head}
 
 
@@ -101,21 +144,38 @@ def _check(images: Tensor, prompts: Sequence[str]) -> None:
 
 
 def clip(model: str, *, processor: str | None = None) -> ClipSimilarity:
-    """Any CLIP in the format of transformers, by folder or hub id; `processor` is where its tokenizer and its
-    mean, deviation and size are, if not there too."""
+    """Cosine similarity in any CLIP in the format of transformers.
+
+    Args:
+        model: folder or hub id of the CLIP.
+        processor: folder or hub id of its tokenizer and image processor. Default: `model`.
+
+    Raises:
+        InputError: as `ClipSimilarity` and `image_tower`, and for a CLIP that lacks weights.
+    """
     found, source = _clip_model(model), processor or model
     return ClipSimilarity(found, image_tower(found, source), _tokenizer(source), name=f"clip:{model}")
 
 
 def pickscore(model: str = "yuvalkirstain/PickScore_v1", processor: str = LAION_H) -> ClipSimilarity:
-    """PickScore (arXiv 2305.01569), about 15 to 25: the cosine times the learned inverse temperature."""
+    """PickScore (arXiv 2305.01569), which gives about 15 to 25: the cosine times the inverse temperature.
+
+    Args:
+        model: folder or hub id of its CLIP.
+        processor: folder or hub id of the tokenizer and image processor.
+    """
     found = _clip_model(model)
     image, factor = image_tower(found, processor), found.logit_scale.exp().item()
     return ClipSimilarity(found, image, _tokenizer(processor), name="pickscore", factor=factor)
 
 
 def hpsv2(folder: str, tokenizer: str = LAION_H) -> ClipSimilarity:
-    """HPSv2 (arXiv 2306.09341), about 0.2 to 0.3: the plain cosine. `convert_hpsv2` makes the folder."""
+    """HPSv2 (arXiv 2306.09341), which gives about 0.2 to 0.3: the plain cosine.
+
+    Args:
+        folder: folder of its CLIP, made by `convert_hpsv2`.
+        tokenizer: folder or hub id of the tokenizer.
+    """
     found = _clip_model(folder)
     fit = partial(letterbox, size=found.vision_model.config.image_size)
     image = ImageTower(found, OPENAI_MEAN, OPENAI_STD, fit)
@@ -123,14 +183,26 @@ def hpsv2(folder: str, tokenizer: str = LAION_H) -> ClipSimilarity:
 
 
 def aesthetic(head: str, model: str = "openai/clip-vit-large-patch14") -> AestheticScore:
-    """LAION's predictor from a safetensors file of its layers, which `convert_aesthetic` makes."""
+    """LAION's aesthetic predictor.
+
+    Args:
+        head: safetensors file of its layers, made by `convert_aesthetic`.
+        model: folder or hub id of the CLIP.
+    """
     layers = aesthetic_head(load_file(head))
     return AestheticScore(image_tower(_clip_model(model), model), layers, name=f"aesthetic:{head}")
 
 
 def aesthetic_head(weights: Mapping[str, Tensor]) -> nn.Sequential:
-    """The linear layers, `layers.0.weight` ...; numbers are skipped where the original has dropout. Raises
-    InputError for other names and for widths that do not lead to one number."""
+    """The linear layers of the aesthetic predictor.
+
+    Args:
+        weights: `layers.N.weight` [out, in] and `layers.N.bias` [out]. Numbers may have gaps, where the
+            original has dropout.
+
+    Raises:
+        InputError: for other names, and for layers that do not fit together or do not end in one number.
+    """
     numbers = sorted({int(n) for k in weights for n in re.findall(r"^layers\.(\d+)\.", k)})
     names = {f"layers.{n}.{part}" for n in numbers for part in ("weight", "bias")}
     if not numbers or names != set(weights):

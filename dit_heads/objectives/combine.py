@@ -1,4 +1,4 @@
-"""Objectives made of others: weighted sums, and thresholds that one objective sets to another."""
+"""Objectives made of other objectives: weighted sums, and scores that count only above a threshold."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ from dit_heads.objectives.objective import Objective, checked_scores, name_of, p
 
 
 class WeightedSum:
-    """The sum of objectives, each times its weight. Raises InputError for no objective or a weight that is
-    not finite."""
+    """A weighted sum of objectives.
+
+    Args:
+        weights: the weight of each objective.
+
+    Raises:
+        InputError: for no objectives, and for a weight that is not finite.
+    """
 
     def __init__(self, weights: Mapping[Objective, float]) -> None:
         if not weights:
@@ -26,16 +32,32 @@ class WeightedSum:
         self.name = " + ".join(f"{w:.12g} {_part(o)}" for o, w in weights.items())
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str]) -> Float[Tensor, " b"]:
+        """The score of each picture.
+
+        Args:
+            images: pictures in [0, 1].
+            prompts: one prompt per picture.
+        """
         return torch.stack([w * checked_scores(o, images, prompts) for o, w in self.weights.items()]).sum(0)
 
     @property
     def parts(self) -> dict[str, Any]:
-        """What scores depend on."""
+        """Everything that the scores depend on."""
         return _parts(*self.weights)
 
 
 class Threshold:
-    """`objective` where `gate` scores at least `at_least`, and `otherwise` where it does not."""
+    """An objective that counts only where another one, the gate, reaches a threshold.
+
+    Args:
+        objective: gives the score of pictures that pass.
+        gate: decides which pictures pass.
+        at_least: the gate's score from which a picture passes.
+        otherwise: score of pictures that do not pass.
+
+    Raises:
+        InputError: for a threshold or a score that is not finite.
+    """
 
     def __init__(
         self, objective: Objective, gate: Objective, at_least: float, otherwise: float = 0.0
@@ -46,13 +68,19 @@ class Threshold:
         self.name = f"{_part(objective)} if {_part(gate)} >= {at_least:.12g} else {otherwise:.12g}"
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str]) -> Float[Tensor, " b"]:
+        """The score of each picture.
+
+        Args:
+            images: pictures in [0, 1].
+            prompts: one prompt per picture.
+        """
         scores = checked_scores(self.objective, images, prompts)
         passed = checked_scores(self.gate, images, prompts) >= self.at_least
         return torch.where(passed, scores, self.otherwise)
 
     @property
     def parts(self) -> dict[str, Any]:
-        """What scores depend on."""
+        """Everything that the scores depend on."""
         return _parts(self.objective, self.gate)
 
 

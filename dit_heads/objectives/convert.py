@@ -1,7 +1,6 @@
-"""Published pickles of scoring models, turned into safetensors once; `dit_heads.objectives` has the commands.
+"""Conversion of published pickles of scoring models into safetensors. `objectives.clip` shows the commands.
 
-Pickles are read with torch's `weights_only`, which builds tensors and runs nothing. Files are written under a
-temporary name and renamed.
+Pickles are read with torch's `weights_only`, which builds tensors and runs no code.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from dit_heads.errors import InputError
 from dit_heads.io.atomic import write_tensors, write_text
 from dit_heads.objectives.clip import aesthetic_head
 
-# open_clip's names -> those of transformers; what a block has is listed once.
+# open_clip's names -> names in transformers. The parts of a block are listed once.
 _TOWERS = {
     "visual.transformer.resblocks": "vision_model.encoder.layers",
     "transformer.resblocks": "text_model.encoder.layers",
@@ -53,10 +52,17 @@ _TRANSPOSED = ("visual.proj", "text_projection")
 def convert_hpsv2(
     pickle_path: str | Path, folder: str | Path, *, text_head: int = 64, vision_head: int = 80
 ) -> None:
-    """HPSv2's checkpoint of open_clip's ViT-H-14 -> a CLIP folder of transformers, without a tokenizer.
+    """Convert HPSv2's checkpoint, a ViT-H-14 of open_clip, into a CLIP folder of transformers.
 
-    `text_head`, `vision_head`: channels a head, which the weights do not tell. Raises InputError for a file
-    that cannot be read and for names or shapes that are not those of such a model."""
+    Args:
+        pickle_path: the published checkpoint.
+        folder: the folder to write. It gets no tokenizer.
+        text_head: channels per head of the text model, which the weights do not tell.
+        vision_head: channels per head of the vision model.
+
+    Raises:
+        InputError: for a file that cannot be read, and for weights of another model.
+    """
     state = _read(pickle_path).get("state_dict")
     if not isinstance(state, Mapping):
         raise InputError(f"pickle_path: expected open_clip's 'state_dict' in '{pickle_path}', found none")
@@ -70,17 +76,29 @@ def convert_hpsv2(
 
 
 def convert_aesthetic(pickle_path: str | Path, out: str | Path) -> None:
-    """LAION's predictor, a pickle of `layers.0.weight` ..., -> a safetensors file of the same names.
+    """Convert LAION's aesthetic predictor into a safetensors file with the same names.
 
-    Raises InputError for a file that cannot be read or holds anything else."""
+    Args:
+        pickle_path: the published pickle of `layers.0.weight` and so on.
+        out: the file to write.
+
+    Raises:
+        InputError: for a file that cannot be read, and for weights of another model.
+    """
     weights = _read(pickle_path)
     aesthetic_head(weights)
     write_tensors(Path(out), dict(weights), {"format": "pt"})
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's weights of a CLIP of two ViTs, by the names of transformers' CLIPModel, copied. Raises
-    InputError that names what is missing or unknown."""
+    """Copies of open_clip's weights under the names of transformers' CLIPModel.
+
+    Args:
+        state: weights of a CLIP with two ViTs.
+
+    Raises:
+        InputError: for missing and unknown weights.
+    """
     names = _names({tower: _depth(state, tower) for tower in _TOWERS})
     if names.keys() != state.keys():
         missing, unknown = _some(names.keys() - state.keys()), _some(state.keys() - names.keys())
@@ -94,7 +112,7 @@ def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _names(depths: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
-    """Three names for the joint projection of queries, keys and values, one for any other weight."""
+    """New names of each weight: three for the joint projection of queries, keys and values, else one."""
     names = {theirs: (ours,) for theirs, ours in _OUTSIDE.items()}
     for tower, depth in depths.items():
         for n in range(depth):
@@ -157,7 +175,7 @@ def _check_shapes(tensors: Mapping[str, Tensor], config: Any) -> None:
 def _read(pickle_path: str | Path) -> Mapping[str, Any]:
     try:
         found = torch.load(pickle_path, map_location="cpu", weights_only=True)
-    # torch tells a foreign file, a broken one and a forbidden one by different exceptions.
+    # torch raises different exceptions for foreign, broken and forbidden files.
     except Exception as error:
         why = " ".join(str(error).split())[:300]
         raise InputError(f"pickle_path: cannot read '{pickle_path}' as tensors: {why}") from error

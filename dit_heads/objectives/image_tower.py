@@ -1,6 +1,6 @@
-"""Pictures as a CLIP sees them: made square, normalised, embedded; differentiable all the way.
+"""Embeddings of pictures by a CLIP, differentiable from the pixels on.
 
-transformers' own image processor is not asked: it needs torchvision or uint8, and has no gradient.
+We do not use transformers' image processor, because it is not differentiable.
 """
 
 from __future__ import annotations
@@ -19,12 +19,18 @@ from torch import Tensor
 from dit_heads.errors import InputError
 
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-Fit = Callable[[Tensor], Tensor]
+Fit = Callable[[Float[Tensor, "b 3 h w"]], Float[Tensor, "b 3 s s"]]
 
 
 class ImageTower:
-    """Unit vectors [B, D] of pictures in [0, 1] by a CLIP's `vision_model` and `visual_projection`. The model
-    is frozen and follows the pictures to their device; `fit` makes them square, by default as `middle`."""
+    """Embeds pictures by the vision model of a CLIP, which is frozen and follows them to their device.
+
+    Args:
+        model: a model with `vision_model` and `visual_projection`.
+        mean: mean of each colour channel, for pixels in [0, 1].
+        std: standard deviation of each colour channel.
+        fit: makes pictures square. Default: `middle`.
+    """
 
     def __init__(
         self, model: Any, mean: Sequence[float], std: Sequence[float], fit: Fit | None = None
@@ -36,12 +42,17 @@ class ImageTower:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How pictures are prepared."""
+        """The preparation of pictures, as plain data."""
         function, keywords = getattr(self.fit, "func", self.fit), getattr(self.fit, "keywords", {})
         fit = {"fit": getattr(function, "__qualname__", type(function).__name__), **keywords}
         return {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist(), **fit}
 
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Embeddings of pictures, as unit vectors.
+
+        Args:
+            images: pictures in [0, 1].
+        """
         self.model.to(images.device)
         weight = self.model.visual_projection.weight
         pixels = self.fit(images.float().clamp(0, 1))
@@ -51,17 +62,28 @@ class ImageTower:
 
 
 def middle(images: Float[Tensor, "b 3 h w"], edge: int, crop: int) -> Float[Tensor, "b 3 s s"]:
-    """The middle `crop` x `crop` of pictures with a shorter side of `edge`: CLIP's own preparation."""
+    """CLIP's own preparation: scale the shorter side, then crop the middle.
+
+    Args:
+        images: pictures in [0, 1].
+        edge: length of the shorter side after scaling, in pixels.
+        crop: side of the square, in pixels.
+    """
     h, w = images.shape[-2:]
     height, width = edge * h // min(h, w), edge * w // min(h, w)
-    # Pillow resizes to bytes, rows first: what a cubic overshoots is cut off after either direction.
+    # Pillow resizes to bytes, rows first, so the overshoot of the cubic is clipped after each direction.
     images = _resized(_resized(images, (h, width)).clamp(0, 1), (height, width)).clamp(0, 1)
     top, left = (height - crop) // 2, (width - crop) // 2
     return images[..., top : top + crop, left : left + crop]
 
 
 def letterbox(images: Float[Tensor, "b 3 h w"], size: int) -> Float[Tensor, "b 3 s s"]:
-    """The whole of each picture with a longer side of `size`, black around it: HPSv2's preparation."""
+    """HPSv2's preparation: scale the longer side, then pad to a square with black.
+
+    Args:
+        images: pictures in [0, 1].
+        size: side of the square, in pixels.
+    """
     h, w = images.shape[-2:]
     shape = round(h * size / max(h, w)), round(w * size / max(h, w))
     down, right = size - shape[0], size - shape[1]
@@ -75,8 +97,15 @@ def _resized(images: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def image_tower(model: Any, source: str) -> ImageTower:
-    """A tower that prepares pictures as the CLIPImageProcessor config at `source`, a folder or hub id, says,
-    or as OpenAI's CLIP if there is none. Raises ValueError for another preparation than CLIP's."""
+    """An image tower with the preparation that a CLIPImageProcessor config describes.
+
+    Args:
+        model: a model with `vision_model` and `visual_projection`.
+        source: folder or hub id of the config. Without a config, pictures are prepared as for OpenAI's CLIP.
+
+    Raises:
+        InputError: for a preparation of another kind than CLIP's.
+    """
     config, size = _processor_config(source), model.vision_model.config.image_size
     edge, crop = config.get("size", size), config.get("crop_size", size)
     edge = edge.get("shortest_edge", 0) if isinstance(edge, dict) else edge
@@ -95,7 +124,7 @@ def _processor_config(source: str) -> dict[str, Any]:
     for file in ("processor_config.json", "preprocessor_config.json"):
         path = cached_file(source, file, _raise_exceptions_for_missing_entries=False)
         found = json.loads(Path(path).read_text()) if path else {}
-        if file == "processor_config.json":  # old versions say nothing of pictures in it
+        if file == "processor_config.json":  # in old versions it does not describe pictures
             found = found.get("image_processor", {})
         if found:
             return found

@@ -16,15 +16,15 @@ CHOICES = "clip:MODEL, pickscore, hpsv2:FOLDER, aesthetic:FILE.safetensors or MO
 
 
 def load_objective(spec: str, more: Mapping[str, Callable[[], Objective]] | None = None) -> Objective:
-    """An objective by its name, which `name_of` gives again.
+    """An objective by its name, which is the one that `name_of` returns.
 
     Args:
         spec: clip:MODEL, pickscore, hpsv2:FOLDER, aesthetic:FILE.safetensors, or MODULE:FUNCTION for any
             callable that can be imported.
-        more: names beside these, and what loads each.
+        more: further names, each with a function that loads its objective.
 
     Raises:
-        InputError: for other names and for what cannot be loaded.
+        InputError: for unknown names, and for objectives that cannot be loaded.
     """
     named = {**(more or {}), **_NAMED}
     choices = ", ".join([*(more or {}), CHOICES])
@@ -34,7 +34,7 @@ def load_objective(spec: str, more: Mapping[str, Callable[[], Objective]] | None
             return named[spec]()
         if rest:
             return _LOADED[kind](rest) if kind in _LOADED else _imported(kind, rest)
-    # Whatever a damaged file or a foreign module raises, the reason for the user is the same.
+    # A damaged file or a foreign module can raise anything.
     except Exception as error:
         why = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(f"objective: cannot load '{spec}': {why}; expected {choices}") from error

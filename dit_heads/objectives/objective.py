@@ -1,4 +1,4 @@
-"""What an objective is: a function of pictures and prompts, higher is better. Any one will do."""
+"""Objectives: any functions of pictures and prompts, where higher is better."""
 
 from __future__ import annotations
 
@@ -18,13 +18,25 @@ class Objective(Protocol):
     """A score for each picture."""
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str], /) -> Float[Tensor, " b"]:
-        """`images` in [0, 1], as pipelines give them with `output_type="pt"`; one prompt each."""
+        """The score of each picture.
+
+        Args:
+            images: pictures in [0, 1], as pipelines return them with `output_type="pt"`.
+            prompts: one prompt per picture.
+        """
         ...
 
 
 def name_of(objective: Objective) -> str:
-    """What logs are keyed by: an objective's `name`, or MODULE:FUNCTION. Raises InputError for a lambda, a
-    nested function or an object without a name: they could not be told apart."""
+    """The name under which logs store an objective: its `name`, or MODULE:FUNCTION.
+
+    Args:
+        objective: any objective.
+
+    Raises:
+        InputError: for a lambda, a nested function or an object without a name, which logs could not tell
+            apart.
+    """
     name = getattr(objective, "name", None)
     if isinstance(name, str) and name:
         return name
@@ -36,9 +48,19 @@ def name_of(objective: Objective) -> str:
     return f"{objective.__module__}:{function}"
 
 
-def checked_scores(objective: Objective, images: Tensor, prompts: Sequence[str]) -> Float[Tensor, " b"]:
-    """The objective's scores, fp32, where the pictures are. Raises InputError if they are not one finite
-    number a picture."""
+def checked_scores(
+    objective: Objective, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str]
+) -> Float[Tensor, " b"]:
+    """The scores of an objective in fp32, on the device of the pictures.
+
+    Args:
+        objective: any objective.
+        images: pictures in [0, 1].
+        prompts: one prompt per picture.
+
+    Raises:
+        InputError: unless there is one finite score per picture.
+    """
     scores = objective(images, prompts)
     called = getattr(objective, "name", getattr(objective, "__qualname__", type(objective).__name__))
     if not isinstance(scores, Tensor) or scores.shape != (len(prompts),):
@@ -51,8 +73,15 @@ def checked_scores(objective: Objective, images: Tensor, prompts: Sequence[str])
 
 
 def parts_of(objective: Objective) -> dict[str, Any]:
-    """What an objective's scores depend on, by name: its `parts` if it says so, else itself or the
-    modules that it holds; of a function a hash of its source."""
+    """Everything that an objective's scores depend on, by name.
+
+    Args:
+        objective: any objective.
+
+    Returns:
+        Its `parts` if it has them; otherwise the modules that it is or holds, or the hash of a function's
+        source.
+    """
     if (parts := getattr(objective, "parts", None)) is not None:
         return dict(parts)
     if isinstance(objective, nn.Module):

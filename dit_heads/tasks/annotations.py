@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from numpy.typing import ArrayLike, NDArray
 
 from dit_heads.errors import InputError
@@ -58,7 +58,7 @@ class Boxes:
         scores: How sure each is, higher is surer; 1 by default.
     """
 
-    boxes: Float[np.ndarray, "n 4"]
+    boxes: Real[np.ndarray, "n 4"]
     classes: tuple[str, ...]
     size: tuple[int, int]
     scores: Float[np.ndarray, " n"] = None  # pyright: ignore[reportAssignmentType]

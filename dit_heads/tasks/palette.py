@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Real
 
 from dit_heads.errors import InputError
 
@@ -66,7 +66,7 @@ def instance_colours(count: int) -> tuple[tuple[int, int, int], ...]:
     return tuple((int(r), int(g), int(b)) for r, g, b in grid[order])
 
 
-def smallest_distance(colours: Float[np.ndarray, "n 3"]) -> float:
+def smallest_distance(colours: Real[np.ndarray, "n 3"]) -> float:
     """The distance of the two nearest colours; that of black and white if there is one alone."""
     pairs = [float(np.linalg.norm(a - b)) for a, b in itertools.combinations(colours, 2)]
     return min(pairs, default=255 * 3**0.5)

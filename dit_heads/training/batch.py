@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from dit_heads.families.velocity import velocity_of
 from dit_heads.training.flow import flow_matching_loss
+
+CleanLoss = Callable[[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]], Float[Tensor, ""]]
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Batch:
         sigmas: noise levels in [0, 1]; 1 is noise.
         noise: of each sample.
         source: latents that a widened input reads beside the noisy ones.
+        reference: latents whose tokens stand beside the noisy ones in the sequence.
         weight: of each latent's error in the loss, 1 by default.
     """
 
@@ -33,15 +37,36 @@ class Batch:
     sigmas: Float[Tensor, " B"]
     noise: Float[Tensor, "B C H W"]
     source: Float[Tensor, "B S H W"] | None = None
+    reference: Float[Tensor, "B C H W"] | None = None
     weight: Float[Tensor, "B 1 H W"] | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
+        """The same batch on a device.
+
+        Args:
+            device: the device.
+        """
         tensors: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         moved = {name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None}
         return replace(self, **moved)
 
-    def loss(self, transformer: Any) -> Float[Tensor, ""]:
-        """The flow-matching loss of a transformer, with a guidance embedding, if it has one, at 1."""
-        velocity = velocity_of(transformer, self.text, self.pooled, source=self.source)
-        return flow_matching_loss(velocity, self.latents, self.sigmas, self.noise, self.weight)
+    def loss(self, transformer: Any, clean_loss: CleanLoss | None = None) -> Float[Tensor, ""]:
+        """The flow-matching loss of a transformer, with a guidance embedding, if it has one, at 1.
+
+        Args:
+            transformer: that predicts.
+            clean_loss: a further loss, of the clean latents x - s v that each prediction implies against
+                the right ones.
+        """
+        velocity = velocity_of(
+            transformer, self.text, self.pooled, source=self.source, reference=self.reference
+        )
+        implied: list[Tensor] = []
+
+        def recorded(x: Tensor, sigmas: Tensor) -> Tensor:
+            predicted = velocity(x, sigmas)
+            implied.append(x - sigmas[:, None, None, None] * predicted)
+            return predicted
+
+        loss = flow_matching_loss(recorded, self.latents, self.sigmas, self.noise, self.weight)
+        return loss if clean_loss is None else loss + clean_loss(implied[0], self.latents)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dit_heads.compat import lerp_all
 from dit_heads.errors import InputError, whole_number
 from dit_heads.training.checkpoints import (
     Progress,
@@ -47,7 +48,13 @@ SMALLEST_SCALE = 2.0**-10  # of a loss in fp16: below it, all gradients overflow
 
 @dataclass(frozen=True)
 class Part:
-    """The samples `index::count` of a step's batch, which one forward and backward pass processes."""
+    """The samples `index::count` of a step's batch, which one forward and backward pass processes.
+
+    Attributes:
+        step: number of the step.
+        index: number of the part, among all parts of all processes.
+        count: number of these parts.
+    """
 
     step: int
     index: int = 0
@@ -77,7 +84,9 @@ class FitConfig:
     decline: float = 1.0
     """Share of the run, at its end, in which the rate falls as a cosine."""
     weight_decay: float = 0.01
+    """Decay of weights, relative to the learning rate."""
     betas: tuple[float, float] = (0.9, 0.99)
+    """Decays of the averages of the gradient and of its square in AdamW."""
     clip: float = 1.0
     """Largest norm of the gradient. A larger one is scaled down to it."""
     ema: float = 0.999
@@ -85,9 +94,11 @@ class FitConfig:
     precision: str = "auto"
     """One of no, bf16, fp16 and auto, which is the fastest where the run begins, found in a second."""
     checkpoint_minutes: float = 5.0
+    """Minutes between checkpoints."""
     log_every: int = 20
     """Steps between lines of the log."""
     seed: int = 0
+    """Seed of all random numbers of the run."""
     accumulate: int = 1
     """Number of parts in which a process takes its share of a batch, one after the other."""
 
@@ -307,4 +318,4 @@ def update_average(average: Mapping[str, Tensor], weights: Mapping[str, Tensor],
         weights: parameters in the same order.
         decay: from 0 to 1.
     """
-    torch._foreach_lerp_(list(average.values()), [p.detach() for p in weights.values()], 1 - decay)
+    lerp_all(list(average.values()), [p.detach() for p in weights.values()], 1 - decay)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit_heads.compat import muon_group
 from dit_heads.errors import InputError
 
 SCALER = "(scaler)"  # a name that no weight can have
@@ -25,11 +26,7 @@ class Muon(torch.optim.Muon):
         """Take one step by the gradients of the weights."""
         assert closure is None, "a closure is not called"
         for group in self.param_groups:
-            weights: list[Tensor] = []
-            gradients: list[Tensor] = []
-            momenta: list[Tensor] = []
-            self._init_group(group, weights, gradients, momenta)
-            for weight, gradient, momentum in zip(weights, gradients, momenta, strict=True):
+            for weight, gradient, momentum in muon_group(self, group):
                 momentum.lerp_(gradient, 1 - group["momentum"])
                 update = orthogonalised(gradient.lerp(momentum, group["momentum"]).to(self.dtype), group)
                 weight.mul_(1 - group["lr"] * group["weight_decay"])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dit_heads.errors import InputError, whole_number
 from dit_heads.families import InputProjection, family_of
+from dit_heads.families.conditioning import seeing
 
 
 def widen(transformer: Any, extra: int) -> Callable[[], None]:
@@ -69,23 +70,25 @@ def reading(transformer: Any, source: Float[Tensor, "B C H W"]) -> Iterator[None
         transformer: one that `widen` added the channels of `source` to.
         source: latents, a row for each picture. They are repeated for a batch of several halves, as CFG has.
     """
-    family, where = family_of(transformer), input_of(transformer)
-    assert family.pipelines is not None
-    packed, argument = family.pipelines.pack(source), family.arguments.latents
+    with narrow(transformer, source.shape[1]), seeing(transformer, source, "channels"):
+        yield
 
-    def beside(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        noisy = kwargs[argument]
-        seen = packed.to(noisy).repeat(len(noisy) // len(packed), *[1] * (noisy.ndim - 1))
-        return args, {**kwargs, argument: torch.cat([noisy, seen], 1 if noisy.ndim == 4 else -1)}
 
-    channels = transformer.config.in_channels
-    transformer.register_to_config(in_channels=channels - source.shape[1] * where.inputs)
-    hook = transformer.register_forward_pre_hook(beside, with_kwargs=True)
+@contextmanager
+def narrow(transformer: Any, extra: int) -> Iterator[None]:
+    """The config of a widened transformer as before it was widened by `extra` channels, for a while."""
+    where, channels = input_of(transformer), transformer.config.in_channels
+    transformer.register_to_config(in_channels=channels - extra * where.inputs)
     try:
         yield
     finally:
-        hook.remove()
         transformer.register_to_config(in_channels=channels)
+
+
+def extra_channels(transformer: Any) -> int:
+    """How many latent channels a transformer reads beside the noisy ones."""
+    more = transformer.config.in_channels - transformer.out_channels
+    return more // input_of(transformer).inputs if more else 0
 
 
 def input_of(transformer: nn.Module) -> InputProjection:

@@ -32,7 +32,13 @@ def _check_markers(found: Sequence[str]) -> None:
 class JointCaption:
     """A caption in its parts; `str()` joins them, `parse` takes them apart again.
 
-    `panels[k]` stands behind `markers[k]`. Runs of white space become one space.
+    Runs of white space become one space.
+
+    Attributes:
+        summary: the text before the first marker.
+        panels: the text behind each marker.
+        markers: the marker of each panel.
+        trigger: a word that comes first of all, or "".
 
     Raises:
         InputError: for empty panels, markers that are no family in order, and markers inside other parts.

@@ -45,7 +45,11 @@ class Box:
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid whose row r is `heights[r]` pixels high and whose column c is `widths[c]` pixels wide.
+    """A grid of panels.
+
+    Attributes:
+        heights: height of each row, in pixels.
+        widths: width of each column, in pixels.
 
     Raises:
         InputError: unless all are positive multiples of 16.
@@ -112,7 +116,14 @@ class Grid:
         return sum(self.widths)
 
     def boxes(self, unit: Unit = "pixels") -> tuple[Box, ...]:
-        """Every panel's rectangle, row by row. Token boxes hold rows and columns of the token grid."""
+        """Every panel's rectangle, row by row.
+
+        Args:
+            unit: "pixels", "latents" or "tokens" (rows and columns of the token grid).
+
+        Raises:
+            InputError: for any other unit.
+        """
         if unit not in PIXELS:
             raise InputError(f"unit: expected {', '.join(PIXELS)}, got {unit!r}")
         heights = [height // PIXELS[unit] for height in self.heights]
@@ -125,8 +136,16 @@ class Grid:
         )
 
     def token_indices(self, panel: int) -> Int[Tensor, " n"]:
-        """The places, in rising order, of panel `panel` among the image tokens, which run row by row over
-        the whole composite; text tokens are not counted."""
+        """The places of a panel's tokens among the image tokens, in rising order.
+
+        Image tokens run row by row over the whole composite; text tokens are not counted.
+
+        Args:
+            panel: number of the panel, row by row.
+
+        Raises:
+            InputError: for a panel that the grid does not have.
+        """
         if not 0 <= panel < len(self):
             raise InputError(f"panel: expected 0 to {len(self) - 1}, got {panel}")
         places = torch.arange(self.height * self.width // PIXELS["tokens"] ** 2)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dit_heads.families import pipelines_of
+from dit_heads.families.latents import denormalised
 from dit_heads.loras.config import LossConfig
 from dit_heads.loras.tasks.task import EMPTY_CAPTION, Example, Task
 from dit_heads.training.batch import Batch
@@ -33,6 +34,7 @@ class FlowLoss:
         batch_size: samples in a batch, over all processes.
         seed: of noise, noise levels and dropout.
         scheduler: config of the pipeline's scheduler, whose shift noise levels get unless `config` has one.
+        vae: the autoencoder, whose decoded pixels are compared if `config` gives them a weight.
     """
 
     def __init__(
@@ -44,13 +46,15 @@ class FlowLoss:
         batch_size: int,
         seed: int,
         scheduler: Any,
+        vae: Any = None,
     ) -> None:
         self.transformer, self.task, self.config = transformer, task, config
-        self.batch_size, self.seed, self.scheduler = batch_size, seed, scheduler
+        self.batch_size, self.seed, self.scheduler, self.vae = batch_size, seed, scheduler, vae
 
     def __call__(self, part: Part, _: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
         examples = self.task.examples(part, self.batch_size)
-        loss = self._noised(examples, part, "set").loss(self.transformer)
+        clean = self._pixel_loss if self.config.pixel_weight else None
+        loss = self._noised(examples, part, "set").loss(self.transformer, clean)
         prior = self.task.prior(part, self.batch_size)
         if not prior:
             return loss, {}
@@ -76,12 +80,14 @@ class FlowLoss:
         """A part of a batch, each sample with the random numbers of its place."""
         places = range(self.batch_size)[part.index :: part.count]
         generators = [keyed_generator(self.seed, kind, part.step, place) for place in places]
+        each = list(zip(generators, examples, strict=True))
+        dropped = [bool(torch.rand((), generator=g) < self.config.caption_dropout) for g in generators]
         prompts = [
-            EMPTY_CAPTION if torch.rand((), generator=g) < self.config.caption_dropout else example.prompt
-            for g, example in zip(generators, examples, strict=True)
+            EMPTY_CAPTION if drop and example.droppable else example.prompt
+            for drop, example in zip(dropped, examples, strict=True)
         ]
         shift = self.config.shift or scheduler_shift(self.scheduler, self._tokens(examples[0].latents))
-        sigmas = [shifted(_sigma(self.config, g), shift) for g in generators]
+        sigmas = [shifted(_sigma(self.config, g), shift * example.shift) for g, example in each]
         return self._batch(examples, prompts, torch.cat(sigmas), generators)
 
     def _batch(
@@ -96,9 +102,20 @@ class FlowLoss:
         noise = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators])
         text, pooled = self.task.embed(prompts)
         source = self._source(examples) if self.task.extra_channels else None
-        weight = _weight(examples)
-        batch = Batch(latents, text, pooled, sigmas, noise, source=source, weight=weight)
+        weight, reference = (
+            _stacked([getattr(e, name) for e in examples]) for name in ("weight", "reference")
+        )
+        batch = Batch(latents, text, pooled, sigmas, noise, source, reference, weight)
         return batch.to(next(self.transformer.parameters()).device)
+
+    def _pixel_loss(
+        self, implied: Float[Tensor, "B C H W"], latents: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, ""]:
+        """The mean distance of decoded pixels in [-1, 1] (Edit2Perceive, arXiv 2511.18673), weighted."""
+        wanted, got = (denormalised(self.vae, part.to(self.vae.dtype)) for part in (latents, implied))
+        with torch.no_grad():
+            target = self.vae.decode(wanted).sample
+        return self.config.pixel_weight * (self.vae.decode(got).sample - target).abs().mean()
 
     def _tokens(self, latents: Float[Tensor, "C H W"]) -> int:
         """Number of image tokens of a picture."""
@@ -109,9 +126,10 @@ class FlowLoss:
         return torch.stack([torch.zeros(shape) if e.source is None else e.source.float() for e in examples])
 
 
-def _weight(examples: Sequence[Example]) -> Float[Tensor, "B 1 H W"] | None:
-    weights = [example.weight for example in examples if example.weight is not None]
-    return torch.stack(weights) if weights else None
+def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """The parts that samples have, None if none has one."""
+    there = [part.float() for part in parts if part is not None]
+    return torch.stack(there) if there else None
 
 
 def _sigma(config: LossConfig, generator: torch.Generator) -> Float[Tensor, " 1"]:

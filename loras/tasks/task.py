@@ -20,13 +20,18 @@ EMPTY_CAPTION = ""  # the prompt of a sample whose caption is dropped, as classi
 class Example:
     """One sample, on the CPU, before it gets noise.
 
-    `source` are latents that a widened input reads beside the noisy ones, None for zeros. `weight` is what
-    each latent's error counts, None for 1."""
+    `source` are latents that a widened input reads beside the noisy ones, None for zeros; `reference` are
+    latents whose tokens stand in the sequence, for all samples of a batch or for none. `weight` is what each
+    latent's error counts, None for 1. `shift` moves the noise level beside the shift of the loss, and
+    `droppable` says whether the loss may leave out the prompt."""
 
     prompt: Any
     latents: Float[Tensor, "C H W"]
     source: Float[Tensor, "S H W"] | None = None
     weight: Float[Tensor, "1 H W"] | None = None
+    reference: Float[Tensor, "C H W"] | None = None
+    shift: float = 1.0
+    droppable: bool = True
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from dit_heads.errors import InputError
@@ -147,6 +148,20 @@ def load_lora(pipe: DiffusionPipeline, path: str | Path, name: str) -> None:
         InputError: as of `read_lora` and `add_lora`.
     """
     add_lora(pipe, read_lora(path, _transformer_of(pipe)), name)
+
+
+def run_settings(path: str | Path) -> dict[str, Any]:
+    """The settings of the run that made a file, as its metadata keeps them; empty for one of another trainer.
+
+    Raises:
+        InputError: there is no such file, or it is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            found = json.loads((file.metadata() or {}).get("dit_heads", "{}"))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"path: cannot read '{path}': {error}") from error
+    return found if isinstance(found, dict) else {}
 
 
 def add_lora(pipe: DiffusionPipeline, lora: Lora, name: str) -> None:

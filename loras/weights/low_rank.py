@@ -23,11 +23,16 @@ _SHOWN = 5  # entries of a file that an error lists
 class LowRank:
     """The change `b @ a` of one linear weight [O, I], scale included.
 
-    The weight of a convolution is a matrix too, with a column for each of `kernel`: channels, height, width.
-    A weight that is trained whole has the identity for `a`.
+    A weight that is trained whole has the identity for `a`. With a magnitude, the new weight is that of DoRA
+    (arXiv 2402.09353, eq. 5): magnitude times the rows of weight + b @ a, each divided by its norm.
 
-    With a `magnitude`, the new weight is that of DoRA (arXiv 2402.09353, eq. 5): magnitude times the
-    rows of weight + b @ a, each divided by its norm."""
+    Attributes:
+        a: reads the inputs.
+        b: makes the outputs.
+        magnitude: norm of each row of the new weight, or None without DoRA.
+        kernel: channels, height and width of a convolution, whose weight is a matrix with a column for each;
+            None for a linear module.
+    """
 
     a: Float[Tensor, "rank inputs"]
     b: Float[Tensor, "outputs rank"]
@@ -47,7 +52,11 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Lora:
-    """What a LoRA changes in a transformer: the change of each linear module, by the module's name."""
+    """What a LoRA changes in a transformer.
+
+    Attributes:
+        modules: the change of each linear module, by the module's name.
+    """
 
     modules: Mapping[str, LowRank]
 

@@ -1,5 +1,7 @@
 """The tables of benchmarks/guidance.py, on models of four heads."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -17,6 +19,21 @@ def test_every_row_runs_with_any_number_of_blocks(blocks):
     with torch.no_grad():
         for row in [*with_cfg, *without, *flux_rows(case(blocks))]:
             row.run()
+
+
+@pytest.mark.parametrize("name", ["blocks", "rounds", "steps"])
+def test_less_than_one_is_refused(name):
+    options: dict[str, Any] = {name: 0}
+    with pytest.raises(SystemExit, match=f"{name}: expected at least 1, got 0"):
+        guidance.main(**options)
+
+
+def test_memory_of_every_processor_is_measured(capsys):
+    guidance.memory(image=64, text=8)
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines()[-5:]]
+    extra = {row[1].strip(): float(row[3]) for row in rows}
+    assert list(extra) == ["stock", "identity", "uniform", "mean_query", "explicit map"]
+    assert extra["stock"] == 0 < extra["identity"]
 
 
 def test_forks_lie_inside_the_model():

@@ -1,10 +1,14 @@
 """The other benchmarks in their shortest settings: each runs, and prints a line for each row of its table."""
 
 import csv
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from diffusers import FluxPipeline
 
-from benchmarks import autoencoder, curves, in_context, train
+from benchmarks import autoencoder, curves, diffusers_tests, in_context, train
+from dit_heads.pipelines import FluxHeadsPipeline
 
 
 def test_autoencoder_measures_every_kind_of_picture(capsys):
@@ -22,6 +26,25 @@ def test_curves_are_drawn_of_every_figure_of_a_log(tmp_path):
         )
     curves.main(log, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tests_of_a_pipeline_test_its_drop_in_class():
+    class OfFlux:
+        pipeline_class: type = FluxPipeline
+
+        def get_dummy_inputs(self) -> dict[str, Any]:
+            return {"prompt": "a cat"}
+
+    ours, other = (SimpleNamespace(cls=kind) for kind in (OfFlux, int))
+    left: list[Any] = []
+    config: Any = SimpleNamespace(
+        hook=SimpleNamespace(pytest_deselected=lambda items: left.extend(items)), getoption=lambda _: "guided"
+    )
+    items: list[Any] = [ours, other]
+    diffusers_tests.pytest_collection_modifyitems(config, items)
+    assert items == [ours] and left == [other]
+    assert OfFlux.pipeline_class is FluxHeadsPipeline
+    assert OfFlux().get_dummy_inputs() == {"prompt": "a cat", "heads": "L0H0", "head_guidance_scale": 1.0}
 
 
 @pytest.mark.slow

@@ -129,16 +129,16 @@ def test_hunt_says_before_it_searches_that_plots_cannot_be_drawn(model, tmp_path
     assert not (tmp_path / "h").exists()
 
 
-def test_an_objective_of_the_current_folder_is_found_from_the_console_script(model, tmp_path):
+def test_an_objective_of_the_current_folder_is_found_from_the_console_script(model, tmp_path, monkeypatch):
     """A console script has its own folder, not the current one, on `sys.path`."""
-    (tmp_path / "mine.py").write_text("def score(images, prompts):\n    return images[:, 0].mean((1, 2))\n")
-    script = "import sys; from dit_heads.cli import main; sys.path.remove(''); sys.exit(main(sys.argv[1:]))"
-    asked = ["hunt", "--model", model, "--objective", "mine:score", "--num-prompts", "1", *HUNT, "--out", "h"]
-    asked += ["--per-round", "1"]
-    command = [sys.executable, "-c", script, *asked]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "h/heads.json").read_text())["provenance"]["objective"] == "mine:score"
+    score = "def score(images, prompts):\n    return images[:, 0].mean((1, 2))\n"
+    (tmp_path / "lies_in_the_current_folder.py").write_text(score)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    name = "lies_in_the_current_folder:score"
+    asked = ["hunt", "--model", model, "--objective", name, "--num-prompts", "1", *HUNT, "--out", "h"]
+    assert main([*asked, "--per-round", "1"]) == 0
+    assert json.loads(Path("h/heads.json").read_text())["provenance"]["objective"] == name
 
 
 def test_a_fast_hunt_says_first_what_its_screen_takes(model, tmp_path, monkeypatch, capsys):

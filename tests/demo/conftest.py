@@ -1,11 +1,24 @@
 """Fixtures of the demo's tests: an engine on a tiny model."""
 
+import asyncio
+
 import pytest
 
 from dit_heads.cli.generate import Settings
 from dit_heads.demo.engine import Engine
 from dit_heads.demo.limits import Limits
 from tests.saved import tiny_pipeline
+
+
+@pytest.fixture(autouse=True)
+def _closed_loops(monkeypatch):
+    """Gradio makes event loops for its locks and leaves them open; here they are closed."""
+    made, new = [], asyncio.new_event_loop
+    monkeypatch.setattr(asyncio, "new_event_loop", lambda: made.append(new()) or made[-1])
+    yield
+    for loop in made:
+        if not loop.is_running():
+            loop.close()
 
 
 @pytest.fixture(scope="package")

@@ -18,23 +18,21 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from dit_heads.embedded.agreement import agreement, identity_kept, panels_right, solids_seen
 from dit_heads.embedded.nets.judge import WHOLE, Verdict, labels
 from dit_heads.embedded.sets import (
     FIRST,
     TASKS,
     SceneSet,
-    agreement,
-    identity_kept,
-    panels_right,
     sample_set,
-    solids_seen,
     split_sets,
     turned,
     write_sets,
 )
 from dit_heads.embedded.world.captions import NAMES
 from dit_heads.embedded.world.data import ATTRIBUTES
-from dit_heads.embedded.world.render import EYE, SIZE, cast, render
+from dit_heads.embedded.world.geometry import cast
+from dit_heads.embedded.world.render import EYE, SIZE, render
 from dit_heads.embedded.world.scenes import HELD_OUT, SKIES, SPLITS, Scene, Solid
 from dit_heads.embedded.world.text import make_t5_tokenizer, unknown_words
 from dit_heads.loras.sets.captions import JointCaption, identities

@@ -90,7 +90,7 @@ CONFIGS = st.builds(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(CONFIGS)
 def test_settings_come_back_from_json_and_yaml(config: TrainConfig):
     plain = as_mapping(config)

@@ -129,7 +129,7 @@ def test_two_processes_train_as_one(models: dict[str, Path], sets: Path, tmp_pat
     command = [sys.executable, "-m", "torch.distributed.run", *launch.split(), "-m", "dit_heads.cli", "train"]
     command += [str(as_yaml(two, tmp_path / "two.yaml"))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     said = [path.read_text() for path in (tmp_path / "ranks").rglob("stdout.log")]
     assert len(said) == 2 and "".join(said).count("wrote") == 1

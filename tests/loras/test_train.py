@@ -119,6 +119,17 @@ def test_prior_pictures_that_are_missing_are_drawn_once(
     assert again == {"prior-0001.png", "prior-0001.txt"}
 
 
+def test_other_processes_do_not_wait_for_a_push(
+    models: dict[str, Path], sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A hub that cannot be reached stops the main process after the others have ended."""
+    order: list[str] = []
+    monkeypatch.setattr(trainer, "wait_for_all", lambda _: order.append("together"))
+    monkeypatch.setattr(trainer, "push", lambda *_: order.append("push"))
+    train(settings(models["sd3"], sets, tmp_path / "run", optimization={"steps": 1}))
+    assert order == ["together", "push"]
+
+
 # --- what is refused ---
 
 
@@ -153,7 +164,7 @@ def test_mistakes_are_named_before_a_model_is_loaded(
             "sizes: expected composites of at most 256 pixels a side .* panels of 256 x 160, .* 256 x 320",
         ),
         ({"optimization": {"optimizer": "adamw8bit"}}, "optimizer: 8 bits need a CUDA GPU"),
-        ({"task": "instruct"}, "task: expected one of in_context, got 'instruct'"),
+        ({"task": "weaving"}, "task: expected one of in_context, .*got 'weaving'"),
     ],
 )
 def test_what_configs_and_the_machine_tell_is_told_before_weights_are_loaded(

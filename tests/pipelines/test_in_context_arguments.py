@@ -11,7 +11,7 @@ from PIL import Image
 
 from dit_heads.errors import InputError
 from dit_heads.pipelines import InContextPipeline
-from tests.pipelines.test_in_context import BASES, CAPTION, OTHER, STEPS, TRIO, photo, pixels, sd3, seeded
+from tests.pipelines.made import BASES, CAPTION, OTHER, STEPS, TRIO, photo, pixels, sd3, seeded
 
 
 @pytest.fixture(scope="module")

@@ -104,7 +104,7 @@ def test_shifted_sigmas_are_the_schedulers():
 @pytest.mark.parametrize("numbers", [(256, 4096, 0.5, 1.15), (64, 1024, 0.7, 2.0)])
 @pytest.mark.parametrize("tokens", [256, 1024, 5000])
 def test_the_shift_by_resolution_is_what_pipelines_ask_of_the_scheduler(
-    kind: str, numbers: tuple[int, int, float, float], tokens: int
+    kind: Any, numbers: tuple[int, int, float, float], tokens: int
 ):
     names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
     options: Any = dict(zip(names, numbers, strict=True))

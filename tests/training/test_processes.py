@@ -53,7 +53,7 @@ def test_two_processes_train_as_one(tmp_path: Path):
     script = "import sys, pathlib, tests.training.test_processes as t; t.shared(pathlib.Path(sys.argv[1]), 2)"
     started = in_two_processes(script, str(tmp_path / "two"))
     shared(tmp_path / "one", 4)
-    assert [process.wait(100) for process in started] == [0, 0]
+    assert [process.wait(300) for process in started] == [0, 0]
     one, two = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("one", "two"))
     torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-12)
     rows = [[{**row, "seconds": "0"} for row in logged(tmp_path / name)] for name in ("one", "two")]
@@ -95,4 +95,4 @@ wait_for_all(state)
 @pytest.mark.slow
 def test_processes_wait_for_one_that_takes_longer_than_a_barrier_allows():
     started = in_two_processes(PATIENCE)
-    assert [process.wait(100) for process in started] == [0, 0]
+    assert [process.wait(300) for process in started] == [0, 0]

@@ -1,4 +1,4 @@
-"""The embedded CLIP: SD3's two text towers trained against one image tower, of stock transformers classes."""
+"""The embedded CLIP: SD3's two text towers trained against one image tower, in stock transformers classes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import (
@@ -28,7 +29,8 @@ WIDTH = 96
 
 
 def make_text_tower(vocab_size: int, layers: int, activation: str) -> CLIPTextModelWithProjection:
-    """At least two layers, as SD3 reads `hidden_states[-2]`; the pooled token is the first eos (id 1)."""
+    """A text tower with random weights. SD3 reads `hidden_states[-2]`, so it has at least two layers. The
+    pooled token is the first end of text (id 1)."""
     config = CLIPTextConfig(
         vocab_size=vocab_size,
         hidden_size=WIDTH,
@@ -46,7 +48,7 @@ def make_text_tower(vocab_size: int, layers: int, activation: str) -> CLIPTextMo
 
 
 def make_image_tower() -> CLIPVisionModelWithProjection:
-    """Pictures [B, 3, 128, 128] -> `image_embeds` [B, 96], random weights."""
+    """An image tower with random weights: pictures [B, 3, 128, 128] -> `image_embeds` [B, 96]."""
     config = CLIPVisionConfig(
         hidden_size=128,
         intermediate_size=512,
@@ -60,7 +62,7 @@ def make_image_tower() -> CLIPVisionModelWithProjection:
 
 
 class Clip(nn.Module):
-    """Both text towers and the image tower; `scale` [2]: log inverse temperature of either text tower."""
+    """Both text towers and the image tower. `scale` [2]: log inverse temperatures of the text towers."""
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
@@ -69,19 +71,21 @@ class Clip(nn.Module):
         self.image = make_image_tower()
         self.scale = nn.Parameter(torch.full((2,), 2.66))
 
-    def embed_images(self, pixels: Tensor) -> Tensor:
-        """[B, 3, 128, 128] in [-1, 1] -> unit vectors [B, 96]."""
+    def embed_images(self, pixels: Float[Tensor, "b 3 128 128"]) -> Float[Tensor, "b 96"]:
+        """Unit vectors of pictures in [-1, 1]."""
         return F.normalize(self.image(pixel_values=pixels).image_embeds.float(), dim=-1)
 
-    def embed_texts(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids [B, 32] -> unit vectors [B, 96] of either text tower."""
+    def embed_texts(
+        self, ids: Int[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, "b 96"], Float[Tensor, "b 96"]]:
+        """Unit vectors of texts, given as token ids, by each text tower."""
         embeds = (tower(input_ids=ids).text_embeds.float() for tower in (self.text, self.text_2))
         first, second = (F.normalize(e, dim=-1) for e in embeds)
         return first, second
 
 
 class ClipLoss:
-    """Symmetric cross-entropy over a batch (arXiv 2103.00020), the mean over the two text towers."""
+    """Symmetric cross-entropy over a batch (arXiv 2103.00020), averaged over the two text towers."""
 
     def __init__(
         self,
@@ -98,7 +102,7 @@ class ClipLoss:
         which = torch.randint(len(self.images), (self.batch,), generator=generator).numpy()
         rng = np.random.default_rng(int(which[0]) * 1_000_003 + part.step)
         scenes = [self.scenes[i] for i in which]
-        said = [caption(s) if rng.random() < 0.6 else varied_caption(s, rng) for s in scenes]
+        captions = [caption(s) if rng.random() < 0.6 else varied_caption(s, rng) for s in scenes]
         pixels = to_tensor(self.images[which])
         strength = 0.1 * torch.rand(1, generator=generator)
         pixels = pixels + strength * torch.randn(pixels.shape, generator=generator)
@@ -106,15 +110,15 @@ class ClipLoss:
         pictures = self.clip.embed_images(pixels.to(device))
         target = torch.arange(self.batch, device=device)
         loss, hits = torch.zeros((), device=device), torch.zeros((), device=device)
-        for k, texts in enumerate(self.clip.embed_texts(tokenize(self.tokenizer, said).to(device))):
+        for k, texts in enumerate(self.clip.embed_texts(tokenize(self.tokenizer, captions).to(device))):
             logits = self.clip.scale[k].exp().clamp(max=100) * pictures @ texts.T
             loss = loss + 0.25 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
             hits = (logits.argmax(-1) == target).float().mean()
         return loss, {"right": hits}
 
 
-def tokenize(tokenizer: Any, texts: Sequence[str], length: int = CLIP_LENGTH) -> Tensor:
-    """Token ids [B, length] of CLIP's or T5's tokenizer, padded as it pads; longer texts are cut."""
+def tokenize(tokenizer: Any, texts: Sequence[str], length: int = CLIP_LENGTH) -> Int[Tensor, "b n"]:
+    """Token ids of texts, padded or truncated to a length, by CLIP's or T5's tokenizer."""
     return tokenizer(
         list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
     ).input_ids
@@ -124,7 +128,7 @@ def tokenize(tokenizer: Any, texts: Sequence[str], length: int = CLIP_LENGTH) ->
 def retrieval(
     clip: Clip, tokenizer: CLIPTokenizer, images: NDArray[np.uint8], scenes: Sequence[Scene]
 ) -> list[float]:
-    """Share of pictures whose own canonical caption scores highest among all given, for either text tower."""
+    """Share of pictures whose own canonical caption scores highest among all, for each text tower."""
     parts = [clip.embed_images(to_tensor(images[i : i + 50])) for i in range(0, len(images), 50)]
     pictures = torch.cat(parts)
     texts = clip.embed_texts(tokenize(tokenizer, [caption(s) for s in scenes]))

@@ -1,4 +1,4 @@
-"""What the embedded transformers are trained on: latents, coverage and captions of single pictures, and of
+"""The training data of the embedded transformers: latents, coverage and captions of single pictures and of
 composites of unrelated panels."""
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,23 +25,23 @@ from dit_heads.embedded.world.captions import (
 from dit_heads.embedded.world.scenes import Scene
 from dit_heads.families.latents import normalised
 
-SHORT, MEDIUM, LONG, STOCK = 32, 64, 128, 256  # T5 tokens; the last is the default of SD3's pipeline
-GRID_ODDS = (0.24, 0.14, 0.22, 0.2, 0.14, 0.06)  # how often each of `GRIDS` is drawn
-Composites = tuple[Tensor, list[list[int]]]  # latents [n, C, h, w], and the scenes of each one's panels
+SHORT, MEDIUM, LONG, STOCK = 32, 64, 128, 256  # T5 tokens; the last is the default length of SD3's pipeline
+GRID_ODDS = (0.24, 0.14, 0.22, 0.2, 0.14, 0.06)  # probabilities of the grids in `GRIDS`
+Composites = tuple[Tensor, list[list[int]]]  # latents [n, C, h, w], and the scenes of their panels
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What one training step sees."""
+    """The batch of one training step."""
 
     latents: Tensor  # [B, C, h, w], normalised
     captions: list[str]
     length: int  # T5 tokens
     coverage: Tensor  # [B, tokens, 19], 0 to 1
-    clip_captions: list[str]  # what CLIP reads
+    clip_captions: list[str]  # the captions that CLIP reads
 
     def to(self, device: torch.device) -> Draw:
-        """The same on a device."""
+        """The batch on a device."""
         return replace(self, latents=self.latents.to(device), coverage=self.coverage.to(device))
 
 
@@ -48,15 +49,15 @@ class Corpus:
     """Random batches of single pictures and of composites.
 
     Args:
-        latents: [N, C, 16, 16] of the scenes' pictures.
-        coverage: [N, 8, 8, 19], 0 to 255: what each image token shows (`data.coverage`).
+        latents: latents of the scenes' pictures, [N, C, 16, 16].
+        coverage: attributes that each image token shows, from 0 to 255, [N, 8, 8, 19] (`data.coverage`).
         scenes: the N scenes.
-        composites: an entry for each of `GRIDS`, or none.
-        batch: pictures a step at the shortest text; longer texts and composites take fewer.
-        stock: T5 tokens of the pipeline's default call.
-        dots: how much more often a scene with a dotted solid is drawn.
-        panels: the share of batches that are composites.
-        clip_dropout: the share of captions that T5 reads and CLIP does not.
+        composites: one entry for each of `GRIDS`, or none at all.
+        batch: pictures per step with the shortest texts; longer texts and composites take fewer.
+        stock: number of T5 tokens in the pipeline's default call.
+        dots: relative frequency of scenes with a dotted solid.
+        panels: share of batches that are composites.
+        clip_dropout: share of captions that only T5 reads, and CLIP does not.
     """
 
     def __init__(
@@ -79,8 +80,12 @@ class Corpus:
         self.odds = odds / odds.sum()
 
     def draw(self, generator: torch.Generator, *, stock_length: bool) -> Draw:
-        """A batch of single pictures or of composites, a tenth of them without a caption; `stock_length` pads
-        every other batch of single pictures to the pipeline's default."""
+        """A batch of single pictures or of composites, with a tenth of the captions left empty.
+
+        Args:
+            generator: source of random numbers.
+            stock_length: whether every other batch of single pictures has the pipeline's default length.
+        """
         kind = torch.rand(2, generator=generator).tolist()
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
         if kind[0] < self.panels and self.composites:
@@ -100,17 +105,17 @@ class Corpus:
     ) -> Draw:
         captions = _without_some(captions, rng, 0.1)
         shares = torch.from_numpy(coverage).flatten(1, 2).float() / 255
-        heard = _without_some(captions, rng, self.clip_dropout)
-        return Draw(latents.float(), captions, length, shares, heard)
+        clip_captions = _without_some(captions, rng, self.clip_dropout)
+        return Draw(latents.float(), captions, length, shares, clip_captions)
 
     def _length(self, draw: float, stock_length: bool) -> int:
-        """T5 is called without a mask, so it must learn that padding of any length says nothing."""
+        """A random length: T5 is called without a mask, so it must learn to ignore padding of any length."""
         if stock_length and draw < 0.5:
             return self.stock
         return LONG if draw > 0.93 else (MEDIUM if draw > 0.83 else SHORT)
 
     def _count(self, panels: int, length: int) -> int:
-        """Fewer pictures of more panels or longer texts: about as many tokens a step."""
+        """Number of pictures, chosen so that a step always has about the same number of tokens."""
         image = self.latents.shape[-2] * self.latents.shape[-1] // 4
         return max(4, self.batch * (image + SHORT) // (panels * image + length))
 
@@ -141,9 +146,13 @@ def in_grid(panels: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.ui
 
 
 @torch.no_grad()
-def encode_latents(vae: AutoencoderKL, images: NDArray[np.uint8], batch: int = 8) -> Tensor:
-    """Normalised latents [N, C, h, w] in fp16 of uint8 pictures, by the posterior's mean. Small batches fit
-    the cache of a CPU: 8 is 1.7 times as fast as 64."""
+def encode_latents(
+    vae: AutoencoderKL, images: NDArray[np.uint8], batch: int = 8
+) -> Float[Tensor, "n c h w"]:
+    """Normalised latents of pictures [N, H, W, 3] in fp16, by the posterior's mean.
+
+    Small batches fit the cache of a CPU: 8 is 1.7 times as fast as 64.
+    """
     parts = []
     for i in range(0, len(images), batch):
         x = to_tensor(images[i : i + batch]).to(vae.device, vae.dtype)
@@ -156,7 +165,7 @@ def encode_latents(vae: AutoencoderKL, images: NDArray[np.uint8], batch: int = 8
 def make_composites(
     vae: AutoencoderKL, images: NDArray[np.uint8], grid: tuple[int, int], count: int
 ) -> Composites:
-    """`count` composites of random, unrelated panels, encoded whole; the same ones for a grid every time."""
+    """Composites of random, unrelated panels, encoded as a whole. Each grid always gets the same ones."""
     rows, columns = grid
     rng = np.random.default_rng((rows, columns))
     panels = rng.integers(len(images), size=(count, rows * columns))

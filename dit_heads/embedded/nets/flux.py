@@ -1,7 +1,7 @@
-"""The embedded FLUX: FLUX.1's architecture at a sixteenth of its width, on the latents and texts of SD3's.
+"""The embedded FLUX: FLUX.1's architecture at a sixteenth of its width, on the latents and texts of SD3.
 
-It is trained with its guidance embedding at 1, then classifier-free guidance is distilled into that
-embedding, as FLUX.1-dev was made from a model that needed two calls a step (arXiv 2210.03142, stage one).
+It is trained with its guidance embedding at 1. Then classifier-free guidance is distilled into that embedding
+(arXiv 2210.03142, stage one), as FLUX.1-dev was distilled from a model that needed two calls per step.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from dit_heads.training.loop import Part
 
 DOUBLE, SINGLE, HEADS, HEAD_WIDTH = 4, 8, 12, 16
 STOCK = 512  # T5 tokens, the pipeline's default
-STRONGEST = 6.0  # guidance that is distilled goes from 1 to this
+STRONGEST = 6.0  # distilled guidance scales range from 1 to this
 
 
 def make_transformer() -> FluxTransformer2DModel:
@@ -57,7 +57,7 @@ def make_transformer() -> FluxTransformer2DModel:
 
 
 class FluxStudent(Probed):
-    """The FLUX transformer in training, probed at its first single-stream block."""
+    """The FLUX transformer in training, with a probe at its first single-stream block."""
 
     def __init__(self) -> None:
         transformer = make_transformer()
@@ -65,7 +65,7 @@ class FluxStudent(Probed):
 
 
 class FluxTexts:
-    """The tokens of SD3's T5 and the pooled vector of its first CLIP tower, both frozen."""
+    """Text embeddings by SD3's T5 and its first CLIP tower, both frozen."""
 
     def __init__(self, clip: CLIPTextModel, t5: T5EncoderModel) -> None:
         self.clip, self.t5 = clip.eval().requires_grad_(False), t5.eval().requires_grad_(False)
@@ -73,15 +73,15 @@ class FluxTexts:
 
     @torch.no_grad()
     def __call__(self, captions: list[str], length: int) -> tuple[Tensor, Tensor]:
-        """Text tokens [B, length, 192] and the pooled vector [B, 96]."""
-        heard = tokenize(self.clip_tokenizer, captions).to(self.clip.device)
-        pooled = self.clip(input_ids=heard).pooler_output
+        """Text tokens [B, length, 192] and pooled vectors [B, 96]."""
+        clip_ids = tokenize(self.clip_tokenizer, captions).to(self.clip.device)
+        pooled = self.clip(input_ids=clip_ids).pooler_output
         ids = tokenize(self.t5_tokenizer, captions, length).to(self.t5.device)
         return self.t5(input_ids=ids).last_hidden_state, pooled
 
 
 class FluxLoss(ProbedLoss):
-    """`ProbedLoss` of a `FluxStudent` and `FluxTexts`, the guidance embedding at 1."""
+    """`ProbedLoss` of a `FluxStudent` and `FluxTexts`, with the guidance embedding at 1."""
 
     def velocity(self, batch: Draw) -> Velocity:
         text, pooled = self.texts(batch.captions, batch.length)
@@ -89,8 +89,7 @@ class FluxLoss(ProbedLoss):
 
 
 class DistilledLoss:
-    """CFG of a frozen teacher as the student's target: u + g (c - u), g from 1 to `STRONGEST` (arXiv
-    2210.03142, eq. 2)."""
+    """Distance to a teacher's CFG: u + g (c - u), g from 1 to `STRONGEST` (arXiv 2210.03142, eq. 2)."""
 
     def __init__(
         self, student: FluxStudent, teacher: Any, texts: FluxTexts, corpus: Corpus, steps: int
@@ -102,17 +101,18 @@ class DistilledLoss:
         device = self.student.transformer.device
         batch = self.corpus.draw(generator, stock_length=part.step / self.steps > 0.9).to(device)
         count = len(batch.latents)
-        said = self.texts(batch.captions, batch.length)
-        unsaid = self.texts([""] * count, batch.length)
+        conditional = self.texts(batch.captions, batch.length)
+        unconditional = self.texts([""] * count, batch.length)
         sigmas = logit_normal_sigmas(count, generator, shift=SHIFT).to(device)
         noise = torch.randn(batch.latents.shape, generator=generator).to(device)
         g = 1 + (STRONGEST - 1) * torch.rand(count, generator=generator).to(device)
         s = sigmas[:, None, None, None]
         x = (1 - s) * batch.latents + s * noise
         with torch.no_grad():
-            with_text, without = (velocity_of(self.teacher, *texts)(x, sigmas) for texts in (said, unsaid))
-            target = without + g[:, None, None, None] * (with_text - without)
-        found = velocity_of(self.student.transformer, *said, guidance=g)(x, sigmas)
+            both = conditional, unconditional
+            c, u = (velocity_of(self.teacher, *texts)(x, sigmas) for texts in both)
+            target = u + g[:, None, None, None] * (c - u)
+        found = velocity_of(self.student.transformer, *conditional, guidance=g)(x, sigmas)
         self.student.take_seen()
         loss = (found.float() - target.float()).pow(2).mean()
         return loss, {"distance": loss.detach()}
@@ -121,7 +121,7 @@ class DistilledLoss:
 def assemble_flux(
     transformer: FluxTransformer2DModel, vae: AutoencoderKL, clip: CLIPTextModel, t5: T5EncoderModel
 ) -> FluxPipeline:
-    """A stock pipeline of the embedded parts, 128 x 128 by default."""
+    """A stock pipeline of the given parts that generates 128 x 128 pixels by default."""
     pipe = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
         vae=vae,
@@ -136,21 +136,21 @@ def assemble_flux(
 
 
 def load_clip_text(folder: Path) -> CLIPTextModel:
-    """SD3's first text tower as FLUX's pipeline wants it, without the projection."""
+    """SD3's first text tower without its projection, as FLUX's pipeline needs it."""
     whole = CLIPTextModelWithProjection.from_pretrained(folder / "sd3/text_encoder", local_files_only=True)
     tower = CLIPTextModel(whole.config)
-    # Older versions of transformers have one module more around it.
+    # Older versions of transformers wrap it in one more module.
     getattr(tower, "text_model", tower).load_state_dict(whole.text_model.state_dict())
     return tower.eval()
 
 
 def load_t5(folder: Path) -> T5EncoderModel:
-    """SD3's T5."""
+    """The T5 of the embedded SD3."""
     return T5EncoderModel.from_pretrained(folder / "sd3/text_encoder_3", local_files_only=True)
 
 
 def load_flux(folder: Path) -> FluxPipeline:
-    """The pipeline of exported weights: a transformer of its own, every other part SD3's."""
+    """The pipeline of exported weights. All parts but the transformer are those of SD3."""
     transformer = FluxTransformer2DModel.from_pretrained(folder / "flux/transformer", local_files_only=True)
     vae = AutoencoderKL.from_pretrained(folder / "sd3/vae", local_files_only=True)
     return assemble_flux(transformer, vae, load_clip_text(folder), load_t5(folder))

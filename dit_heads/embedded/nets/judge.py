@@ -1,6 +1,6 @@
-"""The judge: reads the attributes of a picture, so that prompts can be checked against what was painted.
+"""The judge: recognises the attributes of a picture, so that pictures can be checked against their prompts.
 
-It shares nothing with the CLIP that searches optimise: other architecture, other labels, trained apart.
+It shares nothing with the CLIP that searches optimise. Its architecture, labels and training are different.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -25,8 +26,12 @@ WHOLE = {"count": COUNTS, "ground": GROUNDS, "sky": SKIES, "style": STYLES}
 
 
 def labels(scenes: Sequence[Scene]) -> dict[str, Tensor]:
-    """Class indices: `count`, `ground`, `sky`, `style` [B]; `shape`, `colour`, `texture`, `size` [B, 3] from
-    left to right, -1 where there is no such solid."""
+    """Class indices of scenes.
+
+    Returns:
+        `count`, `ground`, `sky` and `style`, each [B]; `shape`, `colour`, `texture` and `size`, each [B, 3]
+        with the solids from left to right, and -1 for a missing solid.
+    """
     out = {"count": torch.tensor([COUNTS.index(len(s.solids)) for s in scenes])}
     for name in ("ground", "sky", "style"):
         out[name] = torch.tensor([WHOLE[name].index(getattr(s, name)) for s in scenes])
@@ -37,7 +42,7 @@ def labels(scenes: Sequence[Scene]) -> dict[str, Tensor]:
 
 
 class Residual(nn.Module):
-    """Two convolutions beside the identity: [B, C, H, W] -> the same shape."""
+    """A residual block of two convolutions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -45,34 +50,36 @@ class Residual(nn.Module):
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return x + self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
 
 
 def attribute_heads(width: int) -> tuple[nn.ModuleDict, nn.ModuleDict]:
-    """A linear layer for each attribute of the whole picture, and of a solid."""
+    """Linear layers for the attributes of the whole picture, and for those of a solid."""
     kinds = (WHOLE, ATTRIBUTES)
     whole, solid = (nn.ModuleDict({n: nn.Linear(width, len(v)) for n, v in kind.items()}) for kind in kinds)
     return whole, solid
 
 
-def attribute_logits(read: Tensor, whole: nn.ModuleDict, solid: nn.ModuleDict) -> dict[str, Tensor]:
-    """What `attribute_heads` say of answers [B, 1 + 3, D], the first of which is the whole picture's."""
-    out = {name: head(read[:, 0]) for name, head in whole.items()}
-    return out | {name: head(read[:, 1:]) for name, head in solid.items()}
+def attribute_logits(
+    answers: Float[Tensor, "b 4 d"], whole: nn.ModuleDict, solid: nn.ModuleDict
+) -> dict[str, Tensor]:
+    """Logits of every attribute. The first answer is about the whole picture, the others about its solids."""
+    out = {name: head(answers[:, 0]) for name, head in whole.items()}
+    return out | {name: head(answers[:, 1:]) for name, head in solid.items()}
 
 
-def attribute_losses(said: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Cross-entropy of each attribute of `labels`, over those that there are."""
+def attribute_losses(logits: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Cross-entropy of each attribute in `labels`, ignoring missing solids."""
     return {
-        name: F.cross_entropy(said[name].float().flatten(0, -2), true.flatten(), ignore_index=-1)
+        name: F.cross_entropy(logits[name].float().flatten(0, -2), true.flatten(), ignore_index=-1)
         for name, true in truth.items()
     }
 
 
 class Judge(nn.Module):
-    """Convolutions to an 8 x 8 grid, then two transformer layers in which four query tokens (the whole
-    picture, and one a solid from left to right) read the grid."""
+    """Convolutions down to an 8 x 8 grid, then two transformer layers in which four query tokens read it: one
+    for the whole picture, and one for each solid from left to right."""
 
     def __init__(self, width: int = 128) -> None:
         super().__init__()
@@ -92,9 +99,9 @@ class Judge(nn.Module):
         self.whole, self.solid = attribute_heads(width)
         self.dense = nn.Linear(width, COVERAGE_CHANNELS)
 
-    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """[B, 3, 128, 128] in [-1, 1] -> logits: `count`... [B, classes], `shape`... [B, 3, classes], and
-        `coverage` [B, 64, 19] of the grid (used in training only)."""
+    def forward(self, pixels: Float[Tensor, "b 3 128 128"]) -> dict[str, Tensor]:
+        """Logits of pictures in [-1, 1]: `count`... [B, classes], `shape`... [B, 3, classes], and `coverage`
+        [B, 64, 19] of the grid, which only training uses."""
         grid = self.stem(pixels).flatten(2).transpose(1, 2)  # [B, 64, D]
         tokens = torch.cat([self.query.expand(len(pixels), -1, -1), grid + self.place], 1)
         read = self.norm(self.reader(tokens)[:, : 1 + SLOTS])
@@ -102,8 +109,8 @@ class Judge(nn.Module):
 
 
 class JudgeLoss:
-    """Cross-entropy of every attribute, and the coverage of the grid; pictures are blurred and made noisy at
-    random, as those of a small generator are."""
+    """Cross-entropy of every attribute and of the grid's coverage, for pictures with random blur and noise,
+    as those of a small generator have."""
 
     def __init__(
         self,
@@ -118,11 +125,11 @@ class JudgeLoss:
     def __call__(self, part: Part, generator: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
         which = torch.randint(len(self.images), (self.batch,), generator=generator)
         pixels, device = _degrade(to_tensor(self.images[which.numpy()]), generator), self.judge.query.device
-        said = self.judge(pixels.to(device).contiguous(memory_format=torch.channels_last))
+        logits = self.judge(pixels.to(device).contiguous(memory_format=torch.channels_last))
         truth = {name: true[which].to(device) for name, true in self.truth.items()}
-        losses = attribute_losses(said, truth)
+        losses = attribute_losses(logits, truth)
         cover = torch.from_numpy(self.coverage[which.numpy()]).flatten(1, 2).to(device).float() / 255
-        dense = F.binary_cross_entropy_with_logits(said["coverage"].float(), cover)
+        dense = F.binary_cross_entropy_with_logits(logits["coverage"].float(), cover)
         figures: dict[str, float | Tensor] = {k: losses[k] for k in ("shape", "colour", "texture", "count")}
         return sum(losses.values(), 4 * dense), figures
 
@@ -137,21 +144,25 @@ def _degrade(x: Tensor, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge saw against what was asked: `right[name]` is bool [B] for the whole picture or [B, 3] a
-    solid, and `asked` [B, 3] says which solids the caption names. A solid counts only in its place from left
-    to right."""
+    """The judge's findings compared with captions. A solid counts only at its place from left to right.
 
-    right: dict[str, Tensor]
-    asked: Tensor
-    log_likelihood: Tensor  # [B], of all asked attributes
+    Attributes:
+        right: whether each attribute is right, [B] for the whole picture or [B, 3] for its solids.
+        asked: which solids the caption names.
+        log_likelihood: log-likelihood of all attributes in the caption.
+    """
+
+    right: dict[str, Bool[Tensor, "b ..."]]
+    asked: Bool[Tensor, "b 3"]
+    log_likelihood: Float[Tensor, " b"]
 
     def accuracy(self) -> dict[str, float]:
-        """Share right of each attribute, over the pictures or the solids asked for."""
+        """Share of pictures, or of the solids in captions, for which each attribute is right."""
         counted = {name: ok[self.asked] if ok.ndim == 2 else ok for name, ok in self.right.items()}
         return {name: ok.float().mean().item() for name, ok in counted.items()}
 
-    def per_picture(self) -> Tensor:
-        """Share of a picture's asked attributes that are right, [B]."""
+    def per_picture(self) -> Float[Tensor, " b"]:
+        """Share of the attributes in each picture's caption that are right."""
         solid = sum(ok.float() * self.asked for ok in self.right.values() if ok.ndim == 2)
         whole = sum(ok.float() for ok in self.right.values() if ok.ndim == 1)
         names = sum(ok.ndim == 2 for ok in self.right.values())
@@ -160,15 +171,17 @@ class Verdict:
 
 
 @torch.no_grad()
-def verdict(judge: Judge, pixels: Tensor, scenes: Sequence[Scene], batch: int = 32) -> Verdict:
-    """Judge pictures [B, 3, 128, 128] in [-1, 1] against the scenes that their prompts describe."""
+def verdict(
+    judge: Judge, pixels: Float[Tensor, "b 3 h w"], scenes: Sequence[Scene], batch: int = 32
+) -> Verdict:
+    """Judge pictures in [-1, 1] against the scenes that their prompts describe."""
     truth = labels(scenes)
     parts = [judge(some) for some in pixels.split(batch)]
-    said = {k: torch.cat([p[k] for p in parts]).float() for k in truth}
+    logits = {k: torch.cat([p[k] for p in parts]).float() for k in truth}
     asked = truth["shape"] >= 0
-    right = {k: said[k].argmax(-1) == truth[k] for k in truth}
+    right = {k: logits[k].argmax(-1) == truth[k] for k in truth}
     score = torch.zeros(len(scenes))
-    for name, logits in said.items():
-        picked = logits.log_softmax(-1).gather(-1, truth[name].clamp(min=0)[..., None])[..., 0]
+    for name, classes in logits.items():
+        picked = classes.log_softmax(-1).gather(-1, truth[name].clamp(min=0)[..., None])[..., 0]
         score += (picked * asked).sum(-1) if picked.ndim == 2 else picked
     return Verdict(right, asked, score)

@@ -1,9 +1,9 @@
-"""How T5 learns to read before a transformer does: queries look in its tokens for what captions say.
+"""Pre-trains T5: learned queries must recover each caption's attributes from its tokens.
 
-A T5 that learns with SD3 from nothing stays a bag of words, since CLIP's tokens tell SD3 which attribute
-belongs to which solid, and which solid comes first. But CLIP reads 32 tokens, so a caption of several panels
-is lost on it; and FLUX reads no CLIP tokens, and its attention knows no order of text. So all of this has to
-be in each T5 token. A real T5 has it from pre-training on text; this one has it from here.
+A T5 that is trained together with SD3 remains a bag of words: CLIP's tokens already tell SD3 which attribute
+belongs to which solid and which solid comes first. But CLIP reads only 32 tokens, too few for a caption of
+several panels, and FLUX reads no CLIP tokens at all and has no positions of text. So the tokens of T5 have to
+carry this information. A real T5 learns that by pre-training on text, ours learns it here.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
@@ -31,26 +32,29 @@ from dit_heads.embedded.world.data import ATTRIBUTES
 from dit_heads.embedded.world.scenes import Scene
 from dit_heads.training.loop import Part
 
-BACKWARD = 3  # heads of the T5 that begin by looking at earlier tokens alone
+BACKWARD = 3  # heads of the T5 that initially attend to earlier tokens only
 PANELS = max(rows * columns for rows, columns in GRIDS)
-ANCHOR = 5.0  # what the distance to the T5 that is kept weighs
-LENGTHS = (32, 32, 32, 32, 64, 128)  # tokens: padding of any length says nothing
+ANCHOR = 5.0  # weight of the distance to the anchor
+LENGTHS = (32, 32, 32, 32, 64, 128)  # T5 tokens; it must learn to ignore padding of any length
 
 
 def make_directed_t5(vocab_size: int) -> T5EncoderModel:
-    """A T5 half of whose heads begin blind to later tokens. Heads that begin alike all see the same bag of
-    words from everywhere: after 1,300 steps the order of solids was not found. So it is in 150."""
+    """A T5 with half of its heads initially blind to later tokens.
+
+    Heads that all start alike see the same bag of words from every position: after 1,300 steps they had not
+    learned the order of solids. Started this way, they learn it in 150 steps.
+    """
     t5 = make_t5(vocab_size)
     block: Any = t5.encoder.block[0]
     bias = block.layer[0].SelfAttention.relative_attention_bias.weight  # [buckets, heads]
     with torch.no_grad():
-        bias[len(bias) // 2 + 1 :, :BACKWARD] -= 4.0  # the second half of the buckets lies ahead
+        bias[len(bias) // 2 + 1 :, :BACKWARD] -= 4.0  # the second half of the buckets is for later tokens
     return t5
 
 
 class Reader(nn.Module):
-    """A T5, and one attention layer by which each panel, and each solid in it from left to right, asks its
-    tokens for their attributes. It has no positions of text, as FLUX has none."""
+    """A T5, and an attention layer in which queries for each panel, and for each solid in it from left to
+    right, read its tokens. Like FLUX, it has no positions of text."""
 
     def __init__(self, t5: T5EncoderModel) -> None:
         super().__init__()
@@ -60,25 +64,25 @@ class Reader(nn.Module):
         self.norm = nn.LayerNorm(WIDTH)
         self.whole, self.solid = attribute_heads(WIDTH)
 
-    def forward(self, tokens: Tensor, panels: int = 1) -> dict[str, Tensor]:
-        """T5's tokens [B, L, 192] of captions of `panels` panels -> the judge's logits of B * panels
-        pictures, the panels of a caption one after the other."""
+    def forward(self, tokens: Float[Tensor, "b n d"], panels: int = 1) -> dict[str, Tensor]:
+        """Logits, as the judge has them, of B * panels pictures, from T5's tokens of B captions. The panels
+        of a caption are consecutive."""
         queries = self.query[:panels].flatten(0, 1).expand(len(tokens), -1, -1)
         answers = self.norm(queries + self.attention(queries, tokens, tokens, need_weights=False)[0])
         answers = answers.unflatten(1, (panels, 1 + SLOTS)).flatten(0, 1)
         return attribute_logits(answers, self.whole, self.solid)
 
-    def read(self, ids: Tensor, panels: int = 1) -> dict[str, Tensor]:
-        """The logits of token ids [B, L]."""
+    def read(self, ids: Int[Tensor, "b n"], panels: int = 1) -> dict[str, Tensor]:
+        """The logits of captions, given as token ids."""
         return self(self.t5(input_ids=ids).last_hidden_state, panels)
 
 
 @dataclass(frozen=True)
 class Captions:
-    """A batch of captions of as many panels each, and the scenes [B * panels] that they describe."""
+    """A batch of captions with equally many panels, and the numbers of the scenes that they describe."""
 
     texts: list[str]
-    scenes: Tensor
+    scenes: Int[Tensor, " n"]  # B * panels
     panels: int
     length: int  # T5 tokens
 
@@ -86,8 +90,14 @@ class Captions:
 class ReaderLoss:
     """Cross-entropy of every attribute of random captions, half of them joint captions of several panels.
 
-    `anchor` is a frozen T5 whose tokens of single captions are to be kept: the mean squared distance to them,
-    relative to their size, is added, so that transformers that read that T5 have little to learn anew."""
+    Args:
+        reader: the model.
+        tokenizer: T5's tokenizer.
+        scenes: scenes whose captions are drawn.
+        batch: number of captions per step.
+        anchor: a frozen T5. The relative squared distance to its tokens of single captions is added to the
+            loss, so that transformers trained on that T5 have little to relearn.
+    """
 
     def __init__(
         self,
@@ -137,8 +147,10 @@ class ReaderLoss:
 def reading(
     reader: Reader, tokenizer: Any, scenes: Sequence[Scene], captions: Sequence[str], panels: int = 1
 ) -> float:
-    """Share of the solids of captions all of whose attributes are read at their place: panel by panel, from
-    left to right. The scenes of a caption's panels stand one after the other."""
+    """Share of the solids in captions whose attributes are all read correctly, each at its own place.
+
+    The scenes are listed panel by panel, caption by caption.
+    """
     truth = labels(scenes)
     logits = reader.read(tokenize(tokenizer, list(captions), padded_length(captions)), panels)
     right = torch.stack([logits[name].argmax(-1) == truth[name] for name in ATTRIBUTES]).all(0)

@@ -12,6 +12,7 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
@@ -29,12 +30,12 @@ from dit_heads.training.loop import Part
 
 BLOCKS, HEADS, HEAD_WIDTH = 8, 12, 16
 WIDTH = HEADS * HEAD_WIDTH
-SHIFT = 2.0  # of the noise schedule, in training and in the pipeline's scheduler
-VISIBLE = 0.6  # the noise level below which a picture shows where its solids are
+SHIFT = 2.0  # shift of the noise schedule, in training and in the pipeline's scheduler
+VISIBLE = 0.6  # noise level below which the places of solids can be seen
 
 
 def make_transformer() -> SD3Transformer2DModel:
-    """8 blocks of 12 heads; the position table holds 24 x 24 patches, 384 x 384 pixels."""
+    """A transformer with 8 blocks of 12 heads. Its position table covers 384 x 384 pixels."""
     return SD3Transformer2DModel(
         sample_size=16,
         patch_size=2,
@@ -51,7 +52,7 @@ def make_transformer() -> SD3Transformer2DModel:
 
 
 def make_t5(vocab_size: int) -> T5EncoderModel:
-    """Its width is the sum of both CLIP widths, as the pipeline pads CLIP's tokens up to it."""
+    """A T5 as wide as both CLIPs together, since the pipeline pads CLIP's tokens to T5's width."""
     config = T5Config(
         vocab_size=vocab_size,
         d_model=WIDTH,
@@ -69,10 +70,16 @@ def make_t5(vocab_size: int) -> T5EncoderModel:
 
 
 class Probed(nn.Module):
-    """A transformer in training, and a linear probe of what the image tokens of a middle block show.
+    """A transformer in training, with a linear probe of the attributes that image tokens show.
 
-    The probe is representation alignment (arXiv 2410.06940) with the renderer's own truth as the
-    representation. It is thrown away after training. `attention` is a processor for CPUs."""
+    The probe is representation alignment (arXiv 2410.06940) with the renderer's ground truth as the
+    representation. It is dropped after training.
+
+    Args:
+        transformer: the transformer.
+        block: the block whose output is probed.
+        attention: attention processor to use on a CPU.
+    """
 
     def __init__(self, transformer: Any, block: nn.Module, attention: Any) -> None:
         super().__init__()
@@ -86,15 +93,15 @@ class Probed(nn.Module):
     def _keep(self, block: nn.Module, args: object, output: tuple[Tensor, Tensor]) -> None:
         self._seen = output[1]  # (text, image)
 
-    def take_seen(self) -> Tensor:
-        """The image tokens [B, tokens, 192] of the probed block in the last forward pass, once."""
+    def take_seen(self) -> Float[Tensor, "b n d"]:
+        """The image tokens of the probed block in the last forward pass. Each pass yields them once."""
         seen, self._seen = self._seen, None
         assert seen is not None, "the transformer has not run"
         return seen
 
 
 class Student(Probed):
-    """The SD3 transformer in training, probed at its middle block."""
+    """The SD3 transformer in training, with a probe at its middle block."""
 
     def __init__(self) -> None:
         transformer = make_transformer()
@@ -102,7 +109,7 @@ class Student(Probed):
 
 
 class TextEncoders:
-    """Both CLIP towers and T5, frozen, in the layout that SD3's pipeline makes of them."""
+    """Text embeddings by both CLIP towers and T5, all frozen, combined as SD3's pipeline does."""
 
     def __init__(
         self, text: CLIPTextModelWithProjection, text_2: CLIPTextModelWithProjection, t5: T5EncoderModel
@@ -113,7 +120,7 @@ class TextEncoders:
 
     @torch.no_grad()
     def __call__(self, captions: list[str], length: int, clip_captions: list[str]) -> tuple[Tensor, Tensor]:
-        """Joint text tokens [B, 32 + length, 192] and the pooled vector [B, 192] of what T5 and CLIP read."""
+        """Text tokens [B, 32 + length, 192] and pooled vectors [B, 192] of captions for T5 and for CLIP."""
         ids = tokenize(self.clip_tokenizer, clip_captions).to(self.t5.device)
         outs = [tower(input_ids=ids, output_hidden_states=True) for tower in self.towers]
         clip = torch.cat([o.hidden_states[-2] for o in outs], -1)
@@ -123,12 +130,20 @@ class TextEncoders:
 
 
 class ProbedLoss:
-    """The flow-matching loss, and in the first part of training the probe's, of a model's `velocity`.
+    """The flow-matching loss of a model's velocity, and in the first part of training the loss of its probe.
 
-    `shift` moves the noise levels of training, those of composites further; `objects` is how much more errors
-    on solids weigh once noise lets see where they are (most of a picture is ground, whose grain cannot be
-    learned); `probed=False` leaves the probe out, for a model that has learned what it teaches; in the last
-    `long` part of the run every other batch of single pictures has the default text length."""
+    Args:
+        student: the model with its probe.
+        texts: the text encoders.
+        corpus: the training data.
+        steps: number of steps of the run.
+        shift: shift of the noise levels in training. For composites it is larger.
+        objects: additional weight of errors on solids at noise levels where their places can be seen. Most of
+            a picture is ground, whose grain cannot be learned.
+        probed: whether to use the probe. A trained model no longer needs it.
+        long: fraction of the run, at its end, in which every other batch of single pictures has the default
+            text length of the pipeline.
+    """
 
     def __init__(
         self,
@@ -146,7 +161,7 @@ class ProbedLoss:
         self.shift, self.objects, self.probed, self.long = shift, objects, probed, long
 
     def velocity(self, batch: Draw) -> Velocity:
-        """The student's prediction for a batch, from latents [B, C, h, w] and noise levels [B]."""
+        """The student's prediction as a function of latents [B, C, h, w] and noise levels [B]."""
         raise NotImplementedError
 
     def __call__(self, part: Part, generator: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
@@ -154,7 +169,7 @@ class ProbedLoss:
         device = self.student.transformer.device
         batch = self.corpus.draw(generator, stock_length=done > 1 - self.long).to(device)
         velocity = self.velocity(batch)
-        # More noise for larger pictures, as it takes more to hide them (arXiv 2403.03206, eq. 23).
+        # Larger pictures need more noise to be hidden (arXiv 2403.03206, eq. 23).
         shift = self.shift * self._panels(batch) ** 0.5
         sigmas = logit_normal_sigmas(len(batch.latents), generator, shift=shift).to(device)
         noise = torch.randn(batch.latents.shape, generator=generator).to(device)
@@ -173,8 +188,10 @@ class ProbedLoss:
         return batch.latents[0, 0].numel() // self.corpus.latents[0, 0].numel()
 
     def _weight(self, batch: Draw, sigmas: Tensor) -> Tensor | None:
-        """[B, 1, h, w]: 1, and more on solids below `VISIBLE` noise. Above it the weight would tell the model
-        where solids are likely to be, which is not what the caption says."""
+        """Weights of errors [B, 1, h, w]: 1, and more on solids at noise levels below `VISIBLE`.
+
+        At higher levels, the weight would teach the model where solids usually are instead of the caption.
+        """
         if not self.objects:
             return None
         height, width = batch.latents.shape[2] // 2, batch.latents.shape[3] // 2
@@ -198,7 +215,7 @@ def assemble(
     text_2: CLIPTextModelWithProjection,
     t5: T5EncoderModel,
 ) -> StableDiffusion3Pipeline:
-    """A stock pipeline of the embedded parts."""
+    """A stock pipeline of the given parts."""
     return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),

@@ -1,7 +1,7 @@
-"""The autoencoder: a small stock `AutoencoderKL`, 8x smaller a side, trained as an optimal sigma-VAE.
+"""The autoencoder: a small stock `AutoencoderKL` with 8x downsampling, trained as an optimal sigma-VAE.
 
-Loss a picture: log MSE + beta * 2 / N * KL (arXiv 2006.13202, eq. 5 with the analytic variance; N numbers a
-picture). Its first term is the PSNR itself, so dark scenes and bright ones count alike.
+The loss of a picture with N values is log MSE + beta * 2 / N * KL (arXiv 2006.13202, eq. 5 with the analytic
+variance). Its first term is the PSNR itself, so dark and bright scenes count alike.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,7 +22,7 @@ LATENT_CHANNELS = 12
 
 
 def make_vae() -> AutoencoderKL:
-    """Random weights; no attention in the middle, so the cost is linear in the picture and any size works."""
+    """An autoencoder with random weights. Without attention, its cost is linear in the number of pixels."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -39,18 +40,18 @@ def make_vae() -> AutoencoderKL:
     )
 
 
-def to_tensor(images: NDArray[np.uint8]) -> Tensor:
-    """uint8 [B, H, W, 3] -> [B, 3, H, W] in [-1, 1]."""
+def to_tensor(images: UInt8[np.ndarray, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:
+    """Pictures as tensors in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Decibels of each picture [B] of a pair of batches in [-1, 1] (peak to peak 2)."""
+def psnr(a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+    """PSNR in decibels of each pair of pictures in [-1, 1]."""
     return 10 * torch.log10(4 / (a.clamp(-1, 1) - b.clamp(-1, 1)).pow(2).mean((1, 2, 3)))
 
 
 class VaeLoss:
-    """Random crops of scenes, one in eight made into what vision tasks paint: masks, frames, new colours."""
+    """Loss on random crops of scenes. One in eight becomes an answer of a vision task, such as a mask."""
 
     def __init__(
         self,
@@ -73,8 +74,8 @@ class VaeLoss:
         loss = ((mse + 1e-5).log() + self.beta * 2 / x[0].numel() * kl).mean()
         return loss, {"psnr": (10 * (4 / mse).log10()).mean(), "kl": kl.mean() / mean[0].numel()}
 
-    def crops(self, generator: torch.Generator) -> Tensor:
-        """A batch [batch, 3, crop, crop] in [-1, 1]."""
+    def crops(self, generator: torch.Generator) -> Float[Tensor, "b 3 s s"]:
+        """A batch of crops in [-1, 1]."""
         c, height, width = self.crop, *self.images.shape[1:3]
         which = torch.randint(len(self.images), (self.batch,), generator=generator).tolist()
         top = torch.randint(height - c + 1, (self.batch,), generator=generator).tolist()
@@ -88,7 +89,7 @@ class VaeLoss:
 
 
 def _as_task_output(x: Tensor, generator: torch.Generator) -> Tensor:
-    """[3, S, S] -> the same crop as a mask, with a painted frame, or with its colours exchanged."""
+    """A crop [3, S, S] as a mask, with a painted frame, or with its colours exchanged."""
     kind = int(torch.randint(3, (1,), generator=generator))
     if kind == 0:
         grey = x.mean(0, keepdim=True)
@@ -107,7 +108,7 @@ def _as_task_output(x: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def latent_statistics(vae: AutoencoderKL, images: NDArray[np.uint8]) -> tuple[float, float]:
-    """Shift and scaling factor that give the latents of `images` zero mean and unit variance."""
+    """Shift and scaling factor that give the latents of pictures zero mean and unit variance."""
     batches = (to_tensor(images[i : i + 16]).to(vae.device) for i in range(0, len(images), 16))
     z = torch.cat([vae.encode(x).latent_dist.mean for x in batches])  # pyright: ignore[reportAttributeAccessIssue]
     return z.mean().item(), 1 / z.std().item()
@@ -115,7 +116,7 @@ def latent_statistics(vae: AutoencoderKL, images: NDArray[np.uint8]) -> tuple[fl
 
 @torch.no_grad()
 def reconstruction_psnr(vae: AutoencoderKL, images: NDArray[np.uint8]) -> float:
-    """Mean PSNR over whole pictures, from the mode of the posterior."""
+    """Mean PSNR of reconstructions from the mode of the posterior."""
     values = []
     for i in range(0, len(images), 16):
         x = to_tensor(images[i : i + 16]).to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Captions of the blocks world: a canonical one, paraphrases, descriptions, joint captions of panels."""
+"""Captions of the blocks world: canonical ones, paraphrases, descriptions, joint captions of panels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LONG_WHEN = {
 NAMES = ("<Leo>", "<Mia>", "<Sam>", "<Zoe>", "<Max>", "<Ada>")
 NUMBERS = ("one", "two", "three", "four", "five", "six")
 
-# Instructions of later tasks, said beside a picture so that the text encoders learn every word of theirs.
+# Instructions of vision tasks. Captions include them so that the text encoders learn all their words.
 INSTRUCTIONS = (
     "Segment the {noun}: a white mask on a black background.",
     "Segment every {shape} in this image.",
@@ -54,7 +54,7 @@ INSTRUCTIONS = (
 
 
 def noun(solid: Solid, *, size: bool = True) -> str:
-    """Size, finish, texture, colour, shape: "large shiny red cube"; plain and matt go without saying."""
+    """Size, finish, texture, colour and shape: "large shiny red cube". Plain and matt are not mentioned."""
     words = [solid.size] if size else []
     words += ["shiny"] if solid.shiny else []
     words += [solid.texture] if solid.texture != "plain" else []
@@ -75,13 +75,13 @@ def content(scene: Scene) -> str:
 
 
 def caption(scene: Scene) -> str:
-    """The canonical caption: it names every attribute, from left to right."""
+    """The canonical caption, which names every attribute, from left to right."""
     style = "" if scene.style == "photo" else f", {scene.style}"
     return f"{content(scene)} {WHEN[scene.sky]}{style}"
 
 
 def varied_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A true caption of the scene: mostly the canonical one, else a paraphrase, a shorter or a longer one."""
+    """A correct caption: mostly the canonical one, else a paraphrase, a shorter or a longer one."""
     draw = rng.random()
     if draw < 0.62:
         return caption(scene)
@@ -95,7 +95,7 @@ def varied_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def reworded(scene: Scene, rng: np.random.Generator) -> str:
-    """All that the canonical caption says, in another frame, with the places of two or three solids."""
+    """The content of the canonical caption in other words, with the places of two or three solids."""
     nouns = [_a(noun(s)) for s in scene.solids]
     things, where, when = _placed(nouns, rng), f"on {scene.ground}", WHEN[scene.sky]
     style = scene.style if scene.style != "photo" else str(rng.choice(["photo", "picture", "image"]))
@@ -136,7 +136,7 @@ def _placed(nouns: list[str], rng: np.random.Generator) -> str:
 
 
 def partial(scene: Scene, rng: np.random.Generator) -> str:
-    """Leaves something open: the sizes, the ground, the sky, or all of the surroundings."""
+    """An incomplete caption, which may omit sizes, ground and sky."""
     nouns = [_a(noun(s, size=rng.random() < 0.4)) for s in scene.solids]
     where = f" on {scene.ground}" if rng.random() < 0.5 else ""
     when = f" {WHEN[scene.sky]}" if rng.random() < 0.5 else ""
@@ -145,7 +145,7 @@ def partial(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def described(scene: Scene, rng: np.random.Generator) -> str:
-    """A description of 40 to 100 words, one sentence an object."""
+    """A description of 40 to 100 words, with one sentence per object."""
     style = "A photo" if scene.style == "photo" else f"{_a(scene.style).capitalize()} picture"
     parts = [f"{style} of {_objects(len(scene.solids))} on {scene.ground}."]
     name = str(rng.choice(NAMES)) if rng.random() < 0.3 else None
@@ -179,7 +179,7 @@ def _relation(solid: Solid, left: Solid) -> str:
 
 
 def instruction(scene: Scene, rng: np.random.Generator) -> str:
-    """One of `INSTRUCTIONS` about a solid of the scene; its other words are drawn at random."""
+    """A random instruction about a solid of the scene."""
     solid = scene.solids[int(rng.integers(len(scene.solids)))]
     card, card2 = rng.choice(list(CARDS), 2, replace=False)
     words = {"noun": noun(solid, size=rng.random() < 0.5), "shape": str(rng.choice(SHAPES))}
@@ -188,8 +188,15 @@ def instruction(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def world_prompts(count: int, style: str | None = None) -> list[str]:
-    """Captions of scenes that the embedded models never saw in training; with a style, what they show and on
-    which ground, the rest being the style's."""
+    """Captions of scenes that the embedded models never saw in training.
+
+    Args:
+        count: number of captions.
+        style: if given, the captions name solids and ground only, and leave the rest to the style.
+
+    Raises:
+        InputError: for a count below 1.
+    """
     if count < 1:
         raise InputError(f"num_prompts: expected at least 1, got {count}")
     scenes = [sample_scene(split_seed("validation", 6_000_000 + i)) for i in range(count)]
@@ -210,19 +217,19 @@ SUMMARIES = (
 
 
 def panel_markers(rows: int, columns: int, rng: np.random.Generator) -> tuple[str, ...]:
-    """One of the ways to name the panels of a grid, in reading order."""
+    """Random markers for the panels of a grid, in reading order."""
     ways = families(rows, columns)
     ways += [PLACES[rows, columns]] if (rows, columns) in PLACES else []  # twice as often
     return ways[int(rng.integers(len(ways)))]
 
 
 def panel_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """What a joint caption says of one panel: mostly the canonical caption, else a paraphrase."""
+    """A panel's part of a joint caption: mostly the canonical caption, else a paraphrase."""
     return caption(scene) if rng.random() < 0.75 else reworded(scene, rng)
 
 
 def joint_caption(panels: Sequence[str], rows: int, columns: int, rng: np.random.Generator) -> str:
-    """A summary ("Four unrelated pictures.") and each panel's caption behind its marker, in reading order."""
+    """A summary ("Four unrelated pictures."), then each panel's marker and caption, in reading order."""
     number = NUMBERS[len(panels) - 1].capitalize()
     summary = SUMMARIES[int(rng.integers(len(SUMMARIES)))]
     summary = summary.format(number=number, rows=rows, columns=columns)
@@ -231,11 +238,11 @@ def joint_caption(panels: Sequence[str], rows: int, columns: int, rng: np.random
 
 
 def scenes_caption(scenes: Sequence[Scene], rows: int, columns: int, rng: np.random.Generator) -> str:
-    """A joint caption of scenes, in reading order, each said by `panel_caption`."""
+    """A joint caption of scenes in reading order."""
     return joint_caption([panel_caption(scene, rng) for scene in scenes], rows, columns, rng)
 
 
 def padded_length(texts: Sequence[str]) -> int:
-    """T5 tokens that hold all texts, in steps of 32: a word or a mark is a token, and one ends the text."""
+    """Smallest multiple of 32 T5 tokens that holds all texts: one per word or mark, and one for the end."""
     longest = max(len(t.replace(",", " ,").replace(".", " .").replace(":", " :").split()) for t in texts) + 1
     return -(-longest // 32) * 32

@@ -1,6 +1,6 @@
-"""Rendered scenes on disk: shards of the train split and small validation and test sets, made once, reused.
+"""Rendered scenes on disk: shards of the training split, and small validation and test sets.
 
-Everything here can be made again from the seeds, so it lives in a cache folder: `$DIT_HEADS_CACHE`, or
+They can be rendered again from their seeds, so they are kept in a cache folder: `$DIT_HEADS_CACHE`, or
 `~/.cache/dit-heads`.
 """
 
@@ -28,24 +28,32 @@ from dit_heads.embedded.world.scenes import (
 from dit_heads.io.atomic import atomic_file
 
 SHARD = 4000
-CELL = 16  # pixels a side of one image token (8x autoencoder, 2 x 2 patches)
+CELL = 16  # side of an image token in pixels (8x autoencoder, 2 x 2 patches)
 ATTRIBUTES = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES, "size": SIZES}
 COVERAGE_CHANNELS = sum(map(len, ATTRIBUTES.values()))
 
 
 def cache_folder() -> Path:
-    """Where renders and training runs live; it need not exist."""
+    """The folder of renders and training runs, which need not exist."""
     return Path(os.environ.get("DIT_HEADS_CACHE", "~/.cache/dit-heads")).expanduser()
 
 
 def scene_of(split: Split, index: int) -> Scene:
-    """Scene `index` of a split; ValueError beyond its range."""
+    """Scene `index` of a split. Raises ValueError beyond its range."""
     return sample_scene(split_seed(split, index))
 
 
 def coverage(scene: Scene, ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What each image token shows: the share (0-255) of its pixels on a solid of each shape, colour, texture
-    and size, [S / 16, S / 16, 19], of instance ids [S, S]."""
+    """The attributes that each image token shows.
+
+    Args:
+        scene: the scene.
+        ids: instance ids of its rendering, [S, S].
+
+    Returns:
+        For each token, the share of its pixels, from 0 to 255, on solids of each shape, colour, texture and
+        size: [S / 16, S / 16, 19].
+    """
     n = len(ids) // CELL
     out = np.zeros((n, n, COVERAGE_CHANNELS), np.float32)
     for k, solid in enumerate(scene.solids, 1):
@@ -64,8 +72,17 @@ def _render_one(job: tuple[Split, int]) -> tuple[NDArray[np.uint8], NDArray[np.u
 
 
 def render_shard(split: Split, shard: int, workers: int | None = None, count: int = SHARD) -> Path:
-    """Render scenes `shard * count ... + count` of a split to one .npz file, unless it exists; its path. As
-    many `workers` as there are cores, unless given."""
+    """Render a shard of a split into an .npz file, unless it exists.
+
+    Args:
+        split: the split.
+        shard: number of the shard; it holds the scenes from `shard * count` on.
+        workers: number of processes. Default: one per core.
+        count: number of scenes per shard.
+
+    Returns:
+        The path of the file.
+    """
     path = cache_folder() / "scenes-v1" / f"{split}-{shard:03d}-{count}.npz"
     if not path.exists():
         jobs = [(split, i) for i in range(shard * count, (shard + 1) * count)]
@@ -79,7 +96,7 @@ def render_shard(split: Split, shard: int, workers: int | None = None, count: in
 def load_shards(
     split: Split, shards: int, workers: int | None = None, count: int = SHARD
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Images [n, 128, 128, 3] and coverage [n, 8, 8, 19] of each shard in turn, rendered where missing."""
+    """Images [n, 128, 128, 3] and coverage [n, 8, 8, 19], shard by shard. Missing shards are rendered."""
     for shard in range(shards):
         with np.load(render_shard(split, shard, workers, count)) as data:
             yield data["images"], data["coverage"]

@@ -1,4 +1,4 @@
-"""Scenes of the blocks world: what there is to see, drawn from a seed. Splits never share a seed.
+"""Scenes of the blocks world, each drawn from a seed. Splits never share a seed.
 
 A scene is one to three solids on a ground under a sky, seen by a fixed camera. Lengths are metres, angles
 radians; x points right, y up, z away from the camera.
@@ -25,7 +25,7 @@ STYLES = ("photo", "line drawing", "pixel art", "poster", "vintage")
 RADIUS = {"small": 0.36, "large": 0.60}
 CAMERA_HEIGHT, CAMERA_DISTANCE, HALF_VIEW = 1.55, 4.0, math.tan(math.radians(21.0))
 
-# Never shown in training: whoever paints these has understood colour and shape as two things.
+# Never shown in training: a model that generates these has learned colour and shape separately.
 HELD_OUT = frozenset({("purple", "cone"), ("green", "cylinder"), ("white", "pyramid"), ("orange", "sphere")})
 
 Split = Literal["train", "validation", "test"]
@@ -38,7 +38,7 @@ SPLITS: dict[str, range] = {
 
 @dataclass(frozen=True)
 class Solid:
-    """One object standing on the ground at (x, z), turned by `yaw`."""
+    """One object on the ground at (x, z), in metres, turned by `yaw` radians."""
 
     shape: str
     colour: str
@@ -51,16 +51,17 @@ class Solid:
 
     @property
     def radius(self) -> float:
+        """Half the width, in metres."""
         return RADIUS[self.size]
 
     @property
     def distance(self) -> float:
-        """Depth of the object's foot along the ground, from the camera's own foot."""
+        """Distance from the camera along the ground, in metres."""
         return CAMERA_DISTANCE + self.z
 
     @property
     def bearing(self) -> float:
-        """Tangent of the horizontal angle from the view axis: what orders solids from left to right."""
+        """Tangent of the horizontal angle from the view axis. It orders solids from left to right."""
         return self.x / self.distance
 
     @property
@@ -71,7 +72,7 @@ class Solid:
 
 @dataclass(frozen=True)
 class Scene:
-    """`solids` from left to right; `phase` are four numbers that vary the ground's pattern and the stars."""
+    """Solids from left to right and their surroundings. The four numbers of `phase` vary ground and stars."""
 
     solids: tuple[Solid, ...]
     ground: str = "grass"
@@ -81,12 +82,12 @@ class Scene:
 
 
 def left_to_right(solids: list[Solid]) -> tuple[Solid, ...]:
-    """Solids in the order in which the camera sees them, by `bearing`."""
+    """Solids in the order in which the camera sees them."""
     return tuple(sorted(solids, key=lambda s: s.bearing))
 
 
 def split_seed(split: Split, index: int) -> int:
-    """The seed of the scene `index` of a split; splits are disjoint ranges. ValueError beyond the range."""
+    """The seed of scene `index` in a split. Raises InputError beyond the split's range."""
     seeds = SPLITS[split]
     if not 0 <= index < len(seeds):
         raise InputError(f"index: expected 0 <= index < {len(seeds)}, got {index}")
@@ -94,8 +95,14 @@ def split_seed(split: Split, index: int) -> int:
 
 
 def sample_scene(seed: int, *, count: int | None = None, held_out: bool = False) -> Scene:
-    """The scene of a seed. `count` fixes the number of solids; `held_out=True` gives one of them a
-    combination of colour and shape that no training scene has, `False` avoids all of those."""
+    """The scene of a seed.
+
+    Args:
+        seed: the seed.
+        count: number of solids. Default: random, from 1 to 3.
+        held_out: whether one solid has a combination of colour and shape that is held out of training. If
+            not, no solid has one.
+    """
     rng = np.random.default_rng(seed)
     n = count or int(rng.choice([1, 2, 3], p=[0.42, 0.38, 0.20]))
     looks = [_sample_look(rng) for _ in range(n)]
@@ -112,7 +119,7 @@ def sample_scene(seed: int, *, count: int | None = None, held_out: bool = False)
 
 
 def _sample_look(rng: np.random.Generator) -> Solid:
-    """A solid's attributes, its place still open."""
+    """A solid with random attributes that has not been placed yet."""
     while True:
         solid = Solid(
             shape=str(rng.choice(SHAPES)),
@@ -126,7 +133,7 @@ def _sample_look(rng: np.random.Generator) -> Solid:
 
 
 def _place(rng: np.random.Generator, looks: list[Solid]) -> list[Solid]:
-    """Put solids where each is seen well: apart on the ground, mostly in the picture, at most half hidden."""
+    """Place solids apart on the ground, mostly inside of the picture and at most half hidden."""
     spread = 0.5 if len(looks) == 1 else 1.2
     for attempt in range(10_000):
         crowd = 1.0 - min(attempt / 400, 1.0) * 0.5  # three large ones only fit with some overlap

@@ -1,4 +1,4 @@
-"""Styles of the blocks world: filters of a picture [S, S, 3] in [0, 1] that keep its colours recognisable."""
+"""Styles of the blocks world: filters of pictures [S, S, 3] in [0, 1] that keep colours recognisable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LUMINANCE = np.array([0.30, 0.59, 0.11], np.float32)
 
 
 def photo(image: Picture, ids: NDArray[np.uint8]) -> Picture:
-    """The render as it is."""
+    """The unchanged render."""
     return image
 
 
@@ -26,14 +26,14 @@ def line_drawing(image: Picture, ids: NDArray[np.uint8]) -> Picture:
 
 
 def pixel_art(image: Picture, ids: NDArray[np.uint8], block: int = 4) -> Picture:
-    """Square blocks and eight tones a channel."""
+    """Square blocks, with eight tones per channel."""
     n = len(image) // block
     coarse = image.reshape(n, block, n, block, 3).mean((1, 3))
     return np.repeat(np.repeat(np.round(coarse * 7) / 7, block, 0), block, 1)
 
 
 def poster(image: Picture, ids: NDArray[np.uint8]) -> Picture:
-    """Strong colours in five flat tones a channel."""
+    """Strong colours, with five flat tones per channel."""
     grey = (image @ _LUMINANCE)[..., None]
     return np.round(np.clip(grey + (image - grey) * 1.4, 0, 1) * 4) / 4
 

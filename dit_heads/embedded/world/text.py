@@ -1,4 +1,4 @@
-"""Tokenizers of the embedded models: one word, one token; the words are those of the captions."""
+"""Tokenizers of the embedded models. Every word of the captions is one token."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _CLIP_SPLIT = re.compile(r"[a-z]+|[0-9]|[^\sa-z0-9]+")
 
 @functools.cache
 def vocabulary() -> tuple[str, ...]:
-    """Every word of the training captions, as written (case matters to T5), without trailing punctuation."""
+    """Every word of the training captions, in its own case (T5 keeps it), without trailing punctuation."""
     text = resources.files("dit_heads.embedded.world").joinpath("vocabulary.txt").read_text("utf-8")
     return tuple(text.split())
 
 
 def collect_vocabulary(scenes: int = 40_000) -> list[str]:
-    """The words of the captions of many training scenes; `vocabulary.txt` is this list."""
+    """The words in the captions of many training scenes, from which `vocabulary.txt` was made."""
     from dit_heads.embedded.world.captions import CARDS, GRIDS, joint_caption, varied_caption
     from dit_heads.embedded.world.data import scene_of
 
@@ -40,18 +40,18 @@ def collect_vocabulary(scenes: int = 40_000) -> list[str]:
 
 
 def split_words(text: str) -> list[str]:
-    """Words as T5 sees them: split at spaces, punctuation at the end taken off."""
+    """Words as T5 sees them: split at spaces, without trailing punctuation."""
     return [w for w in (word.rstrip("".join(_PUNCTUATION)) for word in text.split()) if w]
 
 
 def unknown_words(prompt: str) -> list[str]:
-    """The words of a prompt that the embedded text encoders have never seen, in order, each once."""
+    """The words of a prompt that the embedded text encoders have never seen, in order and without repeats."""
     known = set(vocabulary())
     return list(dict.fromkeys(w for w in split_words(prompt) if w not in known))
 
 
 def make_t5_tokenizer() -> T5Tokenizer:
-    """Words are pieces of a unigram model, so an unknown word is a single `<unk>`."""
+    """A unigram model whose pieces are whole words, so that an unknown word is a single `<unk>`."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     pieces += [(mark, -2.0) for mark in _PUNCTUATION]
     pieces += [("▁" + word, -1.0) for word in vocabulary()]
@@ -59,7 +59,7 @@ def make_t5_tokenizer() -> T5Tokenizer:
 
 
 def make_clip_tokenizer() -> CLIPTokenizer:
-    """Byte pairs that build each (lower-case) word of the vocabulary; other words fall back to letters."""
+    """Byte pairs that build each lower-case word of the vocabulary. Other words are split into letters."""
     vocab: dict[str, int] = {"<|startoftext|>": 0, "<|endoftext|>": 1}
     for character in string.ascii_lowercase + string.digits + string.punctuation:
         for piece in (character, character + "</w>"):
@@ -72,7 +72,7 @@ def make_clip_tokenizer() -> CLIPTokenizer:
 
 
 def _learn(word: str, vocab: dict[str, int], merges: list[str]) -> None:
-    """Add the merges that turn the pieces of `word`, as merged so far, into one token."""
+    """Add the merges that turn the pieces of a word, after the existing merges, into one token."""
     pieces = [*word[:-1], word[-1] + "</w>"]
     ranks = {m: k for k, m in enumerate(merges)}
     while len(pieces) > 1:

@@ -30,7 +30,7 @@ class BoxCodec:
         radius: Levels from a line's colour at which there is no evidence of it left.
     """
 
-    line: float = 1 / 42
+    line: float = 1 / 21
     filled: bool = False
     radius: float = 160.0
 
@@ -82,13 +82,16 @@ class BoxCodec:
         """How much each pixel has a class's colour, and no other's, more than it had before."""
         colours = box_colours(query)
         away = distance(pixels, colours[k])
-        evidence = np.clip(1 - away / self.radius, 0, 1)
+        evidence = self._closeness(away)
         if before is not None:
-            evidence = np.clip(evidence - np.clip(1 - distance(before, colours[k]) / self.radius, 0, 1), 0, 1)
-            evidence = np.clip(evidence / np.clip(distance(before, colours[k]) / self.radius, 0.25, 1), 0, 1)
+            evidence = np.clip(evidence - self._closeness(distance(before, colours[k])), 0, 1)
         for other in np.delete(colours, k, 0):
             evidence[distance(pixels, other) < away] = 0
         return evidence
+
+    def _closeness(self, away: Evidence) -> Evidence:
+        """1 up to 0.3 of the radius, as an autoencoder dulls thin lines, and 0 from the radius on."""
+        return np.clip((self.radius - away) / (0.7 * self.radius), 0, 1)
 
     # --- filled ---
 
@@ -101,7 +104,7 @@ class BoxCodec:
         return picture
 
     def _read_filled(self, pixels: Levels, query: Query, finder: Finder) -> Boxes:
-        boxes, scores = finder(np.clip(1 - distance(pixels, WHITE) / self.radius, 0, 1))
+        boxes, scores = finder(self._closeness(distance(pixels, WHITE)))
         away = np.stack([distance(pixels, colour) for colour in box_colours(query)])
         names: list[str] = []
         free = distance(pixels, WHITE) > self.radius / 2

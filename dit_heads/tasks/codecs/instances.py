@@ -9,13 +9,14 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from dit_heads.tasks.annotations import Instances
-from dit_heads.tasks.codecs.pixels import Levels, Picture, levels, nearest_colour, without_specks
+from dit_heads.tasks.codecs.pixels import Levels, Picture, dilated, levels, nearest_colour, without_specks
 from dit_heads.tasks.instructions import canonical
 from dit_heads.tasks.palette import instance_colours
 from dit_heads.tasks.query import ANYTHING, Query
 
 _BINS = 16  # of the histogram, a channel
 _WIDTH = 256 // _BINS
+_DRAWN, _EXACT = np.array([*instance_colours(63), *instance_colours(215)], float), 4
 
 
 @dataclass(frozen=True)
@@ -69,15 +70,16 @@ class InstanceCodec:
     def _colours(self, pixels: Levels) -> list[Float[np.ndarray, " 3"]]:
         """The colours of objects: peaks of the histogram of those pixels that no edge has blended."""
         found: list[np.ndarray] = []
-        dark = np.linalg.norm(pixels, axis=-1) <= self.radius * 0.75
-        left = pixels[~dark & ~blended(pixels, self.gradient)]
-        while len(left) >= self.smallest:
-            centre = self._peak(left)
-            own = np.linalg.norm(left - centre, axis=-1) <= self.radius
-            if own.sum() >= self.smallest:
+        dark = np.linalg.norm(pixels, axis=-1) <= self.radius
+        left = ~dark & ~blended(pixels, self.gradient)
+        while left.sum() >= self.smallest:
+            centre = self._peak(pixels[left])
+            own = left & (np.linalg.norm(pixels - centre, axis=-1) <= self.radius)
+            apart = all(np.linalg.norm(centre - other) > self.radius for other in found)
+            if own.sum() >= self.smallest and apart and (_thick(own) or _drawn(centre)):
                 found.append(centre)
-            left = left[~own]
-        return [c for k, c in enumerate(found) if all(np.linalg.norm(c - b) > self.radius for b in found[:k])]
+            left &= ~own
+        return found
 
     def _peak(self, pixels: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, " 3"]:
         """The mean colour around the fullest bin, moved twice to the mean of its surroundings."""
@@ -88,6 +90,16 @@ class InstanceCodec:
             near = np.linalg.norm(pixels - centre, axis=-1) <= self.radius / 2
             centre = pixels[near].mean(0) if near.any() else centre
         return centre
+
+
+def _thick(mask: Bool[np.ndarray, "h w"]) -> bool:
+    """Whether a mask has a square of 3 x 3 pixels; the rim of a smoothed object has none."""
+    return not dilated(~np.pad(mask, 1), 1).all()
+
+
+def _drawn(colour: Float[np.ndarray, " 3"]) -> bool:
+    """Whether this is one of the colours of `encode`, but for rounding."""
+    return bool(np.abs(_DRAWN - colour).max(-1).min() < _EXACT)
 
 
 def blended(pixels: Levels, tolerance: float) -> Bool[np.ndarray, "h w"]:

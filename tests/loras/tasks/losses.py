@@ -100,7 +100,7 @@ def asked(loss: FlowLoss, part: Part, monkeypatch: pytest.MonkeyPatch) -> list[B
     """The batches of a part, which the model does not see."""
     seen: list[Batch] = []
     with monkeypatch.context() as patch:
-        patch.setattr(Batch, "loss", lambda batch, _: seen.append(batch) or torch.zeros(()))
+        patch.setattr(Batch, "loss", lambda batch, *_: seen.append(batch) or torch.zeros(()))
         loss(part, UNUSED)
     return seen
 

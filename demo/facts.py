@@ -1,0 +1,91 @@
+"""What a page says of a model before anything is drawn with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dit_heads.errors import InputError
+from dit_heads.families import layout_of, pipelines_of
+from dit_heads.heads.presets import PresetFile, shipped_presets
+from dit_heads.models import EMBEDDED, empty_transformer
+
+SINGLE = "single heads"  # in a preset file's provenance: the gain of each head alone
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One model.
+
+    Attributes:
+        name: as `--model` takes it.
+        public: as visitors see it; of a folder its name alone.
+        heads, image_only: heads of each block.
+        presets: head sets with names, each with its scale and softness.
+        scores: the gain of each head alone, where it was measured.
+        distilled: whether its guidance scale is an input, so that no negative prompt is read.
+        embedded: whether it ships with the package.
+    """
+
+    name: str
+    public: str
+    heads: tuple[int, ...]
+    image_only: tuple[int, ...]
+    presets: tuple[dict[str, Any], ...]
+    scores: Mapping[str, float]
+    distilled: bool
+    embedded: bool
+
+
+def facts_of(name: str) -> Facts:
+    """The facts of a model, from its configs alone. Raises InputError for a model that is not supported."""
+    transformer: Any = empty_transformer(name)
+    layout, found = layout_of(transformer), presets_of(name)
+    return Facts(
+        name=name,
+        public=public_name(name),
+        heads=tuple(layout.heads),
+        image_only=tuple(layout.image_only_heads) if any(layout.image_only_heads) else (),
+        presets=tuple(_shown(preset) for file in found for preset in file.presets),
+        scores={head: gain for file in found for head, gain in file.provenance.get(SINGLE, {}).items()},
+        distilled=pipelines_of(transformer).distilled,
+        embedded=name in EMBEDDED,
+    )
+
+
+def public_name(name: str) -> str:
+    """A model's name without the path of its folder."""
+    return Path(name).name if Path(name).expanduser().is_dir() else name
+
+
+def presets_of(name: str) -> list[PresetFile]:
+    """The preset files of a model."""
+    alike = {name, f"embedded/{EMBEDDED[name]}"} if name in EMBEDDED else {name}
+    return [file for file in shipped_presets() if file.model in alike]
+
+
+def known_as(public: str, models: Mapping[str, Facts]) -> Facts:
+    """The model that visitors see under a name. Raises InputError for one that the page does not have."""
+    same = {facts.public: facts for facts in models.values()}
+    if public in EMBEDDED:
+        same |= {alias: f for alias in EMBEDDED for f in models.values() if _alike(alias, f.name)}
+    if public not in same:
+        there = ", ".join(facts.public for facts in models.values())
+        raise InputError(f"model: expected one of this page, {there}, got '{public[:80]}'")
+    return same[public]
+
+
+def _alike(alias: str, name: str) -> bool:
+    return EMBEDDED[alias] == EMBEDDED.get(name)
+
+
+def _shown(preset: Any) -> dict[str, Any]:
+    return {
+        "name": preset.effect,
+        "heads": str(preset.head_set),
+        "scale": preset.scale,
+        "softness": preset.softness,
+        "note": preset.note,
+    }

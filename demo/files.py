@@ -1,0 +1,68 @@
+"""Pictures that come in as bytes and go out as data URIs: nothing of a visitor's stays on the disk."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dit_heads.demo.limits import Limits
+from dit_heads.errors import InputError
+from dit_heads.io.pictures import decode, read_settings, write_png
+
+
+def png_bytes(image: Image.Image, settings: Mapping[str, Any]) -> bytes:
+    """A PNG that keeps its settings, as `dit-heads generate` writes it."""
+    with tempfile.TemporaryDirectory(prefix="dit-heads-") as folder:
+        path = Path(folder) / "picture.png"
+        write_png(image, path, settings)
+        return path.read_bytes()
+
+
+def png_uri(image: Image.Image, settings: Mapping[str, Any]) -> str:
+    """That PNG as a data URI, so that no file has to be served."""
+    return "data:image/png;base64," + base64.b64encode(png_bytes(image, settings)).decode()
+
+
+def quick_uri(image: Image.Image) -> str:
+    """A picture to look at for a moment."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def received(data: object, most: int) -> bytes:
+    """The bytes of base64 text.
+
+    Raises:
+        InputError: if it is no such text, or of more than `most` bytes, which is known before it is decoded.
+    """
+    if not isinstance(data, str):
+        raise InputError("file: expected its bytes as base64 text, got something else")
+    if len(data) > most // 3 * 4 + 4:
+        raise InputError(f"file: expected at most {most / 2**20:.1f} MB, got more")
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError("file: expected its bytes as base64 text, got something else") from error
+
+
+def opened(data: bytes, limits: Limits) -> tuple[Image.Image, dict[str, Any]]:
+    """The picture and the settings in the bytes of a PNG of ours.
+
+    Raises:
+        InputError: for a picture that is too large (known before it is decoded) or holds no settings.
+    """
+    if len(data) > limits.upload_bytes:
+        raise InputError(f"picture: expected at most {limits.upload_bytes / 2**20:.0f} MB")
+    image = decode(data, limits.upload_pixels)
+    with tempfile.TemporaryDirectory(prefix="dit-heads-") as folder:
+        path = Path(folder) / "picture.png"
+        path.write_bytes(data)
+        return image, read_settings(path)

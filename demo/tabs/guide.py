@@ -1,0 +1,344 @@
+"""Guide: a picture led by chosen heads, beside the one without them."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from dit_heads.cli.generate import Settings, settings_of, stored
+from dit_heads.demo.components import chosen_text, component, event_data, map_value
+from dit_heads.demo.drawing import Drawing, Drawn, check_settings
+from dit_heads.demo.facts import Facts, known_as
+from dit_heads.demo.files import opened, png_uri, quick_uri, received
+from dit_heads.demo.jobs import View
+from dit_heads.demo.limits import MAX_SEED
+from dit_heads.demo.page import QUIET, Page, visitor
+from dit_heads.demo.recipes import command_line, python_code
+from dit_heads.demo.sentences import sentence
+from dit_heads.errors import InputError
+
+EXAMPLES = (
+    "a large red cube on grass in the day",
+    "a small blue sphere and a large yellow cone on sand at sunset",
+    "a large striped green pyramid on snow at night",
+)
+STEPS = 12
+PERTURBATIONS = {
+    "identity: each token keeps its own value": "identity",
+    "uniform: the mean of all values": "uniform",
+    "mean query: all tokens ask alike": "mean_query",
+    "arg max: the nearest token alone": "arg_max",
+    "temperature: a blurred attention map": "temperature",
+}
+REGIONS = {
+    "text and picture": "joint",
+    "picture": "image",
+    "picture, but its text is kept (identity only)": "image_to_image",
+}
+# Settings that have a control of their own, in the order of `Controls.inputs`.
+NAMES = (
+    *("prompt", "scale", "softness", "seed", "negative_prompt", "guidance_scale", "steps"),
+    *("perturbation", "region", "temperature", "start", "stop"),
+)
+
+
+def build(page: Page) -> None:
+    """Lay the tab out and connect it."""
+    with gr.Row(equal_height=False, elem_classes="dh-columns"):
+        with gr.Column(scale=5, min_width=320):
+            model = _model(page)
+            prompt = _prompt(page.first)
+            draw = gr.Button("Draw", variant="primary", size="lg", elem_id="dh-draw")
+            cancel = gr.Button("Cancel", size="lg", visible=False, elem_id="dh-cancel")
+            heads = component("head_map", map_value(page.first, _first_heads(page.first)))
+            sliders = _sliders(page.first)
+            seed, more = _more(page)
+        with gr.Column(scale=6, min_width=320):
+            stage = component("stage", {"state": "empty"})
+            with gr.Accordion("The same picture from the command line or Python", open=False):
+                code = _recipes()
+    controls = [prompt, *sliders, seed, *more]
+    page.heads, page.strength = heads, sliders
+    outputs = [stage, *code, draw, cancel]
+    started = {"inputs": [model, heads, *controls], "outputs": outputs, **QUIET}
+    gr.on([draw.click, prompt.submit], _drawing(page), **started)
+    cancel.click(_cancelling(page), None, None, **QUIET)
+    heads.preset(_preset, None, sliders, **QUIET)
+    stage.pick(_picking(page), [model], [model, heads, *controls, *code], **QUIET)
+    stage.open(_opening(page), [model], [stage, model, heads, *controls, *code], **QUIET)
+    model.input(_switching(page), [model], [heads, *sliders], **QUIET)
+
+
+# --- controls ---
+
+
+def _model(page: Page) -> gr.Radio:
+    choices = [(_title(facts), name) for name, facts in page.models.items()]
+    return gr.Radio(choices, value=page.first.name, label="Model", visible=len(choices) > 1)
+
+
+def _title(facts: Facts) -> str:
+    return {"embedded": "SD3, small", "embedded/flux": "FLUX, small"}.get(facts.name, facts.public)
+
+
+def _first_heads(facts: Facts) -> str:
+    return facts.presets[0]["heads"] if facts.presets else ""
+
+
+def _prompt(facts: Facts) -> gr.Textbox:
+    prompt = gr.Textbox(
+        EXAMPLES[0] if facts.embedded else "",
+        label="Prompt",
+        lines=2,
+        max_lines=5,
+        max_length=1000,
+        placeholder="What the picture shows",
+        elem_id="dh-prompt",
+    )
+    if facts.embedded:
+        gr.Examples([[text] for text in EXAMPLES], [prompt], label="Try", api_visibility="private")
+    return prompt
+
+
+def _sliders(facts: Facts) -> list[gr.Slider]:
+    first = _first_strength(facts)
+    with gr.Row():
+        return [
+            _slider(0, 12, first["scale"], 0.1, "Strength", "w: how hard the heads guide"),
+            _slider(0, 1, first["softness"], 0.05, "Softness", "u: how far they are bent"),
+        ]
+
+
+def _first_strength(facts: Facts) -> Mapping[str, Any]:
+    return facts.presets[0] if facts.presets else {"scale": 3.0, "softness": 1.0}
+
+
+def _slider(low: float, high: float, value: float, step: float, label: str, info: str) -> gr.Slider:
+    return gr.Slider(low, high, value, step=step, label=label, info=info, min_width=150)
+
+
+def _more(page: Page) -> tuple[gr.Number, list[Any]]:
+    """The folded settings."""
+    with gr.Accordion("More settings", open=False):
+        with gr.Row():
+            seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=140)
+            dice = gr.Button("Another seed", size="md", min_width=110, elem_classes="dh-dice")
+            dice.click(None, None, seed, js=f"() => Math.floor(Math.random() * {2**31})", **QUIET)
+        negative = gr.Textbox(
+            label="Negative prompt", info="What CFG leads away from; FLUX reads none", max_length=1000
+        )
+        with gr.Row():
+            cfg = _slider(1, 12, 4.0, 0.5, "CFG", "Guidance by the prompt; 1 is off")
+            steps = _slider(1, page.limits.steps, STEPS, 1, "Steps", "More take longer")
+        kind = _choice(PERTURBATIONS, "Perturbation", "What replaces a head's attention map")
+        region = _choice(REGIONS, "Region", "Tokens whose attention is changed")
+        temperature = gr.Slider(1, 20, 3.0, step=0.5, label="Temperature", visible=False)
+        shown = lambda kind: gr.update(visible=kind == "temperature")  # noqa: E731
+        kind.change(shown, kind, temperature, **QUIET)
+        with gr.Row():
+            start = _slider(0, 1, 0.0, 0.05, "From", "Share of the steps")
+            stop = _slider(0, 1, 1.0, 0.05, "To", "Share of the steps")
+    return seed, [negative, cfg, steps, kind, region, temperature, start, stop]
+
+
+def _choice(names: Mapping[str, str], label: str, info: str) -> gr.Dropdown:
+    return gr.Dropdown(list(names.items()), value=next(iter(names.values())), label=label, info=info)
+
+
+def _recipes() -> list[gr.Code]:
+    options: dict[str, Any] = {"interactive": False, "wrap_lines": True, "show_line_numbers": False}
+    return [
+        gr.Code("", language="shell", label="Command line", lines=1, elem_id="dh-command", **options),
+        gr.Code("", language="python", label="Python", lines=1, elem_id="dh-python", **options),
+    ]
+
+
+# --- from controls to settings and back ---
+
+
+def settings_from(facts: Facts, heads: str, values: Sequence[Any]) -> Settings:
+    """The settings that the controls say. Raises InputError for what does not fit."""
+    given = dict(zip(NAMES, values, strict=True))
+    for name in ("prompt", "negative_prompt"):
+        given[name] = given[name] or ""
+    for name in ("steps", "seed"):
+        if given[name] is None:
+            raise InputError(f"{name}: expected a whole number, got nothing")
+        given[name] = int(given[name])
+    if given["perturbation"] != "temperature":
+        given["temperature"] = None
+    return Settings(**given, model=facts.name, heads=heads or None)
+
+
+def _controls(settings: Settings) -> list[Any]:
+    """Updates of the controls, in the order of `NAMES`."""
+    values = {name: getattr(settings, name) for name in NAMES}
+    temperature = values.pop("temperature")
+    value = {} if temperature is None else {"value": temperature}
+    shown = gr.update(visible=temperature is not None, **value)
+    return [shown if name == "temperature" else values[name] for name in NAMES]
+
+
+def _recipe(settings: Settings, facts: Facts) -> list[str]:
+    public = replace(settings, model=facts.public)
+    return [command_line(public), python_code(public)]
+
+
+# --- drawing ---
+
+
+def _drawing(page: Page) -> Any:
+    async def draw(request: gr.Request, model: str, heads: Any, *values: Any) -> AsyncIterator[Any]:
+        """Stage, both recipes, and which of the buttons is shown."""
+        job = None
+        try:
+            facts = page.models[model]
+            settings = settings_from(facts, chosen_text(heads), values)
+            check_settings(settings, page.limits)
+            work = Drawing(settings, compare=True, cache=page.cache)
+            job = page.engine.submit(model, work, visitor(request))
+            async for view in job.follow():
+                yield _shown(view, facts)
+        except InputError as error:
+            yield [{"state": "error", "note": sentence(error)}, *_SAME, *_buttons(False)]
+        finally:
+            if job is not None:
+                job.cancel()  # does nothing to one that is over
+
+    return draw
+
+
+_SAME = [gr.skip(), gr.skip()]
+
+
+def _buttons(busy: bool) -> list[Any]:
+    return [gr.update(visible=not busy), gr.update(visible=busy)]
+
+
+def _shown(view: View, facts: Facts) -> list[Any]:
+    if view.state == "done":
+        drawn: Drawn = view.result
+        return [finished(drawn, facts), *_recipe(drawn.settings, facts), *_buttons(False)]
+    stage: dict[str, Any] = {"state": view.state, "note": note_of(view)}
+    if view.state == "failed":
+        stage["state"] = "error"
+    if view.state == "running":
+        preview = None if view.preview is None else quick_uri(view.preview)
+        stage |= {"step": view.step, "steps": view.steps, "preview": preview}
+    return [stage, *_SAME, *_buttons(not view.over)]
+
+
+def note_of(view: View) -> str:
+    """What is told of a job that is not done."""
+    if view.state == "waiting":
+        return "Starting" if not view.position else f"Waiting: {view.position} before you in the queue"
+    if view.state == "running":
+        count = f" \u00b7 step {view.step} of {view.steps}" if view.step else ""
+        return f"{view.note or 'Drawing'}{count}"
+    return "Cancelled." if view.state == "cancelled" else view.note
+
+
+def finished(drawn: Drawn, facts: Facts) -> dict[str, Any]:
+    """The stage with a picture, whose PNG keeps its settings."""
+    kept = stored(replace(drawn.settings, model=facts.public))
+    before = None if drawn.unguided is None else quick_uri(drawn.unguided)
+    picture = _picture(png_uri(drawn.image, kept), before, kept)
+    return {"state": "done", "note": picture["note"], "picture": picture}
+
+
+def _picture(after: str, before: str | None, kept: Mapping[str, Any]) -> dict[str, Any]:
+    settings = dict(kept)
+    return {
+        "id": secrets.token_hex(6),
+        "after": after,
+        "before": before,
+        "alt": str(settings["prompt"]),
+        "name": f"dit-heads-{settings['seed']}.png",
+        "note": caption(settings),
+        "settings": settings,
+    }
+
+
+def caption(kept: Mapping[str, Any]) -> str:
+    """A line under a picture."""
+    strength = f" \u00b7 w {kept['scale']:g} \u00b7 u {kept['softness']:g}"
+    guided = f"{kept['heads']}{strength}" if kept["heads"] else "no heads"
+    rest = ("CFG {guidance_scale:g}", "{steps} steps", "seed {seed}")
+    return " \u00b7 ".join([guided, *(part.format_map(kept) for part in rest)])
+
+
+def _cancelling(page: Page) -> Any:
+    def cancel(request: gr.Request) -> None:
+        page.engine.cancel_all(visitor(request))
+
+    return cancel
+
+
+# --- presets, pictures of the gallery, files ---
+
+
+def _preset(event: gr.EventData) -> list[Any]:
+    scale, softness = (event_data(event, name) for name in ("scale", "softness"))
+    return [value if isinstance(value, int | float) else gr.skip() for value in (scale, softness)]
+
+
+def _switching(page: Page) -> Any:
+    def switch(model: str) -> list[Any]:
+        facts = page.models[model]
+        first = _first_strength(facts)
+        return [map_value(facts, _first_heads(facts)), first["scale"], first["softness"]]
+
+    return switch
+
+
+def _picking(page: Page) -> Any:
+    def pick(model: str, event: gr.EventData) -> list[Any]:
+        try:
+            return _taken(page, _checked(page, event_data(event, "settings")))
+        except InputError as error:
+            raise gr.Error(sentence(error)) from error
+
+    return pick
+
+
+def _opening(page: Page) -> Any:
+    def open_picture(model: str, event: gr.EventData) -> list[Any]:
+        skipped = [gr.skip()] * (2 + len(NAMES) + 2)
+        try:
+            data = received(event_data(event, "data"), page.limits.upload_bytes)
+            image, kept = opened(data, page.limits)
+            facts, settings = _checked(page, kept)
+            again = stored(replace(settings, model=facts.public))
+            picture = _picture(png_uri(image, again), None, again)
+            stage = {"state": "done", "note": picture["note"], "picture": picture}
+            return [stage, *_taken(page, (facts, settings))]
+        except InputError as error:
+            return [{"state": "error", "note": sentence(error)}, *skipped]
+
+    return open_picture
+
+
+def _checked(page: Page, kept: object) -> tuple[Facts, Settings]:
+    """Settings that come from outside, and their model.
+
+    Raises:
+        InputError: for what is unknown, does not fit, or is beyond the limits.
+    """
+    if not isinstance(kept, dict):
+        raise InputError("picture: expected its settings, got none")
+    facts = known_as(str(kept.get("model", "")), page.models)
+    settings = settings_of({**kept, "model": facts.name}, Path("this picture"))
+    check_settings(settings, page.limits)
+    return facts, settings
+
+
+def _taken(page: Page, found: tuple[Facts, Settings]) -> list[Any]:
+    """Model, head map, controls and recipes as settings say."""
+    facts, settings = found
+    scores = map_value(facts, settings.heads or "")
+    return [facts.name, scores, *_controls(settings), *_recipe(settings, facts)]

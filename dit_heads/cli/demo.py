@@ -1,0 +1,57 @@
+"""The `demo` command."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from dit_heads.errors import InputError
+
+Flag = tyro.conf.arg
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Open the demo: a page in the browser on the embedded models, offline."""
+
+    model: tuple[str, ...] = ("embedded", "embedded/flux")
+    """Models of the page: embedded, embedded/flux, folders in diffusers' format, or model ids of the hub."""
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 lets other machines in."""
+    port: int = 7860
+    """Port to listen at; 0 takes a free one."""
+    auth: Annotated[str | None, Flag(metavar="NAME:PASSWORD")] = None
+    """Name and password that visitors need, joined by a colon."""
+    share: bool = False
+    """Also give the page a public address, through Gradio's tunnel."""
+    queue: int = 32
+    """Number of requests that may wait for one model."""
+
+    def run(self) -> None:
+        auth = credentials(self.auth)
+        if not 0 <= self.port <= 65535:
+            raise InputError(f"port: expected a number from 0 to 65535, got {self.port}")
+        if not self.model:
+            raise InputError("model: expected at least one, got none")
+        from dit_heads.demo.limits import Limits
+        from dit_heads.demo.serve import running
+
+        limits = Limits(queue=self.queue)
+        where = {"host": self.host, "port": self.port}
+        with running(self.model, **where, auth=auth, share=self.share, limits=limits) as address:
+            print(f"the demo is at {address} (Ctrl-C ends it)", flush=True)
+            while True:
+                time.sleep(3600)
+
+
+def credentials(text: str | None) -> tuple[str, str] | None:
+    """Name and password. Raises InputError unless both are there."""
+    if text is None:
+        return None
+    name, _, password = text.partition(":")
+    if not name or not password:
+        raise InputError("auth: expected NAME:PASSWORD, got something else")
+    return name, password

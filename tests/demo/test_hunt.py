@@ -1,0 +1,79 @@
+"""The Hunt tab: its work and its handlers."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("gradio")
+pytest.importorskip("matplotlib")
+
+from dit_heads.demo import hunting
+from dit_heads.demo.facts import facts_of
+from dit_heads.demo.limits import Limits
+from dit_heads.demo.page import Page
+from dit_heads.demo.tabs import hunt
+from dit_heads.errors import InputError
+from tests.saved import red
+
+ANN = SimpleNamespace(session_hash="ann")
+
+
+@pytest.fixture
+def page(roomy, model, monkeypatch):
+    monkeypatch.setattr(hunting, "load_objective", lambda name, known: red)
+    return Page(roomy, {model: facts_of(model)})
+
+
+def views(stream):
+    async def all_of():
+        return [shown async for shown in stream]
+
+    return asyncio.run(all_of())
+
+
+def test_a_search_shows_its_pictures_and_ends_with_heads_and_a_sheet(page, model, monkeypatch):
+    shown = views(hunt._starting(page)(ANN, hunt.ANY, "", "a cat\na dog", 16, 2))
+    board, found, *_, kept = shown[-1]
+    assert board["state"] == "done" and board["sheet"].startswith("data:image/png")
+    assert any(view[0].get("pictures") for view in shown)
+    assert found["value"]["text"].count("L") >= 1 and found["value"]["scores"]
+    again = views(hunt._going_on(page)(kept))
+    assert again[-1][0]["told"] == board["told"]
+    _, value, scale, softness = hunt._using(page)(found["value"])
+    assert value["text"] == found["value"]["text"] and (scale, softness) == (3.0, 1.0)
+
+
+def test_a_search_is_cancelled_by_the_page_that_started_it(page):
+    async def start_and_cancel():
+        last = None
+        async for shown in hunt._starting(page)(ANN, hunt.ANY, "", "a cat", 240, 1):
+            hunt._cancelling(page)(shown[-1])
+            last = shown
+        return last
+
+    assert asyncio.run(start_and_cancel())[0]["state"] in ("cancelled", "done")
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (("", 48, 3), "prompts: expected 1 to 8"),
+        (("a\n" * 9, 48, 3), "prompts: expected 1 to 8"),
+        (("x" * 2000, 48, 3), "prompts: expected at most"),
+        (("a cat", 9999, 3), "budget, heads"),
+    ],
+)
+def test_a_search_beyond_the_limits_is_refused_in_words(model, asked, told):
+    text, budget, count = asked
+    with pytest.raises(InputError, match=told):
+        hunting.hunting(model, text, "", "clip", budget, count, Limits())
+
+
+def test_a_style_stands_before_each_prompt(model):
+    work = hunting.hunting(model, "a cat\na dog", "poster", "clip", 48, 3, Limits())
+    assert work.prompts == ("poster, a cat", "poster, a dog")
+
+
+def test_nobody_goes_on_with_a_search_that_is_not_there(page):
+    assert views(hunt._going_on(page)("")) == []
