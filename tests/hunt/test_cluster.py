@@ -38,6 +38,7 @@ def marks(tmp_path, monkeypatch) -> Iterator[Path]:
     ray = pytest.importorskip("ray")
     (tmp_path / "marks").mkdir()
     monkeypatch.setenv("DIT_HEADS_TEST_MARKS", str(tmp_path / "marks"))
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's own 15 starves workers beside other load
     threads = torch.get_num_threads()
     yield tmp_path / "marks"
     ray.shutdown()
