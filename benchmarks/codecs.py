@@ -92,16 +92,16 @@ def score_classes(view: View, truth: Segmentation, found: Segmentation) -> Numbe
     """Mean IoU of the classes, and wrong pixels at borders."""
     wrong, edge = truth.labels != found.labels, at_borders(truth.labels)
     return {
-        "IoU": np.mean([iou(truth.mask(name), found.mask(name)) for name in truth.classes]),
-        "wrong pixels at edges, %": 100 * wrong[edge].mean(),
-        "elsewhere, %": 100 * wrong[~edge].mean(),
+        "IoU": float(np.mean([iou(truth.mask(name), found.mask(name)) for name in truth.classes])),
+        "wrong pixels at edges, %": float(100 * wrong[edge].mean()),
+        "elsewhere, %": float(100 * wrong[~edge].mean()),
     }
 
 
 def score_instances(view: View, truth: Instances, found: Instances) -> Numbers:
     """Mean IoU of each object with the best mask, and objects found too many or too few."""
     best = [max((iou(mask, other) for other in found.masks), default=0.0) for mask in truth.masks]
-    return {"IoU": np.mean(best), "count right, %": 100 * float(len(found) == len(truth))}
+    return {"IoU": float(np.mean(best)), "count right, %": 100 * float(len(found) == len(truth))}
 
 
 def score_boxes(view: View, truth: Boxes, found: Boxes) -> Numbers:
@@ -110,8 +110,8 @@ def score_boxes(view: View, truth: Boxes, found: Boxes) -> Numbers:
     sides = [np.abs(truth.boxes[i] - found.boxes[j]).mean() for i, j in pairs]
     return {
         "F score at IoU 0.75": 2 * len(pairs) / max(len(truth) + len(found), 1),
-        "edges off by, pixels": np.mean(sides) if sides else np.nan,
-        "score": np.mean([found.scores[j] for _, j in pairs]) if pairs else np.nan,
+        "edges off by, pixels": float(np.mean(sides)) if sides else np.nan,
+        "score": float(np.mean([found.scores[j] for _, j in pairs])) if pairs else np.nan,
     }
 
 
@@ -294,7 +294,8 @@ def main(vae: str = "embedded", count: int = 64, size: int = 128, noise: float =
         size: Pixels a side, a multiple of 128.
         noise: Share of the latents' standard deviation.
     """
-    model = load_vae(vae).to("cuda" if torch.cuda.is_available() else "cpu")
+    device: Any = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_vae(vae).to(device)
     views = [view_of(index, size) for index in range(count)]
     ways = {
         "8 bits alone": lambda x: x,

@@ -54,31 +54,24 @@ def add_api(page: Page) -> None:
         Returns:
             A PNG with its settings inside, as a data URI.
         """
-        try:
-            facts = known_as(model, page.models) if model else page.first
-            settings = Settings(
-                prompt=prompt,
-                heads=heads.strip() or None,
-                scale=scale,
-                softness=softness,
-                perturbation=perturbation,
-                region=region,
-                start=start,
-                stop=stop,
-                negative_prompt=negative_prompt,
-                guidance_scale=guidance_scale,
-                steps=steps,
-                seed=seed,
-                model=facts.name,
-            )
-            check_settings(settings, page.limits)
-            job = page.engine.submit(facts.name, Drawing(settings), visitor(request))
-            drawn = await _result(job)
-        except InputError as error:
-            raise gr.Error(sentence(error), print_exception=False) from error
-        return png_uri(drawn.image, {**stored(drawn.settings), "model": facts.public})
+        asked = {"prompt": prompt, "heads": heads.strip() or None, "scale": scale, "softness": softness}
+        asked |= {"perturbation": perturbation, "region": region, "start": start, "stop": stop}
+        asked |= {"negative_prompt": negative_prompt, "guidance_scale": guidance_scale}
+        return await _drawn(page, model, asked | {"steps": steps, "seed": seed}, visitor(request))
 
     gr.api(draw, api_name="draw", concurrency_limit=None)
+
+
+async def _drawn(page: Page, model: str, asked: dict[str, Any], owner: str | None) -> str:
+    """The picture that is asked for, as a data URI; `model` may be empty."""
+    try:
+        facts = known_as(model, page.models) if model else page.first
+        settings = Settings(**asked, model=facts.name)
+        check_settings(settings, page.limits)
+        drawn = await _result(page.engine.submit(facts.name, Drawing(settings), owner))
+    except InputError as error:
+        raise gr.Error(sentence(error), print_exception=False) from error
+    return png_uri(drawn.image, {**stored(drawn.settings), "model": facts.public})
 
 
 async def _result(job: Any) -> Any:

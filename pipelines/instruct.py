@@ -251,7 +251,7 @@ def _paired(sources: list[Pixels], prompt: Any, call: dict[str, Any]) -> tuple[l
         prompt = [prompt] * len(sources)
     if prompt is not None and not all(isinstance(one, str) for one in prompt):
         raise InputError(f"prompt: expected an instruction or a list of them, got {prompt!r}")
-    count = len(embeds) if prompt is None else len(prompt)
+    count = len(embeds if prompt is None else prompt)  # pyright: ignore[reportArgumentType]
     if len(sources) == 1:
         sources = sources * count
     if len(sources) != count:
@@ -285,7 +285,7 @@ def _null_text(pipe: Any, pictures: int, call: Mapping[str, Any]) -> Text:
     """Embeddings of the negative prompt, or of the empty one, a row for each picture."""
     given = call.get("negative_prompt_embeds"), call.get("negative_pooled_prompt_embeds")
     if given[0] is not None and given[1] is not None:
-        found = given
+        found: tuple[Any, Any] = given
     else:
         if getattr(pipe, "text_encoder", None) is None:
             raise InputError(

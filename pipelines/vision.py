@@ -48,7 +48,6 @@ class VisionTasks:
     pipe: Any
     conditioning: str
     text_tokens: int | None
-    token_side: int
     frame: Callable[[list[Pixels], int], Frame]
     latents: Callable[[list[Pixels]], Tensor]
     _image_scale: Callable[[float | None], float]

@@ -44,7 +44,8 @@ class WorldPairs:
     tasks: tuple[Task, ...] = TASKS
 
     def __init__(self, split: Split, count: int, size: int = SIZE) -> None:
-        self.split, self.count, self.size = split, count, size
+        self.split: Split = split
+        self.count, self.size = count, size
         self._rendered = functools.lru_cache(64)(self._render)
 
     def __len__(self) -> int:

@@ -84,7 +84,7 @@ class Boxes:
         cut = np.clip(cut, 0, [width, height, width, height])
         kept = np.flatnonzero(_inside(cut, size))
         sure = np.ones(len(cut)) if scores is None else np.asarray(scores, np.float64)
-        return cls(cut[kept], tuple(classes[k] for k in kept), size, sure[kept])
+        return cls(cut[kept], tuple(classes[k] for k in kept.tolist()), size, sure[kept])
 
     def __len__(self) -> int:
         return len(self.boxes)

@@ -20,8 +20,10 @@ from dit_heads.training.sampler import draws_at
 class Pairs(Protocol):
     """Pictures of one size, with questions and answers. Nothing is decoded before it is asked for."""
 
-    tasks: tuple[Task, ...]
-    """What can be asked."""
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What can be asked."""
+        ...
 
     def __len__(self) -> int:
         """Number of pictures."""

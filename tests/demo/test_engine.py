@@ -3,6 +3,7 @@
 import gc
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,8 @@ def requests(settings, loras, count):
 
 def alone(drawing: Drawing) -> bytes:
     """The picture of a request by a pipeline of its own, without the engine."""
-    pipe, s = tiny_pipeline(), drawing.settings
+    pipe: Any = tiny_pipeline()
+    s = drawing.settings
     pipe.set_progress_bar_config(disable=True)
     for number, lora in enumerate(drawing.loras):
         pipe.load_lora_weights(str(lora.path), adapter_name=f"a{number}")
@@ -56,7 +58,7 @@ def alone(drawing: Drawing) -> bytes:
         if guidance:
             guidance.attach()
         generator = torch.Generator().manual_seed(s.seed)
-        call = dict(num_inference_steps=s.steps, guidance_scale=s.guidance_scale, generator=generator)
+        call = {"num_inference_steps": s.steps, "guidance_scale": s.guidance_scale, "generator": generator}
         return pipe(s.prompt, **call).images[0].tobytes()
     finally:
         if guidance:
@@ -81,7 +83,7 @@ def test_a_picture_is_the_one_of_diffusers_with_heads_and_loras(roomy, model, se
 @pytest.mark.parametrize(("count", "compared"), [(24, 4), pytest.param(200, 24, marks=pytest.mark.slow)])
 def test_requests_at_once_get_the_pictures_of_lone_runs(roomy, model, settings, loras, count, compared):
     drawings = list(requests(settings, loras, count))
-    jobs = [None] * len(drawings)
+    jobs: list[Any] = [None] * len(drawings)
     gate = threading.Barrier(20)
 
     def ask(first):
@@ -126,7 +128,7 @@ def test_a_pipeline_is_bit_for_bit_as_before_after_every_kind_of_job(model, sett
         (-1, Drawing(settings(heads="L1"), (Lora(loras[0]), Lora(loras[1], 0.5)), compare=True)),
         (1, Drawing(settings(heads="L1H1"), (Lora(loras[0]),))),
     ]:
-        job = Job()
+        job: Any = Job()
         job.stop = stop
         try:
             with lent(pipe, lambda: None):

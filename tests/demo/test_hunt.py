@@ -2,6 +2,7 @@
 
 import asyncio
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,7 @@ def test_a_search_shows_its_pictures_and_ends_with_heads_and_a_sheet(page, model
 
 def test_a_search_is_cancelled_by_the_page_that_started_it(page):
     async def start_and_cancel():
-        last = None
+        last: Any = None
         async for shown in hunt._starting(page)(ANN, hunt.ANY, "", "a cat", 240, 1):
             hunt._cancelling(page)(shown[-1])
             last = shown

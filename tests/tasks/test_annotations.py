@@ -61,7 +61,7 @@ def test_the_best_answer_is_the_likeliest():
         (lambda: Boxes(np.array([[2, 0, 2, 3]]), ("a",), (3, 4)), "x0 < x1"),
         (lambda: Boxes(np.array([[np.nan, 0, 2, 3]]), ("a",), (3, 4)), "x0 < x1"),
         (lambda: Boxes(np.array([[0, 0, 2, 3]]), (), (3, 4)), "expected 1 of each, got 0"),
-        (lambda: Boxes(np.array([[0, 0, 2, 3]]), ("a",), (3, 4), [np.inf]), "scores: expected finite"),
+        (lambda: Boxes(np.array([[0, 0, 2, 3]]), ("a",), (3, 4), np.array([np.inf])), "expected finite"),
         (lambda: Instances(np.zeros((1, 3, 4), bool), ("a",)), "got none in mask 0"),
         (lambda: Instances(np.zeros((1, 3, 4)), ("a",)), "expected booleans"),
         (lambda: Depth(np.full((3, 4), np.nan), ONE), "finite numbers where valid"),

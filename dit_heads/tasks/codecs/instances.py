@@ -107,7 +107,7 @@ def blended(pixels: Levels, tolerance: float) -> Bool[np.ndarray, "h w"]:
     neither: where an edge was smoothed."""
     out = np.zeros(pixels.shape[:2], bool)
     padded = np.pad(pixels, ((2, 2), (2, 2), (0, 0)), mode="edge")
-    height, width = out.shape
+    height, width = pixels.shape[0], pixels.shape[1]
     for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0), (2, 2), (2, -2)):
         a = padded[2 - dy : 2 - dy + height, 2 - dx : 2 - dx + width]
         b = padded[2 + dy : 2 + dy + height, 2 + dx : 2 + dx + width]
