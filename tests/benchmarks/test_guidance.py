@@ -29,12 +29,11 @@ def test_less_than_one_is_refused(name):
 
 
 def test_memory_of_every_processor_is_measured(capsys):
-    guidance.memory(image=512, text=8)
+    guidance.memory(image=1024, text=8)
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines()[-5:]]
     extra = {row[1].strip(): float(row[3]) for row in rows}
     assert list(extra) == ["stock", "identity", "uniform", "mean_query", "explicit map"]
-    assert extra.pop("stock") == 0
-    assert max(extra, key=lambda name: extra[name]) == "explicit map"
+    assert extra["explicit map"] > 1 > 2 * max(extra["identity"], extra["uniform"], extra["mean_query"])
 
 
 def test_forks_lie_inside_the_model():
