@@ -17,6 +17,7 @@ from dit_heads.embedded.nets.vae import psnr, to_tensor
 from dit_heads.embedded.world.captions import CARDS
 from dit_heads.embedded.world.data import scene_of
 from dit_heads.embedded.world.render import SIZE, Rendering, boxes, render
+from dit_heads.tasks.annotations import box_iou, mask_iou
 
 Picture = NDArray[np.uint8]
 BLUE, FRAME = (0, 0, 255), 3  # of a frame around a solid: its colour, and pixels of its line
@@ -33,10 +34,9 @@ def mask_of(scene: Rendering) -> Picture:
     return np.where(scene.ids == 1, 255, 0)[..., None].repeat(3, -1).astype(np.uint8)
 
 
-def mask_iou(scene: Rendering, back: Picture) -> float:
+def mask_read(scene: Rendering, back: Picture) -> float:
     """Intersection over union of a mask that came back."""
-    found, true = back.mean(-1) > 127.5, scene.ids == 1
-    return float((found & true).sum() / (found | true).sum())
+    return mask_iou(back.mean(-1) > 127.5, scene.ids == 1)
 
 
 def frame_of(scene: Rendering) -> Picture:
@@ -48,16 +48,14 @@ def frame_of(scene: Rendering) -> Picture:
     return np.where(line[..., None], BLUE, scene.image).astype(np.uint8)
 
 
-def frame_iou(scene: Rendering, back: Picture) -> float:
+def frame_read(scene: Rendering, back: Picture) -> float:
     """Intersection over union of the box whose frame is found by its colour."""
     line = np.abs(back.astype(int) - BLUE).sum(-1) < 150
     rows, columns = (np.flatnonzero(line.sum(axis) > 4) for axis in (1, 0))
     if not len(rows) or not len(columns):
         return 0.0
-    left, top, right, bottom = boxes(scene.ids, 1)[0]
-    a, b, c, d = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-    shared = max(0, min(c, right) - max(a, left)) * max(0, min(d, bottom) - max(b, top))
-    return float(shared / ((c - a) * (d - b) + (right - left) * (bottom - top) - shared))
+    found = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], float)
+    return box_iou(found, boxes(scene.ids, 1)[0].astype(float))
 
 
 def nearness(scene: Rendering) -> NDArray[np.floating]:
@@ -130,8 +128,8 @@ class Kind:
 
 KINDS = {
     "photo": Kind(lambda scene: scene.image),
-    "white mask on black": Kind(mask_of, mask_iou, "IoU"),
-    "hollow frame, 3 pixels": Kind(frame_of, frame_iou, "IoU of the box"),
+    "white mask on black": Kind(mask_of, mask_read, "IoU"),
+    "hollow frame, 3 pixels": Kind(frame_of, frame_read, "IoU of the box"),
     "flat colour card": Kind(card_of, card_named, "card named right"),
     "ramp": Kind(ramp_of, ramp_error, "% mean error"),
     "depth as grey": Kind(

@@ -23,7 +23,7 @@ from dit_heads.embedded.world.data import scene_of
 from dit_heads.embedded.world.render import boxes as boxes_of
 from dit_heads.embedded.world.render import render
 from dit_heads.embedded.world.scenes import SHAPES, Scene
-from dit_heads.tasks.annotations import Boxes, Depth, Instances, Labels, Segmentation
+from dit_heads.tasks.annotations import Boxes, Depth, Instances, Labels, Segmentation, box_iou, mask_iou
 from dit_heads.tasks.codecs import BoxCodec, Codec, DepthCodec, InstanceCodec, LabelCodec, MaskCodec
 from dit_heads.tasks.codecs.depth import CURVES, PATHS
 from dit_heads.tasks.codecs.pixels import Picture, dilated
@@ -74,12 +74,6 @@ def view_of(index: int, size: int) -> View:
 # --- scores ---
 
 
-def iou(a: Mask, b: Mask) -> float:
-    """Intersection over union; 1 of two empty masks."""
-    union = (a | b).sum()
-    return float((a & b).sum() / union) if union else 1.0
-
-
 def at_borders(ids: NDArray[Any]) -> Mask:
     """Pixels within `EDGE` of a border between regions."""
     out = np.zeros(ids.shape, bool)
@@ -92,7 +86,7 @@ def score_classes(view: View, truth: Segmentation, found: Segmentation) -> Numbe
     """Mean IoU of the classes, and wrong pixels at borders."""
     wrong, edge = truth.labels != found.labels, at_borders(truth.labels)
     return {
-        "IoU": float(np.mean([iou(truth.mask(name), found.mask(name)) for name in truth.classes])),
+        "IoU": float(np.mean([mask_iou(truth.mask(name), found.mask(name)) for name in truth.classes])),
         "wrong pixels at edges, %": float(100 * wrong[edge].mean()),
         "elsewhere, %": float(100 * wrong[~edge].mean()),
     }
@@ -100,7 +94,7 @@ def score_classes(view: View, truth: Segmentation, found: Segmentation) -> Numbe
 
 def score_instances(view: View, truth: Instances, found: Instances) -> Numbers:
     """Mean IoU of each object with the best mask, and objects found too many or too few."""
-    best = [max((iou(mask, other) for other in found.masks), default=0.0) for mask in truth.masks]
+    best = [max((mask_iou(mask, other) for other in found.masks), default=0.0) for mask in truth.masks]
     return {"IoU": float(np.mean(best)), "count right, %": 100 * float(len(found) == len(truth))}
 
 
@@ -124,12 +118,6 @@ def matched(truth: Boxes, found: Boxes, least: float = 0.75) -> Iterator[tuple[i
         if best is not None and box_iou(truth.boxes[best], found.boxes[j]) >= least:
             free.remove(best)
             yield best, int(j)
-
-
-def box_iou(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """Intersection over union of two boxes."""
-    shared = np.prod(np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None))
-    return float(shared / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - shared))
 
 
 def score_depth(view: View, truth: Depth, found: Depth) -> Numbers:

@@ -5,28 +5,18 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from dit_heads.demo.limits import Limits
 from dit_heads.errors import InputError
-from dit_heads.io.pictures import decode, read_settings, write_png
-
-
-def png_bytes(image: Image.Image, settings: Mapping[str, Any]) -> bytes:
-    """A PNG that keeps its settings, as `dit-heads generate` writes it."""
-    with tempfile.TemporaryDirectory(prefix="dit-heads-") as folder:
-        path = Path(folder) / "picture.png"
-        write_png(image, path, settings)
-        return path.read_bytes()
+from dit_heads.io.pictures import decode, png_bytes, stored_settings
 
 
 def png_uri(image: Image.Image, settings: Mapping[str, Any]) -> str:
-    """That PNG as a data URI, so that no file has to be served."""
+    """A PNG that keeps its settings, as a data URI, so that no file has to be served."""
     return "data:image/png;base64," + base64.b64encode(png_bytes(image, settings)).decode()
 
 
@@ -61,8 +51,4 @@ def opened(data: bytes, limits: Limits) -> tuple[Image.Image, dict[str, Any]]:
     """
     if len(data) > limits.upload_bytes:
         raise InputError(f"picture: expected at most {limits.upload_bytes / 2**20:.0f} MB")
-    image = decode(data, limits.upload_pixels)
-    with tempfile.TemporaryDirectory(prefix="dit-heads-") as folder:
-        path = Path(folder) / "picture.png"
-        path.write_bytes(data)
-        return image, read_settings(path)
+    return decode(data, limits.upload_pixels), stored_settings(data, "picture.png")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dit_heads.tasks.annotations import Annotation, Boxes, Depth, Labels, Segmentation
+from dit_heads.tasks.annotations import Annotation, Boxes, Depth, Labels, Segmentation, box_iou
 
 Answer = tuple[Annotation, "np.ndarray | None"]
 SAME = 0.5  # intersection over union from which on two boxes are of one object
@@ -62,7 +62,7 @@ def _clusters(answers: Sequence[Boxes]) -> Answer:
         box, name = answers[k].boxes[n], answers[k].classes[n]
         own = {}
         for j, m in free:
-            same = answers[j].classes[m] == name and iou(box, answers[j].boxes[m]) >= SAME
+            same = answers[j].classes[m] == name and box_iou(box, answers[j].boxes[m]) >= SAME
             if same and j not in own:
                 own[j] = m
         members = list(own.items())
@@ -75,14 +75,6 @@ def _clusters(answers: Sequence[Boxes]) -> Answer:
     found = np.array(boxes, float).reshape(-1, 4)
     joint = Boxes(found, tuple(classes), answers[0].size, np.array(scores, float))
     return joint, np.array(doubts, float)
-
-
-def iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two boxes x0, y0, x1, y1."""
-    width, height = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
-    common = max(width, 0.0) * max(height, 0.0)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
-    return float(common / (sum(areas) - common))
 
 
 JOINED: dict[type, Callable[[Any], Answer]] = {

@@ -148,3 +148,6 @@ def _t5_tokenizer() -> T5Tokenizer:
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     letters = [(letter, -1.0) for letter in ["▁", *string.ascii_lowercase]]
     return T5Tokenizer(vocab=special + letters, extra_ids=0, model_max_length=64)
+
+
+PIPELINES: dict[str, Any] = {"sd3": tiny_pipeline, "flux": tiny_flux_pipeline}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import (
+    AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
@@ -225,3 +226,19 @@ def weights(batch: int, *heads: tuple[int, int, float], name: str = "attn") -> d
     for block, head, u in heads:
         found.setdefault((block, name), torch.zeros(batch, HEADS, dtype=torch.float64))[:, head] = u
     return found
+
+
+def vae(latent_channels: int) -> AutoencoderKL:
+    """16 x 16 pixels <-> 8 x 8 latents, in float64; an encoder without any noise."""
+    torch.manual_seed(0)
+    options: Any = {
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": (8, 8),
+        "layers_per_block": 1,
+        "latent_channels": latent_channels,
+        "norm_num_groups": 4,
+        "shift_factor": 0.1,
+        "scaling_factor": 1.5,
+    }
+    return AutoencoderKL(**options).double().eval()

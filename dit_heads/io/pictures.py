@@ -7,6 +7,7 @@ only if its bytes and pixels are within limits. Threads may decode at once, sinc
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import struct
@@ -229,12 +230,28 @@ def write_png(image: Image.Image, path: Path, settings: Mapping[str, Any]) -> No
         ValueError: for a setting that JSON cannot hold.
         FileError: if the file cannot be written.
     """
+    data = png_bytes(image, settings)
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def png_bytes(image: Image.Image, settings: Mapping[str, Any]) -> bytes:
+    """The PNG that `write_png` writes.
+
+    Args:
+        image: the picture.
+        settings: stored as JSON in the PNG's `parameters` text.
+
+    Raises:
+        ValueError: for a setting that JSON cannot hold.
+    """
     info = PngInfo()
     info.add_text("parameters", json.dumps(dict(settings), allow_nan=False))
     info.add_text("Software", "dit-heads")
     info.add_text("Source", "AI-generated")
-    with atomic_file(path) as file:
-        image.save(file, format="PNG", pnginfo=info)
+    file = io.BytesIO()
+    image.save(file, format="PNG", pnginfo=info)
+    return file.getvalue()
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -249,15 +266,32 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"image: there is no file '{path}'")
     try:
-        text = _loaded(read_bytes(path), MAX_PIXELS, lambda image: image.info.get("parameters"))
+        data = read_bytes(path)
     except InputError as error:
         raise InputError(f"image: '{path}' {error}") from error
+    return stored_settings(data, str(path))
+
+
+def stored_settings(data: bytes, name: str) -> dict[str, Any]:
+    """The settings in the bytes of a PNG.
+
+    Args:
+        data: the PNG.
+        name: what errors call it.
+
+    Raises:
+        InputError: if it cannot be read or holds no settings.
+    """
+    try:
+        text = _loaded(data, MAX_PIXELS, lambda image: image.info.get("parameters"))
+    except InputError as error:
+        raise InputError(f"image: '{name}' {error}") from error
     if text is None:
-        raise InputError(f"from: '{path}' holds no `parameters` text; was it saved anew by another program?")
+        raise InputError(f"from: '{name}' holds no `parameters` text; was it saved anew by another program?")
     try:
         settings = json.loads(text)
     except ValueError:
         settings = None
     if not isinstance(settings, dict):
-        raise InputError(f"from: the `parameters` of '{path}' are not the JSON that dit-heads writes")
+        raise InputError(f"from: the `parameters` of '{name}' are not the JSON that dit-heads writes")
     return settings

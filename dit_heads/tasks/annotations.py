@@ -211,6 +211,20 @@ def box_of(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
+def box_iou(a: Real[np.ndarray, 4], b: Real[np.ndarray, 4]) -> float:
+    """Intersection over union of two boxes x0, y0, x1, y1."""
+    width, height = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    common = max(width, 0.0) * max(height, 0.0)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    return float(common / (sum(areas) - common))
+
+
+def mask_iou(a: Bool[np.ndarray, "h w"], b: Bool[np.ndarray, "h w"]) -> float:
+    """Intersection over union of two masks; 1 of two empty ones."""
+    union = (a | b).sum()
+    return float((a & b).sum() / union) if union else 1.0
+
+
 def _inside(boxes: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
     x0, y0, x1, y1 = boxes.T
     return (x0 >= 0) & (x0 < x1) & (x1 <= size[1]) & (y0 >= 0) & (y0 < y1) & (y1 <= size[0])

@@ -6,9 +6,10 @@ import io
 import pytest
 from PIL import Image
 
-from dit_heads.demo.files import opened, png_bytes, png_uri, quick_uri, received
+from dit_heads.demo.files import opened, png_uri, quick_uri, received
 from dit_heads.demo.limits import Limits
 from dit_heads.errors import InputError
+from dit_heads.io.pictures import png_bytes
 
 RED = Image.new("RGB", (16, 16), "red")
 

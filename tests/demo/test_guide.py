@@ -11,11 +11,12 @@ pytest.importorskip("gradio")
 from dit_heads.cli.generate import Settings
 from dit_heads.demo.app import build
 from dit_heads.demo.facts import facts_of, known_as
-from dit_heads.demo.files import opened, png_bytes
+from dit_heads.demo.files import opened
 from dit_heads.demo.limits import Limits
 from dit_heads.demo.page import Page
 from dit_heads.demo.tabs import guide
 from dit_heads.errors import InputError
+from dit_heads.io.pictures import png_bytes
 
 ANN = SimpleNamespace(session_hash="ann")
 

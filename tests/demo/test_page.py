@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dit_heads.demo.files import png_bytes
 from dit_heads.demo.limits import Limits
 from dit_heads.demo.serve import running
+from dit_heads.io.pictures import png_bytes
 from tests.saved import red, tiny_pipeline
 
 pytest.importorskip("gradio")

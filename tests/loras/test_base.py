@@ -21,10 +21,9 @@ from dit_heads.loras.base import drop_text_encoders, fill, latent_encoder, load_
 from dit_heads.loras.config import AdapterConfig
 from dit_heads.loras.sets.dataset import SetDataset
 from tests import tiny
-from tests.saved import tiny_flux_pipeline, tiny_pipeline
+from tests.saved import PIPELINES, tiny_pipeline
 
 CPU = torch.device("cpu")
-PIPELINES = {"sd3": tiny_pipeline, "flux": tiny_flux_pipeline}
 
 
 # --- targets ---

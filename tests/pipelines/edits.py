@@ -17,22 +17,6 @@ SIDE, STEPS, TEXT_SCALE, IMAGE_SCALE = 16, 3, 3.0, 1.7
 KINDS = [(family, way) for family in ("sd3", "flux") for way in ("channels", "tokens")]
 
 
-def vae() -> diffusers.AutoencoderKL:
-    """16 x 16 pixels <-> 8 x 8 latents; an encoder without any noise."""
-    torch.manual_seed(0)
-    options: Any = {
-        "down_block_types": ("DownEncoderBlock2D",) * 2,
-        "up_block_types": ("UpDecoderBlock2D",) * 2,
-        "block_out_channels": (8, 8),
-        "layers_per_block": 1,
-        "latent_channels": 4,
-        "norm_num_groups": 4,
-        "shift_factor": 0.1,
-        "scaling_factor": 1.5,
-    }
-    return diffusers.AutoencoderKL(**options).double().eval()
-
-
 def pipeline(family: str, way: str) -> Any:
     """A stock pipeline of few random weights, in float64, that sees a source in this way."""
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=family == "flux")
@@ -47,7 +31,7 @@ def pipeline(family: str, way: str) -> Any:
     kind = diffusers.FluxPipeline if family == "flux" else diffusers.StableDiffusion3Pipeline
     parts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
     texts: Any = dict.fromkeys(parts[: 4 if family == "flux" else 6])
-    pipe: Any = kind(transformer=transformer, scheduler=scheduler, vae=vae(), **texts)
+    pipe: Any = kind(transformer=transformer, scheduler=scheduler, vae=tiny.vae(4), **texts)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -12,27 +12,11 @@ from torch.testing import assert_close
 
 from dit_heads import HeadGuidance
 from tests import tiny
-from tests.tiny import explicit, weights
+from tests.tiny import explicit, vae, weights
 
 ROWS, STEPS, SCALE, U = 2, 3, 2.0, 0.7
 HEADS = ((1, 0, U), (3, 2, U))
 CHOSEN = "L1H0, L3H2"
-
-
-def vae(latent_channels: int) -> diffusers.AutoencoderKL:
-    """16 x 16 pixels <-> 8 x 8 latents."""
-    torch.manual_seed(0)
-    options: Any = {
-        "down_block_types": ("DownEncoderBlock2D",) * 2,
-        "up_block_types": ("UpDecoderBlock2D",) * 2,
-        "block_out_channels": (8, 8),
-        "layers_per_block": 1,
-        "latent_channels": latent_channels,
-        "norm_num_groups": 4,
-        "shift_factor": 0.1,
-        "scaling_factor": 1.5,
-    }
-    return diffusers.AutoencoderKL(**options).double().eval()
 
 
 def texts(count: int) -> dict[str, None]:

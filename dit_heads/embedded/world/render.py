@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dit_heads.embedded.world.geometry import Floats, cast, dot, f32, shadowed, unit
 from dit_heads.embedded.world.scenes import CAMERA_DISTANCE, CAMERA_HEIGHT, HALF_VIEW, Scene, Solid
 from dit_heads.embedded.world.styles import STYLE_FILTERS
+from dit_heads.tasks.annotations import box_of
 
 SIZE = 128
 
@@ -94,9 +95,8 @@ def boxes(ids: NDArray[np.uint8], count: int) -> NDArray[np.int64]:
     """
     out = np.zeros((count, 4), np.int64)
     for k in range(count):
-        rows, columns = np.nonzero(ids == k + 1)
-        if len(rows):
-            out[k] = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+        if (mask := ids == k + 1).any():
+            out[k] = box_of(mask)
     return out
 
 

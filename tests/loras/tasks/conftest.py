@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.loras.tasks.losses import Fixture, make_sets
+from tests.saved import PIPELINES
 
 
 @pytest.fixture(scope="module")
@@ -17,3 +18,12 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def base(sets: Path, tmp_path: Path) -> Fixture:
     return Fixture(tmp_path / "cache", sets)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of tiny pipelines, by the name of their family."""
+    root = tmp_path_factory.mktemp("models")
+    for kind, make in PIPELINES.items():
+        make().save_pretrained(root / kind)
+    return {kind: root / kind for kind in PIPELINES}

@@ -26,21 +26,12 @@ from dit_heads.loras.train import train
 from dit_heads.pipelines.instruct import InstructPipeline, with_instruct_lora
 from dit_heads.training.loop import Part
 from dit_heads.training.widen import input_of, widen
-from tests.saved import tiny_flux_pipeline, tiny_pipeline
+from tests.saved import PIPELINES, tiny_pipeline
 
-PIPELINES: dict[str, Any] = {"sd3": tiny_pipeline, "flux": tiny_flux_pipeline}
 SIDE = 32
 # The tokenizers of tiny pipelines read letters, so that an instruction is longer than their limit.
 pytestmark = pytest.mark.filterwarnings("ignore:.*these words are lost")
 WAYS = [(kind, way) for kind in PIPELINES for way in ("channels", "tokens")]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("models")
-    for kind, make in PIPELINES.items():
-        make().save_pretrained(root / kind)
-    return {kind: root / kind for kind in PIPELINES}
 
 
 def settings(model: Path, out: Path, way: str = "channels", **sections: dict[str, Any]) -> TrainConfig:

@@ -33,9 +33,8 @@ from dit_heads.training.checkpoints import read_average
 from dit_heads.training.loop import Part
 from dit_heads.training.sampler import draws_at
 from dit_heads.training.widen import input_of, reading, widen
-from tests.saved import tiny_flux_pipeline, tiny_pipeline
+from tests.saved import PIPELINES
 
-PIPELINES: dict[str, Any] = {"sd3": tiny_pipeline, "flux": tiny_flux_pipeline}
 SIDE = 32
 CAPTIONS = ("a red one", "a blue one", "a grey one", "never drawn")
 
@@ -117,14 +116,6 @@ def tasks(monkeypatch: pytest.MonkeyPatch) -> list[Repaint]:
     made: list[Repaint] = []
     monkeypatch.setitem(TASKS, "repaint", lambda config: made.append(Repaint(config)) or made[-1])
     return made
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("models")
-    for kind, make in PIPELINES.items():
-        make().save_pretrained(root / kind)
-    return {kind: root / kind for kind in PIPELINES}
 
 
 def settings(model: Path, out: Path, **sections: dict[str, Any]) -> TrainConfig:
