@@ -35,6 +35,14 @@ class Limits:
     """LoRAs at once."""
     lora_bytes: Count = 256 * 2**20
     """Size of a LoRA file."""
+    lora_upload_bytes: Count = 48 * 2**20
+    """Size of a LoRA file that a visitor brings."""
+    lora_scale: Annotated[float, Field(gt=0)] = 4.0
+    """Scale of a LoRA, up and down."""
+    shelf: Count = 64
+    """LoRAs of visitors that are kept."""
+    shelf_bytes: Count = 512 * 2**20
+    """Size of all of them."""
     upload_bytes: Count = 20 * 2**20
     """Size of a picture that is given."""
     upload_pixels: Count = 24 * 10**6
