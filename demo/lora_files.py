@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -158,7 +158,8 @@ def chosen(value: object, shelf: Shelf, facts: Facts, limits: Limits) -> tuple[l
     """
     listed = value.get("loras") if isinstance(value, dict) else None
     lines = listed if isinstance(listed, list) else []
-    used = [each for each in lines if isinstance(each, dict) and each.get("on")]
+    own = [each for each in lines if isinstance(each, dict) and each.get("model", facts.name) == facts.name]
+    used = [each for each in own if each.get("on")]
     if len(used) > limits.loras:
         raise InputError(f"loras: expected at most {limits.loras} at once, got {len(used)}")
     files, names = [], []
@@ -176,14 +177,15 @@ def known(key: object, shelf: Shelf, facts: Facts) -> LoraFile:
     return same[0] if same else on_shelf(shelf, facts, key)
 
 
-def entries(files: Sequence[LoraFile], on: dict[str, float] | None = None) -> list[dict[str, Any]]:
-    """Lines of the page's picker; `on` has the scale of each one that is switched on, by its id."""
-    on = on or {}
+def entries(facts: Facts, files: Sequence[LoraFile], on: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Lines of the page's picker, for LoRAs of a model; `on` has the scale of each one that is switched on,
+    by its id."""
     return [
         {
             "id": file.id,
             "name": file.name.removesuffix(SUFFIX),
             "layout": "x".join(map(str, file.layout)) if file.layout else "",
+            "model": facts.name,
             "scale": on.get(file.id, 1.0),
             "on": file.id in on,
         }
