@@ -14,7 +14,7 @@ from dit_heads.demo.page import QUIET
 
 def model_choice(models: Mapping[str, Facts]) -> gr.Radio:
     """The models of a page; hidden where there is one alone."""
-    choices = [(_title(facts), name) for name, facts in models.items()]
+    choices = [(_title(facts), facts.public) for facts in models.values()]
     return gr.Radio(choices, value=choices[0][1], label="Model", visible=len(choices) > 1)
 
 

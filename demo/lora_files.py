@@ -158,7 +158,7 @@ def chosen(value: object, shelf: Shelf, facts: Facts, limits: Limits) -> tuple[l
     """
     listed = value.get("loras") if isinstance(value, dict) else None
     lines = listed if isinstance(listed, list) else []
-    own = [each for each in lines if isinstance(each, dict) and each.get("model", facts.name) == facts.name]
+    own = [each for each in lines if isinstance(each, dict) and each.get("model", facts.public) == facts.public]
     used = [each for each in own if each.get("on")]
     if len(used) > limits.loras:
         raise InputError(f"loras: expected at most {limits.loras} at once, got {len(used)}")
@@ -185,7 +185,7 @@ def entries(facts: Facts, files: Sequence[LoraFile], on: Mapping[str, float]) ->
             "id": file.id,
             "name": file.name.removesuffix(SUFFIX),
             "layout": "x".join(map(str, file.layout)) if file.layout else "",
-            "model": facts.name,
+            "model": facts.public,
             "scale": on.get(file.id, 1.0),
             "on": file.id in on,
         }

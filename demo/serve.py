@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from typing import Any
 
@@ -41,9 +43,11 @@ def running(
         The address of the page.
 
     Raises:
-        InputError: if Gradio is missing, a model is not supported, or the port is taken.
+        InputError: if Gradio is missing, a model is not supported, two of them have one name, the port is
+            taken, or there is no public address.
     """
     limits = limits or Limits()
+    port = _usable_port(host, port)
     with tempfile.TemporaryDirectory(prefix="dit-heads-demo-") as folder:
         os.environ.update(LOCAL, GRADIO_TEMP_DIR=folder)
         gradio = _importing_gradio()
@@ -52,6 +56,7 @@ def running(
         from dit_heads.models import load_pipeline
 
         facts = {name: facts_of(name) for name in models}
+        _check_names([each.public for each in facts.values()])
         with Engine(loaders or {name: partial(load_pipeline, name) for name in models}, limits) as engine:
             engine.warm_up()
             gradio.join()
@@ -60,6 +65,11 @@ def running(
                 yield _launched(blocks, host, port, auth, share, limits)
             finally:
                 blocks.close(verbose=False)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if twins := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"model: expected models of different names, got two called '{twins[0]}'")
 
 
 def _importing_gradio() -> threading.Thread:
@@ -90,6 +100,21 @@ def _blocks(engine: Any, facts: Any) -> Any:
 def _launched(
     blocks: Any, host: str, port: int, auth: tuple[str, str] | None, share: bool, limits: Limits
 ) -> str:
+    blocks.queue(max_size=None, default_concurrency_limit=None)
+    where = {"server_name": host, "server_port": port, "auth": auth, "share": share}
+    try:
+        with redirect_stdout(io.StringIO()):  # Gradio prints addresses of its own
+            _, local, public = blocks.launch(**where, **_options(limits))
+    except OSError as error:
+        raise InputError(f"port: {host}:{port} cannot be used: {error}") from error
+    if share and not public:
+        raise InputError("share: there is no public address, as Gradio's tunnel cannot be reached from here")
+    if auth and blocks.mcp_server:
+        _sign_in(blocks.mcp_server_obj, local, auth)
+    return public or local
+
+
+def _options(limits: Limits) -> dict[str, Any]:
     from importlib.util import find_spec
 
     from starlette.middleware import Middleware
@@ -97,34 +122,40 @@ def _launched(
     from dit_heads.demo.app import look
     from dit_heads.demo.guard import Guard
 
-    blocks.queue(max_size=None, default_concurrency_limit=None)
-    most = max(limits.lora_bytes, 2 * limits.upload_bytes)
+    guard = Middleware(Guard, most=limits.request_bytes, small=limits.text_bytes)
+    return {
+        "mcp_server": find_spec("mcp") is not None,
+        "app_kwargs": {"middleware": [guard]},
+        "prevent_thread_lock": True,
+        "show_error": False,
+        "quiet": True,
+        "ssr_mode": False,
+        "run_history": False,
+        "enable_monitoring": False,
+        "footer_links": ["api"],
+        **look(),
+    }
+
+
+def _sign_in(mcp_server: Any, address: str, auth: tuple[str, str]) -> None:
+    """Give the MCP endpoint, which calls the page by http, the password of the page."""
+    from gradio_client import Client
+
+    options: dict[str, Any] = {"download_files": False, "verbose": False, "analytics_enabled": False}
+    mcp_server._client_instance = Client(
+        address, auth=auth, headers={"x-gradio-user": "mcp"}, _skip_components=False, **options
+    )
+
+
+def _usable_port(host: str, port: int) -> int:
+    """The port, or a free one for 0. Raises InputError, before anything is loaded, where none can be had."""
     try:
-        _, local, public = blocks.launch(
-            server_name=host,
-            server_port=port or _free_port(host),
-            auth=auth,
-            share=share,
-            max_file_size=limits.lora_bytes,
-            mcp_server=find_spec("mcp") is not None,
-            app_kwargs={"middleware": [Middleware(Guard, most=most)]},
-            prevent_thread_lock=True,
-            show_error=False,
-            quiet=True,
-            ssr_mode=False,
-            run_history=False,
-            enable_monitoring=False,
-            footer_links=["api"],
-            **look(),
-        )
-    except OSError as error:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+            return tried.getsockname()[1]
+    except socket.gaierror as error:
+        raise InputError(f"host: expected an address of this machine, got '{host}'") from error
+    except (OSError, UnicodeError) as error:
         raise InputError(f"port: {host}:{port} cannot be used: {error}") from error
-    return public or local
-
-
-def _free_port(host: str) -> int:
-    import socket
-
-    with socket.socket() as found:
-        found.bind((host, 0))
-        return found.getsockname()[1]

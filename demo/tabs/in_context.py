@@ -86,7 +86,7 @@ def first_rack(page: Page) -> dict[str, Any]:
     """The picker with the LoRAs that ship, the first example's switched on."""
     on = {set_form.examples()[0].lora: 1.0} if page.first.embedded else {}
     lines = [line for facts in page.models.values() for line in entries(facts, shipped(facts.name), on)]
-    return set_form.change(loras=lines, model=page.first.name)
+    return set_form.change(loras=lines, model=page.first.public)
 
 
 # --- drawing ---
@@ -99,9 +99,9 @@ def _drawing(page: Page) -> Any:
         """Stage, both recipes, and which of the buttons is shown."""
         job = None
         try:
-            facts = page.models[model]
+            facts = known_as(model, page.models)
             work = work_from(page, facts, board, rack, values)
-            job = page.engine.submit(model, work, visitor(request))
+            job = page.engine.submit(facts.name, work, visitor(request))
             async for view in job.follow():
                 yield _shown(view, facts)
         except InputError as error:
@@ -194,7 +194,7 @@ def _trying(event: gr.EventData) -> list[Any]:
 def _giving(page: Page) -> Any:
     def give(model: str, board: Any, event: gr.EventData) -> dict[str, Any]:
         try:
-            facts = page.models[model]
+            facts = known_as(model, page.models)
             layout = set_form.layout_from(facts, board, page.limits)
             picture = set_form.picture_from(event_data(event, "data"), page.limits)
             panel = set_form.fitted(facts, layout, picture)
@@ -226,7 +226,7 @@ def _keeping(page: Page) -> Any:
 def _bringing(page: Page) -> Any:
     def take_in(request: gr.Request, model: str, event: gr.EventData) -> dict[str, Any]:
         try:
-            facts, name = page.models[model], event_data(event, "name")
+            facts, name = known_as(model, page.models), event_data(event, "name")
             data = received(event_data(event, "data"), page.limits.lora_upload_bytes)
             file = bring(page.loras, facts, str(name), data, visitor(request), page.limits)
             return set_form.change(add=entries(facts, [file], {file.id: 1.0}), problem="")
@@ -238,9 +238,9 @@ def _bringing(page: Page) -> Any:
 
 def _switching(page: Page) -> Any:
     def switch(model: str) -> list[Any]:
-        facts = page.models[model]
+        facts = known_as(model, page.models)
         lines = set_form.layout_lines(facts, page.limits)
-        return [set_form.change(layouts=lines), set_form.change(model=facts.name)]
+        return [set_form.change(layouts=lines), set_form.change(model=facts.public)]
 
     return switch
 
@@ -283,8 +283,8 @@ def _opened(page: Page, image: Image.Image, kept: Mapping[str, Any], key: object
         note += f" \u00b7 It was drawn with {', '.join(missing)}: please bring the file, or train it, again."
     stage = {"state": "done", "note": note, "picture": picture}
     values = [getattr(settings, name) for name in NAMES]
-    rack = set_form.change(model=facts.name, on=on)
-    return [stage, facts.name, board, rack, *values, *_recipe(settings, given, facts)]
+    rack = set_form.change(model=facts.public, on=on)
+    return [stage, facts.public, board, rack, *values, *_recipe(settings, given, facts)]
 
 
 def _loras_of(facts: Facts, settings: SetSettings) -> tuple[dict[str, float], list[str]]:
