@@ -157,9 +157,8 @@ def chosen(value: object, shelf: Shelf, facts: Facts, limits: Limits) -> tuple[l
         InputError: for one that is not there, too many, and a scale beyond the limits.
     """
     listed = value.get("loras") if isinstance(value, dict) else None
-    lines = listed if isinstance(listed, list) else []
-    own = [each for each in lines if isinstance(each, dict) and each.get("model", facts.public) == facts.public]
-    used = [each for each in own if each.get("on")]
+    lines = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    used = [each for each in lines if each.get("on") and each.get("model", facts.public) == facts.public]
     if len(used) > limits.loras:
         raise InputError(f"loras: expected at most {limits.loras} at once, got {len(used)}")
     files, names = [], []

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,7 +48,8 @@ class Shelf:
 
     def __init__(self, what: str, count: int, size: int, seconds: float = 6 * 3600) -> None:
         self.what, self.count, self.size, self.seconds = what, count, size, seconds
-        self._root = tempfile.TemporaryDirectory(prefix="dit-heads-shelf-", ignore_cleanup_errors=True)
+        self._root = Path(tempfile.mkdtemp(prefix="dit-heads-shelf-"))
+        weakref.finalize(self, shutil.rmtree, self._root, ignore_errors=True)
         self._entries: OrderedDict[str, tuple[Entry, float]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -62,7 +64,7 @@ class Shelf:
             InputError: if it alone is too large.
         """
         key = secrets.token_urlsafe(16)
-        folder = Path(self._root.name) / key
+        folder = self._root / key
         folder.mkdir()
         try:
             about = fill(folder)
