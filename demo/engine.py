@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from dit_heads.demo.isolation import MAKING, Fingerprint, fingerprint, lent
@@ -15,6 +16,8 @@ from dit_heads.demo.sentences import LOG, sentence
 from dit_heads.errors import InputError
 
 Load = Callable[[], Any]
+ASIDE = "aside"
+"""Where jobs run that bring a model of their own, one after the other, beside those of the models."""
 
 
 class Engine:
@@ -32,18 +35,20 @@ class Engine:
     def __init__(self, loaders: Mapping[str, Load], limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self._workers = {name: Worker(name, load, self.limits) for name, load in loaders.items()}
+        slow = replace(self.limits, queue=self.limits.trainings, seconds=self.limits.training_seconds)
+        self._workers[ASIDE] = Worker(ASIDE, None, slow)
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
     def models(self) -> tuple[str, ...]:
-        return tuple(self._workers)
+        return tuple(name for name in self._workers if name != ASIDE)
 
     def submit(self, model: str, work: Work, owner: str | None = None) -> Job:
         """Queue a piece of work.
 
         Args:
-            model: the model whose pipeline it gets.
+            model: the model whose pipeline it gets; `ASIDE` for work that gets none.
             work: what to do with it.
             owner: who asks, for the limit of jobs that one visitor may have.
 
@@ -51,7 +56,7 @@ class Engine:
             InputError: for an unknown model, a full queue, or too many jobs of this owner.
         """
         if model not in self._workers:
-            raise InputError(f"model: expected one of {', '.join(self._workers)}, got '{model}'")
+            raise InputError(f"model: expected one of {', '.join(self.models)}, got '{model}'")
         with self._lock:
             self._forget()
             self._check_owner(owner)
@@ -103,9 +108,9 @@ class Engine:
 
 
 class Worker:
-    """One model and the thread that alone touches it."""
+    """One model and the thread that alone touches it; without `load`, a thread whose jobs get no model."""
 
-    def __init__(self, name: str, load: Load, limits: Limits) -> None:
+    def __init__(self, name: str, load: Load | None, limits: Limits) -> None:
         self.name, self._load, self._limits = name, load, limits
         self._waiting: deque[Job] = deque()
         self._running: Job | None = None
@@ -163,6 +168,8 @@ class Worker:
                 self._wake.wait()
 
     def _run(self, job: Job) -> None:
+        if self._load is None:
+            return job.run(None)
         try:
             if self._pipe is None:
                 job.update(note="The model is being loaded.")

@@ -29,8 +29,7 @@ def lent(pipe: Any, before_step: Callable[[], None]) -> Iterator[Any]:
     kept = dict(vars(pipe))
     hook = pipe.transformer.register_forward_pre_hook(lambda *_: before_step())
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.random.manual_seed(0)
+        with _own_random_state():
             pipe.scheduler = copy.deepcopy(pipe.scheduler)
             yield pipe
     finally:
@@ -39,6 +38,19 @@ def lent(pipe: Any, before_step: Callable[[], None]) -> Iterator[Any]:
             pipe.transformer.unload_lora()
         vars(pipe).clear()
         vars(pipe).update(kept)
+
+
+@contextmanager
+def _own_random_state() -> Iterator[None]:
+    """Seed torch's one random state, and put it back; never while another thread makes modules with it."""
+    with MAKING:
+        before = torch.random.get_rng_state()
+        torch.random.manual_seed(0)
+    try:
+        yield
+    finally:
+        with MAKING:
+            torch.random.set_rng_state(before)
 
 
 def fingerprint(pipe: Any) -> Fingerprint:

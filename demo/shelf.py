@@ -10,7 +10,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +90,12 @@ class Shelf:
             self._entries.move_to_end(entry.id)
             return entry
 
-    def drop(self, key: str) -> None:
-        """Delete a folder, if it is there."""
+    def entrust(self, key: str) -> None:
+        """Keep a folder after its session, as a job needs it."""
         with self._lock:
-            self._drop(key)
+            if key in self._entries:
+                entry, used = self._entries[key]
+                self._entries[key] = replace(entry, owner=None), used
 
     def leave(self, owner: str | None) -> None:
         """Delete all folders of a session."""
@@ -101,6 +103,7 @@ class Shelf:
             theirs = [e.id for e, _ in self._entries.values() if owner is not None and e.owner == owner]
             for key in theirs:
                 self._drop(key)
+            self._make_room()
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -46,3 +46,14 @@ function made(name, options = {}, ...children) {
   element.append(...children);
   return element;
 }
+
+// A button of a layout, with its panels as a small picture.
+function layoutChip({ rows, columns }, chosen, use) {
+  const icon = made("span", { className: "dh-mini", style: `--columns: ${columns}`, "aria-hidden": true });
+  for (let n = 0; n < rows * columns; n++) icon.append(made("i"));
+  const words = rows === 1 ? `${columns} side by side` : columns === 1 ? `${rows} one below the other` : `${rows} by ${columns}`;
+  const on = rows === chosen[0] && columns === chosen[1];
+  const chip = made("button", { type: "button", className: "dh-chip dh-layout", "aria-pressed": on, "aria-label": words, title: words }, icon);
+  chip.addEventListener("click", use);
+  return chip;
+}

@@ -40,25 +40,15 @@ function build() {
     chip.addEventListener("click", () => trigger("example", { number }));
     return chip;
   }));
-  find(".dh-layouts").replaceChildren(...state.layouts.map(chipOf));
-  find('[data-text="summary"]').value = state.summary;
-  find(".dh-panels").replaceChildren(...places().map(panel));
-  problem(state.problem);
-}
-
-function chipOf({ rows, columns }) {
-  const on = rows === state.layout[0] && columns === state.layout[1];
-  const icon = made("span", { className: "dh-mini", style: `--columns: ${columns}`, "aria-hidden": true });
-  for (let n = 0; n < rows * columns; n++) icon.append(made("i"));
-  const words = rows === 1 ? `${columns} side by side` : columns === 1 ? `${rows} one below the other` : `${rows} by ${columns}`;
-  const chip = made("button", { type: "button", className: "dh-chip dh-layout", "aria-pressed": on, "aria-label": words, title: words }, icon);
-  chip.addEventListener("click", () => {
-    state.layout = [rows, columns];
+  find(".dh-layouts").replaceChildren(...state.layouts.map((layout) => layoutChip(layout, state.layout, () => {
+    state.layout = [layout.rows, layout.columns];
     build();
     commit();
     root.querySelector('.dh-layout[aria-pressed="true"]').focus();
-  });
-  return chip;
+  })));
+  find('[data-text="summary"]').value = state.summary;
+  find(".dh-panels").replaceChildren(...places().map(panel));
+  problem(state.problem);
 }
 
 function panel(place, number) {
