@@ -224,10 +224,10 @@ def _going_on(page: Page) -> Callable[..., Any]:
         try:
             job = page.engine.job(kept if isinstance(kept, str) else "")
         except InputError:
+            yield _board({"state": "empty", "note": _IDLE}, over=True, kept="")
             return
-        if isinstance(job.work, Training):
-            async for shown in _followed(job):
-                yield shown
+        async for shown in _followed(job):
+            yield shown
 
     return go_on
 
@@ -241,9 +241,9 @@ async def _followed(job: Job) -> AsyncIterator[list[Any]]:
 
 
 def _board(board: dict[str, Any], over: bool, kept: str) -> list[Any]:
-    # With its label, as a tab that was not shown yet loses what is not sent again.
-    stop, use = gr.update(value="Stop", visible=not over), gr.update(visible=False)
-    return [{**board, "run": kept}, gr.update(visible=over), stop, use, kept]
+    # With their labels, as a tab that was not shown yet loses what is not sent again.
+    start, stop = gr.update(value="Train", visible=over), gr.update(value="Stop", visible=not over)
+    return [{**board, "run": kept}, start, stop, gr.update(visible=False), kept]
 
 
 def _shown(view: View) -> dict[str, Any]:
@@ -279,7 +279,7 @@ def _ended(found: Trained, kept: str) -> list[Any]:
         **_learned(found),
     }
     use = gr.update(value="Use it in In-context", visible=file is not None)
-    return [board, gr.update(visible=True), gr.update(visible=False), use, kept]
+    return [board, gr.update(value="Train", visible=True), gr.update(visible=False), use, kept]
 
 
 def _stopping(page: Page) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ pytest.importorskip("gradio")
 pytest.importorskip("matplotlib")
 
 from dit_heads.demo import hunting
+from dit_heads.demo.drawing import Drawing
 from dit_heads.demo.facts import facts_of
 from dit_heads.demo.limits import Limits
 from dit_heads.demo.page import Page
@@ -56,6 +57,18 @@ def test_a_search_is_cancelled_by_the_page_that_started_it(page):
     assert asyncio.run(start_and_cancel())[0]["state"] in ("cancelled", "done")
 
 
+def test_a_search_lets_pictures_go_first_and_finds_the_same(page, model, settings):
+    work = hunting.hunting(model, "a cat", "", "clip", 16, 2, page.limits)
+    alone = page.engine.submit(model, work).wait(60)
+    job, over = page.engine.submit(model, work), []
+    for seed in range(2):
+        page.engine.submit(model, Drawing(settings(seed=seed))).wait(60)
+        over.append(job.over)
+    found = job.wait(60)
+    assert over == [False, False]
+    assert (found.gains, found.sheet.tobytes()) == (alone.gains, alone.sheet.tobytes())
+
+
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
@@ -76,5 +89,7 @@ def test_a_style_stands_before_each_prompt(model):
     assert work.prompts == ("poster, a cat", "poster, a dog")
 
 
-def test_nobody_goes_on_with_a_search_that_is_not_there(page):
-    assert views(hunt._going_on(page)("")) == []
+def test_without_a_search_to_go_on_with_the_tab_is_as_it_was(page):
+    ((board, _, start, cancel, *_, kept),) = views(hunt._going_on(page)(""))
+    assert board["state"] == "empty" and board["note"] == hunt._IDLE and kept == ""
+    assert (start["value"], start["visible"], cancel["visible"]) == ("Search", True, False)
