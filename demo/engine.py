@@ -173,23 +173,27 @@ class Worker:
             return job
 
     def _run(self, job: Job) -> None:
-        if self._load is None:
-            return job.run(None)
         try:
-            if self._pipe is None:
-                job.update(note="The model is being loaded.")
-                with MAKING:
-                    self._pipe = self._load()
-                self._pipe.set_progress_bar_config(disable=True)
-                self._clean = fingerprint(self._pipe)
-            with lent(self._pipe, job.check) as paused:
-                job.run(self._pipe, lambda: self._others(job, paused))
+            if self._load is None:
+                job.run(None)
+            else:
+                self._lend(job, self._load)
         except Exception as error:  # the job's own errors end in `Job.run`
             self._pipe = None
             job.update(state="failed", note=sentence(error))
         self._check_clean()
         with self._wake:
             self._running.remove(job)
+
+    def _lend(self, job: Job, load: Load) -> None:
+        if self._pipe is None:
+            job.update(note="The model is being loaded.")
+            with MAKING:
+                self._pipe = load()
+            self._pipe.set_progress_bar_config(disable=True)
+            self._clean = fingerprint(self._pipe)
+        with lent(self._pipe, job.check) as paused:
+            job.run(self._pipe, lambda: self._others(job, paused))
 
     def _others(self, job: Job, paused: Pause) -> bool:
         """Do the jobs that wait and are not long, while `job` gives way; each of those there are now, so that

@@ -164,17 +164,10 @@ def _starting(page: Page) -> Callable[..., Any]:
 
 
 def training_from(
-    page: Page,
-    model: str,
-    source: str,
-    count: float,
-    drop: Any,
-    name: str,
-    steps: float,
-    rank: float,
-    seed: Any,
+    page: Page, model: str, source: str, count: object, drop: Any, name: object, *numbers: object
 ) -> Training:
-    """What a visitor asks for. Raises InputError for what does not fit."""
+    """What a visitor asks for; the numbers are steps, rank and seed. Raises InputError for what does not
+    fit."""
     facts = known_as(model, page.models)
     if facts.parameters > page.limits.trained_parameters:
         raise InputError("model: this one is too large to be trained here; `dit-heads train` does it")
@@ -197,12 +190,8 @@ def _example_sets(task: str, count: object) -> dict[str, Any]:
     if not isinstance(count, int | float) or not 1 <= count <= 100:
         raise InputError("sets: expected a number from 1 to 100")
     kind = task_of(task)
-    write = partial(_rendered, write_sets, task, int(count))
+    write = partial(write_sets, task, "train", int(count))
     return {"write": write, "rows": kind.rows, "columns": kind.columns}
-
-
-def _rendered(write_sets: Callable[..., None], task: str, count: int, folder: Path) -> None:
-    write_sets(task, "train", count, folder)
 
 
 def _own_sets(page: Page, facts: Facts, drop: Any) -> dict[str, Any]:
