@@ -74,19 +74,26 @@ def build(page: Page) -> None:
 
 
 def _first_board(page: Page) -> dict[str, Any]:
-    facts = page.first
-    first: dict[str, Any] = {"layouts": set_form.layout_lines(facts, page.limits)}
-    if facts.embedded:
-        kinds = set_form.examples()
-        first |= {**set_form.example_change(kinds[0]), "examples": [kind.name for kind in kinds]}
-    return set_form.change(**first)
+    first: dict[str, Any] = {"layouts": set_form.layout_lines(page.first, page.limits)}
+    if page.first.embedded:
+        first |= set_form.example_change(set_form.examples()[0])
+    return set_form.change(**{**first, "examples": example_names(page)})
+
+
+def example_names(page: Page) -> list[str]:
+    """The examples of a page; they are for the embedded models."""
+    return [kind.name for kind in set_form.examples()] if page.first.embedded else []
 
 
 def first_rack(page: Page) -> dict[str, Any]:
     """The picker with the LoRAs that ship, the first example's switched on."""
     on = {set_form.examples()[0].lora: 1.0} if page.first.embedded else {}
-    lines = [line for facts in page.models.values() for line in entries(facts, shipped(facts.name), on)]
-    return set_form.change(loras=lines, model=page.first.public)
+    return set_form.change(loras=rack_lines(page), on=on, model=page.first.public)
+
+
+def rack_lines(page: Page) -> list[dict[str, Any]]:
+    """The LoRAs that ship for the models of a page."""
+    return [line for facts in page.models.values() for line in entries(facts, shipped(facts.name), {})]
 
 
 # --- drawing ---

@@ -23,6 +23,7 @@ from dit_heads.demo.lora_files import entries, plain_name
 from dit_heads.demo.page import QUIET, Page, visitor
 from dit_heads.demo.sentences import note_of, sentence
 from dit_heads.demo.set_files import ROOT, Looked, bring_sets, copied, look
+from dit_heads.demo.tabs.in_context import example_names, rack_lines
 from dit_heads.demo.training import Learning, Trained, Training, check_training
 from dit_heads.errors import InputError
 from dit_heads.loras.sets.captions import JointCaption, check_caption
@@ -293,20 +294,20 @@ def _using(page: Page) -> Callable[..., Any]:
             page.loras.get(found.lora.id)
         except InputError as error:
             raise gr.Error(sentence(error), print_exception=False) from error
-        rack = set_form.change(
-            add=entries(facts, [found.lora], {}), on={found.lora.id: 1.0}, model=facts.public, problem=""
-        )
+        # Whole, as a tab that was not shown yet has lost what it had.
+        lines = [*rack_lines(page), *entries(facts, [found.lora], {})]
+        rack = set_form.change(add=lines, on={found.lora.id: 1.0}, model=facts.public, problem="")
         return [gr.Tabs(selected="in-context"), facts.public, _board_of(page, facts, work, found), rack]
 
     return use
 
 
 def _board_of(page: Page, facts: Facts, work: Training, found: Trained) -> dict[str, Any]:
-    layouts = set_form.layout_lines(facts, page.limits)
+    whole = {"layouts": set_form.layout_lines(facts, page.limits), "examples": example_names(page)}
     try:
         caption = check_caption(found.caption, work.rows, work.columns)
     except InputError:
         caption = None
     if isinstance(caption, JointCaption):
-        return {**set_form.filled(work.rows, work.columns, caption, {}), "layouts": layouts}
-    return set_form.change(layouts=layouts, layout=[work.rows, work.columns], given={})
+        return {**set_form.filled(work.rows, work.columns, caption, {}), **whole}
+    return set_form.change(**whole, layout=[work.rows, work.columns], given={})
