@@ -54,7 +54,8 @@ def add_api(page: Page) -> None:
         Returns:
             A PNG with its settings inside, as a data URI.
         """
-        asked = {"prompt": prompt, "heads": heads.strip() or None, "scale": scale, "softness": softness}
+        chosen = (heads.strip() or None) if isinstance(heads, str) else heads
+        asked = {"prompt": prompt, "heads": chosen, "scale": scale, "softness": softness}
         asked |= {"perturbation": perturbation, "region": region, "start": start, "stop": stop}
         asked |= {"negative_prompt": negative_prompt, "guidance_scale": guidance_scale}
         return await _drawn(page, model, asked | {"steps": steps, "seed": seed}, visitor(request))

@@ -66,8 +66,9 @@ def presets_of(name: str) -> list[PresetFile]:
     return [file for file in shipped_presets() if file.model in alike]
 
 
-def known_as(public: str, models: Mapping[str, Facts]) -> Facts:
+def known_as(public: object, models: Mapping[str, Facts]) -> Facts:
     """The model that visitors see under a name. Raises InputError for one that the page does not have."""
+    public = str(public)
     same = {facts.public: facts for facts in models.values()}
     if public in EMBEDDED:
         same |= {alias: f for alias in EMBEDDED for f in models.values() if _alike(alias, f.name)}

@@ -41,6 +41,8 @@ class Limits:
     """Pixels of a picture that is given."""
     text_bytes: Count = 256 * 2**10
     """Size of a file of heads."""
+    request_bytes: Count = 68 * 2**20
+    """Size of an event of the page, its files as base64 text among it."""
 
 
 def check_text(limits: Limits, **texts: str) -> None:

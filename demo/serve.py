@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import inspect
+import io
 import os
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import partial
 from typing import Any
 
@@ -41,25 +45,36 @@ def running(
         The address of the page.
 
     Raises:
-        InputError: if Gradio is missing, a model is not supported, or the port is taken.
+        InputError: if Gradio is missing, a model is not supported, two of them have one name, the port is
+            taken, or there is no public address.
     """
     limits = limits or Limits()
-    with tempfile.TemporaryDirectory(prefix="dit-heads-demo-") as folder:
+    port = _usable_port(host, port)
+    with tempfile.TemporaryDirectory(prefix="dit-heads-demo-") as folder, ExitStack() as start:
         os.environ.update(LOCAL, GRADIO_TEMP_DIR=folder)
+        start.enter_context(_without_collecting())
         gradio = _importing_gradio()
         from dit_heads.demo.engine import Engine
         from dit_heads.demo.facts import facts_of
         from dit_heads.models import load_pipeline
 
         facts = {name: facts_of(name) for name in models}
+        _check_names([each.public for each in facts.values()])
         with Engine(loaders or {name: partial(load_pipeline, name) for name in models}, limits) as engine:
             engine.warm_up()
             gradio.join()
             blocks = _blocks(engine, facts)
             try:
-                yield _launched(blocks, host, port, auth, share, limits)
+                address = _launched(blocks, host, port, auth, share, limits)
+                start.close()
+                yield address
             finally:
                 blocks.close(verbose=False)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if twins := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"model: expected models of different names, got two called '{twins[0]}'")
 
 
 def _importing_gradio() -> threading.Thread:
@@ -73,11 +88,44 @@ def _importing_gradio() -> threading.Thread:
         raise InputError("demo: Gradio is missing: pip install 'dit-heads[demo]'") from error
 
     def load() -> None:
-        import gradio  # noqa: F401
+        with _without_stubs():
+            import gradio  # noqa: F401
 
     thread = threading.Thread(target=load)
     thread.start()
     return thread
+
+
+@contextmanager
+def _without_collecting() -> Iterator[None]:
+    """No garbage is looked for while modules are imported, which so takes a fifth less time. What they have
+    made by the end is never looked through again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.freeze()
+            gc.enable()
+
+
+@contextmanager
+def _without_stubs() -> Iterator[None]:
+    """At each import Gradio parses the source of all its components, to write stubs for editors beside it,
+    which takes as long as the rest. It does without for classes whose file is not known."""
+    known = inspect.getfile
+
+    def getfile(thing: Any) -> str:
+        if isinstance(thing, type) and thing.__module__.startswith("gradio."):
+            raise OSError("no stubs")
+        return known(thing)
+
+    inspect.getfile = getfile
+    try:
+        yield
+    finally:
+        inspect.getfile = known
 
 
 def _blocks(engine: Any, facts: Any) -> Any:
@@ -90,6 +138,21 @@ def _blocks(engine: Any, facts: Any) -> Any:
 def _launched(
     blocks: Any, host: str, port: int, auth: tuple[str, str] | None, share: bool, limits: Limits
 ) -> str:
+    blocks.queue(max_size=None, default_concurrency_limit=None)
+    where = {"server_name": host, "server_port": port, "auth": auth, "share": share}
+    try:
+        with redirect_stdout(io.StringIO()):  # Gradio prints addresses of its own
+            _, local, public = blocks.launch(**where, **_options(limits))
+    except OSError as error:
+        raise InputError(f"port: {host}:{port} cannot be used: {error}") from error
+    if share and not public:
+        raise InputError("share: there is no public address, as Gradio's tunnel cannot be reached from here")
+    if auth and blocks.mcp_server:
+        _sign_in(blocks.mcp_server_obj, local, auth)
+    return public or local
+
+
+def _options(limits: Limits) -> dict[str, Any]:
     from importlib.util import find_spec
 
     from starlette.middleware import Middleware
@@ -97,34 +160,40 @@ def _launched(
     from dit_heads.demo.app import look
     from dit_heads.demo.guard import Guard
 
-    blocks.queue(max_size=None, default_concurrency_limit=None)
-    most = max(limits.lora_bytes, 2 * limits.upload_bytes)
+    guard = Middleware(Guard, most=limits.request_bytes, small=limits.text_bytes)
+    return {
+        "mcp_server": find_spec("mcp") is not None,
+        "app_kwargs": {"middleware": [guard]},
+        "prevent_thread_lock": True,
+        "show_error": False,
+        "quiet": True,
+        "ssr_mode": False,
+        "run_history": False,
+        "enable_monitoring": False,
+        "footer_links": ["api"],
+        **look(),
+    }
+
+
+def _sign_in(mcp_server: Any, address: str, auth: tuple[str, str]) -> None:
+    """Give the MCP endpoint, which calls the page by http, the password of the page."""
+    from gradio_client import Client
+
+    options: dict[str, Any] = {"download_files": False, "verbose": False, "analytics_enabled": False}
+    mcp_server._client_instance = Client(
+        address, auth=auth, headers={"x-gradio-user": "mcp"}, _skip_components=False, **options
+    )
+
+
+def _usable_port(host: str, port: int) -> int:
+    """The port, or a free one for 0. Raises InputError, before anything is loaded, where none can be had."""
     try:
-        _, local, public = blocks.launch(
-            server_name=host,
-            server_port=port or _free_port(host),
-            auth=auth,
-            share=share,
-            max_file_size=limits.lora_bytes,
-            mcp_server=find_spec("mcp") is not None,
-            app_kwargs={"middleware": [Middleware(Guard, most=most)]},
-            prevent_thread_lock=True,
-            show_error=False,
-            quiet=True,
-            ssr_mode=False,
-            run_history=False,
-            enable_monitoring=False,
-            footer_links=["api"],
-            **look(),
-        )
-    except OSError as error:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+            return tried.getsockname()[1]
+    except socket.gaierror as error:
+        raise InputError(f"host: expected an address of this machine, got '{host}'") from error
+    except (OSError, UnicodeError) as error:
         raise InputError(f"port: {host}:{port} cannot be used: {error}") from error
-    return public or local
-
-
-def _free_port(host: str) -> int:
-    import socket
-
-    with socket.socket() as found:
-        found.bind((host, 0))
-        return found.getsockname()[1]

@@ -78,8 +78,8 @@ def build(page: Page) -> None:
 
 
 def _model(page: Page) -> gr.Radio:
-    choices = [(_title(facts), name) for name, facts in page.models.items()]
-    return gr.Radio(choices, value=page.first.name, label="Model", visible=len(choices) > 1)
+    choices = [(_title(facts), facts.public) for facts in page.models.values()]
+    return gr.Radio(choices, value=page.first.public, label="Model", visible=len(choices) > 1)
 
 
 def _title(facts: Facts) -> str:
@@ -197,11 +197,11 @@ def _drawing(page: Page) -> Any:
         """Stage, both recipes, and which of the buttons is shown."""
         job = None
         try:
-            facts = page.models[model]
+            facts = known_as(model, page.models)
             settings = settings_from(facts, chosen_text(heads), values)
             check_settings(settings, page.limits)
             work = Drawing(settings, compare=True, cache=page.cache)
-            job = page.engine.submit(model, work, visitor(request))
+            job = page.engine.submit(facts.name, work, visitor(request))
             async for view in job.follow():
                 yield _shown(view, facts)
         except InputError as error:
@@ -289,7 +289,7 @@ def _preset(event: gr.EventData) -> list[Any]:
 
 def _switching(page: Page) -> Any:
     def switch(model: str) -> list[Any]:
-        facts = page.models[model]
+        facts = known_as(model, page.models)
         first = _first_strength(facts)
         return [map_value(facts, _first_heads(facts)), first["scale"], first["softness"]]
 
@@ -301,7 +301,7 @@ def _picking(page: Page) -> Any:
         try:
             return _taken(page, _checked(page, event_data(event, "settings")))
         except InputError as error:
-            raise gr.Error(sentence(error)) from error
+            raise gr.Error(sentence(error), print_exception=False) from error
 
     return pick
 
@@ -331,7 +331,7 @@ def _checked(page: Page, kept: object) -> tuple[Facts, Settings]:
     """
     if not isinstance(kept, dict):
         raise InputError("picture: expected its settings, got none")
-    facts = known_as(str(kept.get("model", "")), page.models)
+    facts = known_as(kept.get("model", ""), page.models)
     settings = settings_of({**kept, "model": facts.name}, Path("this picture"))
     check_settings(settings, page.limits)
     return facts, settings
@@ -341,4 +341,4 @@ def _taken(page: Page, found: tuple[Facts, Settings]) -> list[Any]:
     """Model, head map, controls and recipes as settings say."""
     facts, settings = found
     scores = map_value(facts, settings.heads or "")
-    return [facts.name, scores, *_controls(settings), *_recipe(settings, facts)]
+    return [facts.public, scores, *_controls(settings), *_recipe(settings, facts)]

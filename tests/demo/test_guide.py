@@ -34,8 +34,8 @@ def values(**changes):
 
 def drawn(page, model, heads="L1", **changes):
     async def all_of():
-        draw = guide._drawing(page)
-        return [shown async for shown in draw(ANN, model, {"text": heads}, *values(**changes))]
+        draw, name = guide._drawing(page), page.models[model].public
+        return [shown async for shown in draw(ANN, name, {"text": heads}, *values(**changes))]
 
     return asyncio.run(all_of())
 
@@ -83,7 +83,7 @@ def test_a_picture_that_is_dropped_sets_the_controls(page, model):
     *_, last = drawn(page, model, "L2", scale=5.0, seed=11)
     event = SimpleNamespace(_data={"data": last[0]["picture"]["after"].partition(",")[2]})
     stage, name, heads, *rest = guide._opening(page)(model, event)
-    assert stage["state"] == "done" and name == model and heads["text"] == "L2"
+    assert stage["state"] == "done" and name == "tiny" and heads["text"] == "L2"
     assert dict(zip(guide.NAMES, rest, strict=False))["scale"] == 5.0
     assert rest[-2] == last[1]
 
