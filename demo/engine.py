@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from dit_heads.demo.isolation import MAKING, State, state_of, lent
+from dit_heads.demo.isolation import MAKING, State, lent, state_of
 from dit_heads.demo.jobs import Job, Work
 from dit_heads.demo.limits import Limits
 from dit_heads.demo.sentences import LOG, sentence

@@ -207,8 +207,8 @@ def _widened_unless_it_fails(transformer: Any, extra: int) -> Iterator[None]:
 
 @contextmanager
 def _undone_on_error(transformer: Any, name: str) -> Iterator[None]:
-    """What was put in for an adapter leaves if its load ends halfway, and the adapters that were active before
-    are again. diffusers does a part of this after an error, and nothing after Ctrl-C."""
+    """What was put in for an adapter leaves if its load ends halfway, and the adapters that were active
+    before are again. diffusers does a part of this after an error, and nothing after Ctrl-C."""
     kind = require_peft().tuners.tuners_utils.BaseTunerLayer
     active = {at: layer.active_adapters for at, layer in _instances(transformer, kind)}
     try:

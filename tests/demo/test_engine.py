@@ -11,7 +11,7 @@ import torch
 from dit_heads import HeadGuidance
 from dit_heads.demo.drawing import Drawing, Lora
 from dit_heads.demo.engine import Engine
-from dit_heads.demo.isolation import state_of, lent
+from dit_heads.demo.isolation import lent, state_of
 from dit_heads.demo.jobs import Cancelled
 from dit_heads.demo.limits import Limits
 from dit_heads.errors import InputError
