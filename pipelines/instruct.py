@@ -41,9 +41,10 @@ REFUSED = {
 
 @dataclass
 class InstructPipelineOutput(BaseOutput):
-    """`images` as `output_type` asks, each of the size of its source."""
+    """What a call of `InstructPipeline` returns."""
 
     images: Any
+    """Pictures as `output_type` asks, each of the size of its source."""
 
 
 class InstructPipeline(VisionTasks):
@@ -149,7 +150,15 @@ class InstructPipeline(VisionTasks):
         return self.pipe.vae_scale_factor * pipelines_of(self.pipe.transformer).patch
 
     def frame(self, sources: list[Pixels], longest: int) -> Frame:
-        """How sources of one size are read. Raises InputError for several sizes, and for one too large."""
+        """How sources of one size are read.
+
+        Args:
+            sources: Pictures [3, h, w].
+            longest: The longest side in pixels that the model works at, 0 for that of the sources.
+
+        Raises:
+            InputError: for several sizes, and for a size that the model cannot place.
+        """
         sizes = list(dict.fromkeys((s.shape[1], s.shape[2]) for s in sources))
         if len(sizes) > 1:
             found = " and ".join(f"{height} x {width}" for height, width in sizes[:2])
@@ -165,7 +174,14 @@ class InstructPipeline(VisionTasks):
         return frame
 
     def latents(self, pictures: list[Pixels]) -> Float[Tensor, "n C h w"]:
-        """Latents of pictures, by the posterior's mean, so that no random number is used up."""
+        """Encode pictures by the posterior's mean, so that no random number is used up.
+
+        Args:
+            pictures: Each [3, h, w] in [0, 1], of a size that the model reads.
+
+        Returns:
+            Latents as the transformer reads them.
+        """
         pipe = self.pipe
         device, dtype = pipe._execution_device, pipe.vae.dtype
         found = [encoded(pipe.vae, 2 * each[None].to(device, dtype) - 1) for each in pictures]

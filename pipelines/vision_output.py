@@ -25,12 +25,13 @@ STRENGTH = 0.5  # of colours laid over a picture
 class VisionOutput(BaseOutput):
     """Answers to one question about n pictures.
 
-    annotations: one a picture, see `dit_heads.tasks.annotations`.
-    prediction: the same as numbers. Labels of pixels [n, h, w, 1] (0 is none of the classes), metres
-        [n, h, w, 1] (inf is sky, nan unknown), probabilities [n, answers], and for each picture boxes
-        [k, 4] or masks [k, h, w]. "pt" has channels first. A list, where pictures differ in size.
-    uncertainty: of each number of `prediction` (of boxes: of each box), None without an ensemble.
-    image: what the model painted about each picture, [members, h, w, 3] in [0, 1].
+    Attributes:
+        annotations: one a picture, see `dit_heads.tasks.annotations`.
+        prediction: the same as numbers. Labels of pixels [n, h, w, 1] (0 is none of the classes), metres
+            [n, h, w, 1] (inf is sky, nan unknown), probabilities [n, answers], and for each picture boxes
+            [k, 4] or masks [k, h, w]. "pt" has channels first. A list, where pictures differ in size.
+        uncertainty: of each number of `prediction` (of boxes: of each box), None without an ensemble.
+        image: what the model painted about each picture, [members, h, w, 3] in [0, 1].
     """
 
     annotations: list[Any]
@@ -39,12 +40,25 @@ class VisionOutput(BaseOutput):
     image: list[np.ndarray]
 
     def visualize(self, image: Any) -> list[Image.Image]:
-        """The answers to look at: masks and boxes on their pictures, depth in colours, classes as text."""
+        """Show the answers: masks and boxes on their pictures, depth in colours, classes as text.
+
+        Args:
+            image: The pictures that were asked about, as they were given.
+        """
         pairs = zip(self.annotations, pictures_of(image), strict=True)
         return [visualized(found, source.permute(1, 2, 0).numpy()) for found, source in pairs]
 
     def coco(self, ids: Sequence[int], categories: Mapping[str, int]) -> list[dict[str, Any]]:
-        """Boxes and masks as results of COCO: `ids` of the pictures, and ids of categories by name."""
+        """Give boxes and masks in the form of COCO's results.
+
+        Args:
+            ids: COCO's id of each picture.
+            categories: COCO's id of each class, by name.
+
+        Raises:
+            InputError: for another number of ids than of pictures, other answers than boxes and instances,
+                and a class without an id.
+        """
         if len(ids) != len(self.annotations):
             raise InputError(f"ids: expected {len(self.annotations)}, one a picture, got {len(ids)}")
         return [

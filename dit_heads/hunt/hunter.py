@@ -79,7 +79,15 @@ class HeadHunter:
         *,
         candidates: HeadSet | str | None = None,
     ) -> HeadHunter:
-        """A search whose pipeline and objective only the workers of `backend` hold."""
+        """A search whose pipeline and objective only the workers of `backend` hold.
+
+        Args:
+            backend: what draws and scores, such as `cluster.Cluster`.
+            prompts, folder, config, candidates: as for a search in this process.
+
+        Raises:
+            InputError: for bad arguments.
+        """
         hunter = cls.__new__(cls)
         _check_prompts(prompts)
         hunter._start(backend, prompts, folder, config, candidates)
@@ -130,7 +138,14 @@ class HeadHunter:
         return fast_round(self._evaluator, left, chosen, slopes, done)
 
     def write(self, result: Result) -> list[Path]:
-        """Write everything that shows a result into the folder of the search; see `report.write_result`."""
+        """Write everything that shows a result into the folder of the search; see `report.write_result`.
+
+        Args:
+            result: what `run` returned.
+
+        Returns:
+            The files.
+        """
         return write_result(self.folder, result, self.pairs, self.curve(result), self.sheet(result))
 
     def cost(self) -> ScreenCost | None:
@@ -140,7 +155,14 @@ class HeadHunter:
         return self.backend.cost(self.pairs[0][0], len(self.pairs), self.config.micro_batch)
 
     def curve(self, result: Result) -> list[list[float]]:
-        """Scores of the first 0, 1, 2 ... chosen heads, one for each pair."""
+        """Scores of the first 0, 1, 2 and so on of the chosen heads.
+
+        Args:
+            result: what `run` returned.
+
+        Returns:
+            A list for each number of heads, with a score for each pair.
+        """
         return self.scores([_set_of(result.chosen[:n]) for n in range(len(result.chosen) + 1)])
 
     def scores(
@@ -163,7 +185,15 @@ class HeadHunter:
             return self._evaluator.scores(sets, self.pairs, bar.update, strength)
 
     def sheet(self, result: Result, rows: int = 5) -> Image.Image:
-        """Pictures without heads and after each round (columns) of the first pairs (rows)."""
+        """Pictures without heads and after each round, side by side.
+
+        Args:
+            result: what `run` returned.
+            rows: number of pairs that are shown, from the first.
+
+        Returns:
+            A sheet with a row for each pair and a column for each round.
+        """
         after = itertools.accumulate((found.chosen for found in result.rounds), initial=())
         pairs = self.pairs[:rows]
         cells = [self.draw(_set_of(heads), pairs) for heads in after]
@@ -173,7 +203,13 @@ class HeadHunter:
     def draw(
         self, heads: HeadSet | None, pairs: Sequence[Pair], strength: Strength | None = None
     ) -> list[Image.Image]:
-        """Pictures of (prompt, seed) pairs with a head set; the strength is that of the search by default."""
+        """Draw pictures with a head set.
+
+        Args:
+            heads: the heads; None stands for no guidance.
+            pairs: (prompt, seed) of each picture.
+            strength: scale and softness. Default: those of the search.
+        """
         return self._evaluator.pictures(heads, pairs, strength)
 
 

@@ -11,7 +11,7 @@ import torch
 from dit_heads import HeadGuidance
 from dit_heads.demo.drawing import Drawing, Lora
 from dit_heads.demo.engine import Engine
-from dit_heads.demo.isolation import fingerprint, lent
+from dit_heads.demo.isolation import lent, state_of
 from dit_heads.demo.jobs import Cancelled
 from dit_heads.demo.limits import Limits
 from dit_heads.errors import InputError
@@ -113,7 +113,7 @@ def test_requests_at_once_get_the_pictures_of_lone_runs(roomy, model, settings, 
 def test_a_pipeline_is_bit_for_bit_as_before_after_every_kind_of_job(model, settings, loras):
     pipe = tiny_pipeline()
     pipe.set_progress_bar_config(disable=True)
-    before, weights = fingerprint(pipe), {k: v.clone() for k, v in pipe.transformer.state_dict().items()}
+    before, weights = state_of(pipe), {k: v.clone() for k, v in pipe.transformer.state_dict().items()}
 
     class Job:
         view = None
@@ -135,7 +135,7 @@ def test_a_pipeline_is_bit_for_bit_as_before_after_every_kind_of_job(model, sett
                 drawing(pipe, job)
         except Cancelled:
             assert stop == 1
-        assert fingerprint(pipe) == before
+        assert state_of(pipe) == before
     after = pipe.transformer.state_dict()
     assert after.keys() == weights.keys()
     assert all(torch.equal(after[name], weights[name]) for name in weights)
