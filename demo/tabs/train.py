@@ -81,7 +81,8 @@ def build(page: Page) -> None:
     drop.check(_checking(page), [model, drop], [drop], **QUIET)
     start.click(_starting(page), [model, source, count, drop, name, steps, rank, seed], outputs, **QUIET)
     stop.click(_stopping(page), [kept], None, **QUIET)
-    use.click(_using(page), [kept], [page.tabs, *page.rack], **QUIET)
+    in_context: list[Any] = [page.tabs, *page.rack]
+    use.click(_using(page), [kept], in_context, **QUIET)
     page.on_load.append((_going_on(page), [kept], outputs, REMEMBERED))
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -26,7 +27,7 @@ def page(roomy, model):
     return Page(roomy, {model: facts_of(model)})
 
 
-def event(**data):
+def event(**data) -> Any:
     return SimpleNamespace(_data=data)
 
 

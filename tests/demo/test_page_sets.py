@@ -78,12 +78,15 @@ def describe(page, *texts):
         page.fill(f'#dh-set-board textarea[data-text="{number}"]', text)
 
 
-def steps(page, count):
-    if not page.get_by_label("number input for Steps").nth(1).is_visible():
-        page.locator("#dh-set-board").locator("xpath=ancestor::*[contains(@class,'column')][1]").get_by_role(
-            "button", name="More settings"
-        ).click()
-    field = page.locator(".dh-columns").nth(2).get_by_label("number input for Steps")
+def columns(page, part):
+    """The tab that a part is in."""
+    return page.locator(".dh-columns").filter(has=page.locator(part))
+
+
+def steps(page, count, part="#dh-set-board"):
+    field = columns(page, part).get_by_label("number input for Steps")
+    if not field.is_visible():
+        columns(page, part).get_by_role("button", name="More settings").click()
     field.fill(str(count))
     field.press("Tab")
 
@@ -179,9 +182,7 @@ def test_from_a_zip_to_a_lora_that_is_used_by_one_click_after_a_reload(visit):
     bring(page, sets(2, (128, 128)))
     page.get_by_text("2 sets, ready to learn from.").wait_for()
     page.fill("#dh-train-name input, #dh-train-name textarea", "mine")
-    field = page.locator(".dh-columns").nth(3).get_by_label("number input for Steps")
-    field.fill("600")
-    field.press("Tab")
+    steps(page, 600, "#dh-train")
     page.click("#dh-train")
     state(page, TRAINING, "running")
     page.reload()
