@@ -189,19 +189,7 @@ class InstructPipeline(VisionTasks):
         return torch.cat(found)
 
     def _check_names(self, call: Mapping[str, Any]) -> None:
-        """Refuse arguments that are not the pipeline's, or contradict the source."""
-        theirs = inspect.signature(self.pipe.__call__).parameters
-        ours = [name for name in inspect.signature(InstructPipeline.__call__).parameters if name != "self"]
-        is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in theirs.values())
-        for name, value in call.items():
-            if name in REFUSED and value is not None:
-                raise InputError(f"{name}: expected none, since {REFUSED[name]}, got {type(value).__name__}")
-            if name not in theirs and not is_open:
-                near = difflib.get_close_matches(name, [*ours, *theirs], 1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                kind = type(self.pipe).__name__
-                raise InputError(f"{name}: InstructPipeline and its {kind} take no such argument{hint}")
-        whole_number("num_inference_steps", call.get("num_inference_steps", 1), 1)
+        _check_arguments(self.pipe, call)
 
     def _image_scale(self, scale: float | None) -> float:
         if scale is None:
@@ -248,6 +236,22 @@ def _advice(conditioning: str, channels: int) -> str:
     if conditioning == "tokens":
         return f"choose '{other}'"
     return f"load a LoRA of the instruct task, widen(pipe.transformer, {channels}), or choose '{other}'"
+
+
+def _check_arguments(pipe: Any, call: Mapping[str, Any]) -> None:
+    """Refuse arguments that are not the pipeline's, or contradict the source."""
+    theirs = inspect.signature(pipe.__call__).parameters
+    ours = [name for name in inspect.signature(InstructPipeline.__call__).parameters if name != "self"]
+    is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in theirs.values())
+    for name, value in call.items():
+        if name in REFUSED and value is not None:
+            raise InputError(f"{name}: expected none, since {REFUSED[name]}, got {type(value).__name__}")
+        if name not in theirs and not is_open:
+            near = difflib.get_close_matches(name, [*ours, *theirs], 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            kind = type(pipe).__name__
+            raise InputError(f"{name}: InstructPipeline and its {kind} take no such argument{hint}")
+    whole_number("num_inference_steps", call.get("num_inference_steps", 1), 1)
 
 
 def _check_call(output_type: str, count: Any, longest: Any) -> None:

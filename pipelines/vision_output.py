@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw
 from dit_heads.errors import InputError
 from dit_heads.io.atomic import atomic_file
 from dit_heads.pipelines.sources import pictures_of
-from dit_heads.tasks.annotations import Annotation, Boxes, Depth, Instances, Labels, Segmentation, box_of
+from dit_heads.tasks.annotations import Annotation, Boxes, Depth, Instances, Labels, Segmentation
+from dit_heads.tasks.coco import coco_entries
 from dit_heads.tasks.palette import instance_colours
 
 STRENGTH = 0.5  # of colours laid over a picture
@@ -62,7 +63,9 @@ class VisionOutput(BaseOutput):
         if len(ids) != len(self.annotations):
             raise InputError(f"ids: expected {len(self.annotations)}, one a picture, got {len(ids)}")
         return [
-            entry for i, a in zip(ids, self.annotations, strict=True) for entry in _coco(a, i, categories)
+            entry
+            for i, each in zip(ids, self.annotations, strict=True)
+            for entry in coco_entries(each, i, categories)
         ]
 
 
@@ -189,28 +192,3 @@ def save_depth_png(depth: Depth, path: str | Path, scale: float = 256.0) -> None
     values = np.where(depth.valid, np.maximum(np.round(known), 1), 0).astype(np.uint16)
     with atomic_file(Path(path)) as file:
         Image.fromarray(values).save(file, format="PNG")
-
-
-def _coco(annotation: Any, image: int, categories: Mapping[str, int]) -> list[dict[str, Any]]:
-    if not isinstance(annotation, Boxes | Instances):
-        raise InputError(f"coco: expected boxes or instances, got {type(annotation).__name__}")
-    if unknown := sorted(set(annotation.classes) - categories.keys()):
-        raise InputError(f"categories: expected an id for each class, got none for {', '.join(unknown)}")
-    entries = []
-    for k, (name, score) in enumerate(zip(annotation.classes, annotation.scores, strict=True)):
-        own = box_of(annotation.masks[k]) if isinstance(annotation, Instances) else annotation.boxes[k]
-        x0, y0, x1, y1 = (float(value) for value in own)
-        entry = {"image_id": image, "category_id": categories[name], "score": float(score)}
-        entry["bbox"] = [x0, y0, x1 - x0, y1 - y0]
-        if isinstance(annotation, Instances):
-            entry["segmentation"] = run_lengths(annotation.masks[k])
-        entries.append(entry)
-    return entries
-
-
-def run_lengths(mask: np.ndarray) -> dict[str, Any]:
-    """A mask as COCO's uncompressed run lengths: column by column, beginning with how many are outside."""
-    flat = np.concatenate([[False], mask.T.reshape(-1)])
-    changes = np.flatnonzero(flat[1:] != flat[:-1])
-    counts = np.diff(np.concatenate([[0], changes, [mask.size]]))
-    return {"size": [int(side) for side in mask.shape], "counts": [int(count) for count in counts]}
