@@ -90,4 +90,6 @@ def test_a_style_stands_before_each_prompt(model):
 
 
 def test_nobody_goes_on_with_a_search_that_is_not_there(page):
-    assert views(hunt._going_on(page)("")) == []
+    [(board, _, start, cancel, *_)] = views(hunt._going_on(page)(""))
+    assert board["state"] == "empty" and board["note"] == hunt._IDLE
+    assert (start["value"], start["visible"], cancel["visible"]) == ("Search", True, False)
