@@ -42,8 +42,9 @@ def open_tabs(page):
     for name in page.get_by_role("tab").all_inner_texts():
         page.get_by_role("tab", name=name, exact=True).click()
         page.wait_for_timeout(200)
-        for folded in page.locator("button.label-wrap:not(.open):visible").all():
-            folded.click()
+        folded = page.locator("button.label-wrap:not(.open):visible")
+        while folded.count():
+            folded.first.click()
         page.wait_for_timeout(300)
         yield name
 

@@ -81,7 +81,7 @@ def visit(browser, address):
     def open_page(**options):
         context = browser.new_context(**{**WIDE, **options})
         page = context.new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(30_000)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.goto(address)
         page.wait_for_selector("#dh-head-map .dh-cell")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.demo.browsing import PHONE, WIDE, findings, open_tabs, picture, settings_in, state
+from tests.demo.browsing import PHONE, WIDE, ask, findings, open_tabs, picture, settings_in, state
 
 pytest.importorskip("gradio")
 pytest.importorskip("axe_playwright_python")
@@ -18,7 +18,7 @@ def test_axe_finds_nothing_serious_when_the_page_is_opened(visit):
 @pytest.mark.parametrize("screen", [WIDE, PHONE], ids=["wide", "phone"])
 def test_axe_finds_nothing_serious_on_any_tab(visit, scheme, screen):
     page = visit(color_scheme=scheme, **screen)
-    page.click("#dh-draw")
+    ask(page)
     state(page, "done")
     found = {name: findings(page) for name in open_tabs(page)}
     assert len(found) >= 2 and {name: each for name, each in found.items() if each} == {}
@@ -57,11 +57,12 @@ def test_a_picture_is_drawn_with_the_keyboard_alone(visit):
 @pytest.mark.slow
 def test_every_picture_and_control_of_a_tab_has_a_name(visit):
     page = visit()
-    page.click("#dh-draw")
+    ask(page)
     state(page, "done")
     nameless = """() => [...document.querySelectorAll('img, button, input, textarea, select, a')].filter(
         (each) => each.checkVisibility() && !each.closest('[aria-hidden=true]') && !each.alt && !each.title
             && !each.ariaLabel && !each.innerText?.trim() && !each.labels?.length
+            && !each.querySelector('[aria-label], [title]')
             && !(each.tagName == 'IMG' && each.closest('button[aria-label]'))
     ).map((each) => each.outerHTML.slice(0, 200))"""
     assert {name: each for name in open_tabs(page) if (each := page.evaluate(nameless))} == {}
