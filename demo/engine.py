@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from dit_heads.demo.isolation import MAKING, Fingerprint, fingerprint, lent
+from dit_heads.demo.isolation import MAKING, State, lent, state_of
 from dit_heads.demo.jobs import Job, Work
 from dit_heads.demo.limits import Limits
 from dit_heads.demo.sentences import LOG, sentence
@@ -115,7 +115,7 @@ class Worker:
         self._wake = threading.Condition()
         self._closed = False
         self._pipe: Any = None
-        self._clean: Fingerprint = ()
+        self._clean: State = ()
         self._thread = threading.Thread(target=self._loop, name=f"dit-heads {name}", daemon=True)
         self._thread.start()
 
@@ -174,7 +174,7 @@ class Worker:
                 with MAKING:
                     self._pipe = self._load()
                 self._pipe.set_progress_bar_config(disable=True)
-                self._clean = fingerprint(self._pipe)
+                self._clean = state_of(self._pipe)
             with lent(self._pipe, job.check) as paused:
                 job.run(self._pipe, lambda: self._others(job, paused))
         except Exception as error:  # the job's own errors end in `Job.run`
@@ -193,7 +193,7 @@ class Worker:
             return False
         job.update(note="Another visitor's picture goes first")
         with paused():
-            if fingerprint(self._pipe) != self._clean:
+            if state_of(self._pipe) != self._clean:
                 return False  # the job is not as free of changes as it says
             for each in quick:
                 if self._taken(lambda waiting, each=each: waiting is each):
@@ -203,6 +203,6 @@ class Worker:
         return True
 
     def _check_clean(self) -> None:
-        if self._pipe is not None and fingerprint(self._pipe) != self._clean:
+        if self._pipe is not None and state_of(self._pipe) != self._clean:
             LOG.error("a job left a trace in the model '%s', which is loaded again", self.name)
             self._pipe = None

@@ -19,7 +19,7 @@ from dit_heads.errors import InputError
 from dit_heads.families import layout_of
 from dit_heads.hunt import HuntConfig
 from dit_heads.hunt.config import style_prompts
-from dit_heads.hunt.hunter import HeadHunter
+from dit_heads.hunt.hunter import HeadHunter, contact_sheet
 from dit_heads.hunt.result import Result
 from dit_heads.hunt.rounds import picture_count
 from dit_heads.hunt.scorer import InProcess, Scorer
@@ -97,7 +97,7 @@ class Hunting:
             result = hunter.run()
             job.update(note="Drawing the contact sheet")
             guided = fmean(hunter.scores([result.heads])[0])
-            return self._hunted(result, guided, hunter.sheet(result, rows=3))
+            return self._hunted(result, guided, contact_sheet(hunter, result, rows=3))
 
     def _objective(self) -> Objective:
         from dit_heads.embedded.objective import embedded_clip

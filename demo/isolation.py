@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-Fingerprint = tuple[Any, ...]
+State = tuple[Any, ...]
 # Loading a model changes for a moment how every thread of the process makes modules.
 MAKING = threading.RLock()
 
@@ -65,7 +65,7 @@ def _set(pipe: Any, attributes: dict[str, Any]) -> None:
     vars(pipe).update(attributes)
 
 
-def fingerprint(pipe: Any) -> Fingerprint:
+def state_of(pipe: Any) -> State:
     """All of a pipeline that a job could change, by reference: quick, and different after any change.
 
     A tensor's version counts the writes to it, so equal versions mean equal numbers.
@@ -77,7 +77,7 @@ def fingerprint(pipe: Any) -> Fingerprint:
     )
 
 
-def _state(part: nn.Module, with_hooks: bool) -> Fingerprint:
+def _state(part: nn.Module, with_hooks: bool) -> State:
     """A part of a pipeline. Text encoders are hooked by transformers itself when they are first called."""
     tensors = (*part.named_parameters(), *part.named_buffers())
     return (
@@ -86,7 +86,7 @@ def _state(part: nn.Module, with_hooks: bool) -> Fingerprint:
     )
 
 
-def _of_module(module: nn.Module, with_hooks: bool) -> Fingerprint:
+def _of_module(module: nn.Module, with_hooks: bool) -> State:
     hooks = (module._forward_pre_hooks, module._forward_hooks) if with_hooks else ()
     return (
         id(module),
