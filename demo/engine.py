@@ -1,20 +1,23 @@
 """The only owner of pipelines. Jobs of one model run one after the other, in one thread; nothing of a job
-reaches another; the wait is bounded and shown; a cancelled job ends before the next step."""
+reaches another; the wait is bounded and shown; a cancelled job ends before the next step; a long one lets
+the others go first."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
-from dit_heads.demo.isolation import MAKING, Fingerprint, fingerprint, lent
+from dit_heads.demo.isolation import MAKING, State, lent, state_of
 from dit_heads.demo.jobs import Job, Work
 from dit_heads.demo.limits import Limits
 from dit_heads.demo.sentences import LOG, sentence
 from dit_heads.errors import InputError
 
 Load = Callable[[], Any]
+Pause = Callable[[], AbstractContextManager[None]]
 
 
 class Engine:
@@ -108,11 +111,11 @@ class Worker:
     def __init__(self, name: str, load: Load, limits: Limits) -> None:
         self.name, self._load, self._limits = name, load, limits
         self._waiting: deque[Job] = deque()
-        self._running: Job | None = None
+        self._running: list[Job] = []  # the last one is being done; the others give way to it
         self._wake = threading.Condition()
         self._closed = False
         self._pipe: Any = None
-        self._clean: Fingerprint = ()
+        self._clean: State = ()
         self._thread = threading.Thread(target=self._loop, name=f"dit-heads {name}", daemon=True)
         self._thread.start()
 
@@ -133,7 +136,7 @@ class Worker:
         """Cancel all jobs, and end the thread after the step that it is in."""
         with self._wake:
             self._closed = True
-            for job in (*self._waiting, *((self._running,) if self._running else ())):
+            for job in (*self._waiting, *self._running):
                 job.cancel()
             self._wake.notify()
         self._thread.join(timeout=60)
@@ -141,26 +144,28 @@ class Worker:
     def _position(self, job: Job) -> int:
         with self._wake:
             before = [each for each in self._waiting if each.waits]
-            return (before.index(job) if job in before else 0) + (self._running is not None)
+            return (before.index(job) if job in before else 0) + bool(self._running)
 
     def _loop(self) -> None:
         while (job := self._next()) is not None:
             self._run(job)
-            with self._wake:
-                self._running = None
 
     def _next(self) -> Job | None:
         """The next job that was not cancelled; None once the worker is closed."""
         with self._wake:
-            while True:
-                while self._waiting:
-                    job = self._waiting.popleft()
-                    if not job.over:
-                        self._running = job
-                        return job
-                if self._closed:
-                    return None
+            while not (job := self._taken(lambda _: True)) and not self._closed:
                 self._wake.wait()
+            return job
+
+    def _taken(self, fits: Callable[[Job], bool]) -> Job | None:
+        """The first waiting job that fits, which now runs."""
+        with self._wake:
+            self._waiting = deque(job for job in self._waiting if not job.over)
+            job = next(filter(fits, self._waiting), None)
+            if job:
+                self._waiting.remove(job)
+                self._running.append(job)
+            return job
 
     def _run(self, job: Job) -> None:
         try:
@@ -169,12 +174,35 @@ class Worker:
                 with MAKING:
                     self._pipe = self._load()
                 self._pipe.set_progress_bar_config(disable=True)
-                self._clean = fingerprint(self._pipe)
-            with lent(self._pipe, job.check):
-                job.run(self._pipe)
+                self._clean = state_of(self._pipe)
+            with lent(self._pipe, job.check) as paused:
+                job.run(self._pipe, lambda: self._others(job, paused))
         except Exception as error:  # the job's own errors end in `Job.run`
             self._pipe = None
             job.update(state="failed", note=sentence(error))
-        if self._pipe is not None and fingerprint(self._pipe) != self._clean:
+        self._check_clean()
+        with self._wake:
+            self._running.remove(job)
+
+    def _others(self, job: Job, paused: Pause) -> bool:
+        """Do the jobs that wait and are not long, while `job` gives way; each of those there are now, so that
+        `job` goes on however many come after them."""
+        with self._wake:
+            quick = [each for each in self._waiting if not each.long and not each.over]
+        if not quick:
+            return False
+        job.update(note="Another visitor's picture goes first")
+        with paused():
+            if state_of(self._pipe) != self._clean:
+                return False  # the job is not as free of changes as it says
+            for each in quick:
+                if self._taken(lambda waiting, each=each: waiting is each):
+                    self._run(each)
+        if self._pipe is None:
+            raise RuntimeError("a job that went first has changed the model")
+        return True
+
+    def _check_clean(self) -> None:
+        if self._pipe is not None and state_of(self._pipe) != self._clean:
             LOG.error("a job left a trace in the model '%s', which is loaded again", self.name)
             self._pipe = None

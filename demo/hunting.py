@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 from torch import Tensor
@@ -19,10 +19,11 @@ from dit_heads.errors import InputError
 from dit_heads.families import layout_of
 from dit_heads.hunt import HuntConfig
 from dit_heads.hunt.config import style_prompts
-from dit_heads.hunt.hunter import HeadHunter
+from dit_heads.hunt.hunter import HeadHunter, contact_sheet
 from dit_heads.hunt.result import Result
 from dit_heads.hunt.rounds import picture_count
 from dit_heads.hunt.scorer import InProcess, Scorer
+from dit_heads.hunt.screen import Screening, Slopes
 from dit_heads.hunt.trials import TrialBatch
 from dit_heads.models import quiet_loading, text_arguments
 from dit_heads.objectives import Objective, load_objective
@@ -83,11 +84,12 @@ class Hunting:
     steps: int = 8
     scale: float = 3.0
     softness: float = 1.0
+    long: ClassVar[bool] = True
 
     def __call__(self, pipe: Any, job: Job) -> Hunted:
         job.update(note="Loading the score")
         call = {"guidance_scale": 1.0, **text_arguments(self.model)}
-        scorer = Watched(pipe, self._objective(), call, job.update)
+        scorer = Watched(pipe, self._objective(), call, job)
         with tempfile.TemporaryDirectory(prefix="dit-heads-hunt-") as folder:
             hunter = HeadHunter.on(InProcess(scorer), self.prompts, Path(folder), self._config(pipe))
             scorer.total = self._total(hunter)
@@ -95,7 +97,7 @@ class Hunting:
             result = hunter.run()
             job.update(note="Drawing the contact sheet")
             guided = fmean(hunter.scores([result.heads])[0])
-            return self._hunted(result, guided, hunter.sheet(result, rows=3))
+            return self._hunted(result, guided, contact_sheet(hunter, result, rows=3))
 
     def _objective(self) -> Objective:
         from dit_heads.embedded.objective import embedded_clip
@@ -137,14 +139,21 @@ class Hunting:
 
 
 class Watched(Scorer):
-    """A scorer that shows each batch of pictures once it is painted."""
+    """A scorer that shows each batch of pictures once it is painted, and gives way to others before each."""
 
-    def __init__(
-        self, pipe: Any, objective: Objective, call: Mapping[str, Any], tell: Callable[..., None]
-    ) -> None:
+    def __init__(self, pipe: Any, objective: Objective, call: Mapping[str, Any], job: Job) -> None:
         super().__init__(pipe, objective, call)
-        self.tell, self.total, self._count = tell, 1, 0
+        self.job, self.total, self._count = job, 1, 0
         self._last: list[tuple[Image.Image, str]] = []
+
+    def __call__(self, batch: TrialBatch) -> list[float]:
+        self.job.give_way()
+        return super().__call__(batch)
+
+    def screen(self, batch: TrialBatch, screening: Screening) -> tuple[list[float], Slopes]:
+        """As of a scorer; here, too, others go first."""
+        self.job.give_way()
+        return super().screen(batch, screening)
 
     def paint(self, batch: TrialBatch) -> Tensor:
         """The pictures of a batch, shown."""
@@ -153,7 +162,7 @@ class Watched(Scorer):
         named = [(image, trial.heads or "no heads") for image, trial in drawn]
         self._last = [*reversed(named), *self._last][:SHOWN]
         self._count += len(batch)
-        self.tell(
+        self.job.update(
             note="Drawing with the most promising heads",
             step=min(self._count, self.total),
             steps=self.total,

@@ -5,43 +5,67 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-Fingerprint = tuple[Any, ...]
+State = tuple[Any, ...]
 # Loading a model changes for a moment how every thread of the process makes modules.
 MAKING = threading.RLock()
 
 
 @contextmanager
-def lent(pipe: Any, before_step: Callable[[], None]) -> Iterator[Any]:
-    """The pipeline for one job, which is afterwards as it was.
+def lent(pipe: Any, before_step: Callable[[], None]) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Lend a pipeline to one job. Afterwards it is as it was.
 
     The job gets a copy of the scheduler and a random state of its own, so that it depends on no other.
 
     Args:
         pipe: the pipeline.
         before_step: called before each call of the transformer; what it raises ends the job there.
+
+    Yields:
+        A context manager, inside of which the pipeline is as it was before and can be lent to another job.
     """
     kept = dict(vars(pipe))
-    hook = pipe.transformer.register_forward_pre_hook(lambda *_: before_step())
+    hook = _hooked(pipe, before_step)
+
+    @contextmanager
+    def paused() -> Iterator[None]:
+        nonlocal hook
+        own = dict(vars(pipe))
+        hook.remove()
+        _set(pipe, kept)
+        try:
+            yield
+        finally:
+            _set(pipe, own)
+            hook = _hooked(pipe, before_step)
+
     try:
         with torch.random.fork_rng(devices=[]):
             torch.random.manual_seed(0)
             pipe.scheduler = copy.deepcopy(pipe.scheduler)
-            yield pipe
+            yield paused
     finally:
         hook.remove()
         if getattr(pipe.transformer, "peft_config", None):
             pipe.transformer.unload_lora()
-        vars(pipe).clear()
-        vars(pipe).update(kept)
+        _set(pipe, kept)
 
 
-def fingerprint(pipe: Any) -> Fingerprint:
+def _hooked(pipe: Any, before_step: Callable[[], None]) -> Any:
+    return pipe.transformer.register_forward_pre_hook(lambda *_: before_step())
+
+
+def _set(pipe: Any, attributes: dict[str, Any]) -> None:
+    vars(pipe).clear()
+    vars(pipe).update(attributes)
+
+
+def state_of(pipe: Any) -> State:
     """All of a pipeline that a job could change, by reference: quick, and different after any change.
 
     A tensor's version counts the writes to it, so equal versions mean equal numbers.
@@ -53,7 +77,7 @@ def fingerprint(pipe: Any) -> Fingerprint:
     )
 
 
-def _state(part: nn.Module, with_hooks: bool) -> Fingerprint:
+def _state(part: nn.Module, with_hooks: bool) -> State:
     """A part of a pipeline. Text encoders are hooked by transformers itself when they are first called."""
     tensors = (*part.named_parameters(), *part.named_buffers())
     return (
@@ -62,7 +86,7 @@ def _state(part: nn.Module, with_hooks: bool) -> Fingerprint:
     )
 
 
-def _of_module(module: nn.Module, with_hooks: bool) -> Fingerprint:
+def _of_module(module: nn.Module, with_hooks: bool) -> State:
     hooks = (module._forward_pre_hooks, module._forward_hooks) if with_hooks else ()
     return (
         id(module),

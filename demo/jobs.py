@@ -18,7 +18,10 @@ POLL = 0.05  # seconds between two looks at a job
 
 
 class Work(Protocol):
-    """What a job does with the pipeline that it is lent; what it returns is the job's result."""
+    """What a job does with the pipeline that it is lent; what it returns is the job's result.
+
+    Work that takes minutes has an attribute `long` that is true and calls `job.give_way()` now and then.
+    """
 
     def __call__(self, pipe: Any, job: Job, /) -> Any: ...
 
@@ -67,15 +70,19 @@ class Job:
         position: jobs before this one.
     """
 
-    def __init__(
-        self, work: Work, owner: str | None, seconds: float, position: Callable[[Job], int]
-    ) -> None:
+    def __init__(self, work: Work, owner: str | None, seconds: float, position: Callable[[Job], int]) -> None:
         self.id = secrets.token_urlsafe(16)
         self.work, self.owner, self.seconds = work, owner, seconds
         self._position, self._view = position, View()
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._deadline = float("inf")
+        self._others: Callable[[], bool] = lambda: False
+
+    @property
+    def long(self) -> bool:
+        """Whether it lets others go first while it runs."""
+        return bool(getattr(self.work, "long", False))
 
     @property
     def view(self) -> View:
@@ -116,8 +123,23 @@ class Job:
         if time.monotonic() > self._deadline:
             raise InputError(f"time: expected a job of at most {self.seconds:.0f} s; ask for fewer steps")
 
-    def run(self, pipe: Any) -> None:
-        """Do the work in this thread; whatever happens in it becomes the job's state."""
+    def give_way(self) -> None:
+        """Called by long work where the pipeline is free of its changes: jobs that wait and are not long go
+        first. The time that they take is not the job's own."""
+        note, began = self._view.note, time.monotonic()
+        if self._others():
+            self._deadline += time.monotonic() - began
+            self.update(note=note)
+        self.check()
+
+    def run(self, pipe: Any, others: Callable[[], bool] = lambda: False) -> None:
+        """Do the work in this thread; whatever happens in it becomes the job's state.
+
+        Args:
+            pipe: the pipeline that it is lent.
+            others: does jobs that wait, and says whether there were any.
+        """
+        self._others = others
         self._deadline = time.monotonic() + self.seconds
         self.update(state="running", note="")
         try:

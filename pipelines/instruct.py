@@ -41,9 +41,10 @@ REFUSED = {
 
 @dataclass
 class InstructPipelineOutput(BaseOutput):
-    """`images` as `output_type` asks, each of the size of its source."""
+    """What a call of `InstructPipeline` returns."""
 
     images: Any
+    """Pictures as `output_type` asks, each of the size of its source."""
 
 
 class InstructPipeline(VisionTasks):
@@ -149,7 +150,15 @@ class InstructPipeline(VisionTasks):
         return self.pipe.vae_scale_factor * pipelines_of(self.pipe.transformer).patch
 
     def frame(self, sources: list[Pixels], longest: int) -> Frame:
-        """How sources of one size are read. Raises InputError for several sizes, and for one too large."""
+        """How sources of one size are read.
+
+        Args:
+            sources: Pictures [3, h, w].
+            longest: The longest side in pixels that the model works at, 0 for that of the sources.
+
+        Raises:
+            InputError: for several sizes, and for a size that the model cannot place.
+        """
         sizes = list(dict.fromkeys((s.shape[1], s.shape[2]) for s in sources))
         if len(sizes) > 1:
             found = " and ".join(f"{height} x {width}" for height, width in sizes[:2])
@@ -165,7 +174,14 @@ class InstructPipeline(VisionTasks):
         return frame
 
     def latents(self, pictures: list[Pixels]) -> Float[Tensor, "n C h w"]:
-        """Latents of pictures, by the posterior's mean, so that no random number is used up."""
+        """Encode pictures by the posterior's mean, so that no random number is used up.
+
+        Args:
+            pictures: Each [3, h, w] in [0, 1], of a size that the model reads.
+
+        Returns:
+            Latents as the transformer reads them.
+        """
         pipe = self.pipe
         device, dtype = pipe._execution_device, pipe.vae.dtype
         found = [encoded(pipe.vae, 2 * each[None].to(device, dtype) - 1) for each in pictures]
@@ -173,19 +189,7 @@ class InstructPipeline(VisionTasks):
         return torch.cat(found)
 
     def _check_names(self, call: Mapping[str, Any]) -> None:
-        """Refuse arguments that are not the pipeline's, or contradict the source."""
-        theirs = inspect.signature(self.pipe.__call__).parameters
-        ours = [name for name in inspect.signature(InstructPipeline.__call__).parameters if name != "self"]
-        is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in theirs.values())
-        for name, value in call.items():
-            if name in REFUSED and value is not None:
-                raise InputError(f"{name}: expected none, since {REFUSED[name]}, got {type(value).__name__}")
-            if name not in theirs and not is_open:
-                near = difflib.get_close_matches(name, [*ours, *theirs], 1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                kind = type(self.pipe).__name__
-                raise InputError(f"{name}: InstructPipeline and its {kind} take no such argument{hint}")
-        whole_number("num_inference_steps", call.get("num_inference_steps", 1), 1)
+        _check_arguments(self.pipe, call)
 
     def _image_scale(self, scale: float | None) -> float:
         if scale is None:
@@ -232,6 +236,22 @@ def _advice(conditioning: str, channels: int) -> str:
     if conditioning == "tokens":
         return f"choose '{other}'"
     return f"load a LoRA of the instruct task, widen(pipe.transformer, {channels}), or choose '{other}'"
+
+
+def _check_arguments(pipe: Any, call: Mapping[str, Any]) -> None:
+    """Refuse arguments that are not the pipeline's, or contradict the source."""
+    theirs = inspect.signature(pipe.__call__).parameters
+    ours = [name for name in inspect.signature(InstructPipeline.__call__).parameters if name != "self"]
+    is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in theirs.values())
+    for name, value in call.items():
+        if name in REFUSED and value is not None:
+            raise InputError(f"{name}: expected none, since {REFUSED[name]}, got {type(value).__name__}")
+        if name not in theirs and not is_open:
+            near = difflib.get_close_matches(name, [*ours, *theirs], 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            kind = type(pipe).__name__
+            raise InputError(f"{name}: InstructPipeline and its {kind} take no such argument{hint}")
+    whole_number("num_inference_steps", call.get("num_inference_steps", 1), 1)
 
 
 def _check_call(output_type: str, count: Any, longest: Any) -> None:

@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw
 from dit_heads.errors import InputError
 from dit_heads.io.atomic import atomic_file
 from dit_heads.pipelines.sources import pictures_of
-from dit_heads.tasks.annotations import Annotation, Boxes, Depth, Instances, Labels, Segmentation, box_of
+from dit_heads.tasks.annotations import Annotation, Boxes, Depth, Instances, Labels, Segmentation
+from dit_heads.tasks.coco import coco_entries
 from dit_heads.tasks.palette import instance_colours
 
 STRENGTH = 0.5  # of colours laid over a picture
@@ -25,12 +26,13 @@ STRENGTH = 0.5  # of colours laid over a picture
 class VisionOutput(BaseOutput):
     """Answers to one question about n pictures.
 
-    annotations: one a picture, see `dit_heads.tasks.annotations`.
-    prediction: the same as numbers. Labels of pixels [n, h, w, 1] (0 is none of the classes), metres
-        [n, h, w, 1] (inf is sky, nan unknown), probabilities [n, answers], and for each picture boxes
-        [k, 4] or masks [k, h, w]. "pt" has channels first. A list, where pictures differ in size.
-    uncertainty: of each number of `prediction` (of boxes: of each box), None without an ensemble.
-    image: what the model painted about each picture, [members, h, w, 3] in [0, 1].
+    Attributes:
+        annotations: one a picture, see `dit_heads.tasks.annotations`.
+        prediction: the same as numbers. Labels of pixels [n, h, w, 1] (0 is none of the classes), metres
+            [n, h, w, 1] (inf is sky, nan unknown), probabilities [n, answers], and for each picture boxes
+            [k, 4] or masks [k, h, w]. "pt" has channels first. A list, where pictures differ in size.
+        uncertainty: of each number of `prediction` (of boxes: of each box), None without an ensemble.
+        image: what the model painted about each picture, [members, h, w, 3] in [0, 1].
     """
 
     annotations: list[Any]
@@ -39,16 +41,31 @@ class VisionOutput(BaseOutput):
     image: list[np.ndarray]
 
     def visualize(self, image: Any) -> list[Image.Image]:
-        """The answers to look at: masks and boxes on their pictures, depth in colours, classes as text."""
+        """Show the answers: masks and boxes on their pictures, depth in colours, classes as text.
+
+        Args:
+            image: The pictures that were asked about, as they were given.
+        """
         pairs = zip(self.annotations, pictures_of(image), strict=True)
         return [visualized(found, source.permute(1, 2, 0).numpy()) for found, source in pairs]
 
     def coco(self, ids: Sequence[int], categories: Mapping[str, int]) -> list[dict[str, Any]]:
-        """Boxes and masks as results of COCO: `ids` of the pictures, and ids of categories by name."""
+        """Give boxes and masks in the form of COCO's results.
+
+        Args:
+            ids: COCO's id of each picture.
+            categories: COCO's id of each class, by name.
+
+        Raises:
+            InputError: for another number of ids than of pictures, other answers than boxes and instances,
+                and a class without an id.
+        """
         if len(ids) != len(self.annotations):
             raise InputError(f"ids: expected {len(self.annotations)}, one a picture, got {len(ids)}")
         return [
-            entry for i, a in zip(ids, self.annotations, strict=True) for entry in _coco(a, i, categories)
+            entry
+            for i, each in zip(ids, self.annotations, strict=True)
+            for entry in coco_entries(each, i, categories)
         ]
 
 
@@ -175,28 +192,3 @@ def save_depth_png(depth: Depth, path: str | Path, scale: float = 256.0) -> None
     values = np.where(depth.valid, np.maximum(np.round(known), 1), 0).astype(np.uint16)
     with atomic_file(Path(path)) as file:
         Image.fromarray(values).save(file, format="PNG")
-
-
-def _coco(annotation: Any, image: int, categories: Mapping[str, int]) -> list[dict[str, Any]]:
-    if not isinstance(annotation, Boxes | Instances):
-        raise InputError(f"coco: expected boxes or instances, got {type(annotation).__name__}")
-    if unknown := sorted(set(annotation.classes) - categories.keys()):
-        raise InputError(f"categories: expected an id for each class, got none for {', '.join(unknown)}")
-    entries = []
-    for k, (name, score) in enumerate(zip(annotation.classes, annotation.scores, strict=True)):
-        own = box_of(annotation.masks[k]) if isinstance(annotation, Instances) else annotation.boxes[k]
-        x0, y0, x1, y1 = (float(value) for value in own)
-        entry = {"image_id": image, "category_id": categories[name], "score": float(score)}
-        entry["bbox"] = [x0, y0, x1 - x0, y1 - y0]
-        if isinstance(annotation, Instances):
-            entry["segmentation"] = run_lengths(annotation.masks[k])
-        entries.append(entry)
-    return entries
-
-
-def run_lengths(mask: np.ndarray) -> dict[str, Any]:
-    """A mask as COCO's uncompressed run lengths: column by column, beginning with how many are outside."""
-    flat = np.concatenate([[False], mask.T.reshape(-1)])
-    changes = np.flatnonzero(flat[1:] != flat[:-1])
-    counts = np.diff(np.concatenate([[0], changes, [mask.size]]))
-    return {"size": [int(side) for side in mask.shape], "counts": [int(count) for count in counts]}

@@ -31,16 +31,6 @@ PACKAGES = [
 ]
 # Modules whose functions are public, though their package exports nothing.
 MODULES = ["dit_heads.io.atomic", "dit_heads.io.fingerprints", "dit_heads.io.pictures", "dit_heads.io.sheets"]
-# Exports whose docstrings do not keep the rule yet. This should become empty.
-NOT_YET = frozenset(
-    {
-        "dit_heads.HeadHunter",
-        "dit_heads.hunt.HeadHunter",
-        "dit_heads.pipelines.InstructPipeline",
-        "dit_heads.pipelines.InstructPipelineOutput",
-        "dit_heads.pipelines.VisionOutput",
-    }
-)
 
 Definition = ast.FunctionDef | ast.ClassDef
 
@@ -190,13 +180,9 @@ def test_the_exports_are_found():
     assert {"dit_heads.HeadGuidance", "dit_heads.loras.join", "dit_heads.io.pictures.decode"} <= set(EXPORTS)
 
 
-@pytest.mark.parametrize("name", sorted(set(EXPORTS) - NOT_YET))
+@pytest.mark.parametrize("name", sorted(EXPORTS))
 def test_every_parameter_and_every_input_error_is_documented(name):
     assert list(faults(EXPORTS[name])) == []
-
-
-def test_those_that_do_not_keep_the_rule_yet_are_no_more_than_these():
-    assert {name for name in NOT_YET if not list(faults(EXPORTS[name]))} == set()
 
 
 @pytest.mark.parametrize(

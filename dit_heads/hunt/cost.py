@@ -45,7 +45,7 @@ class ScreenCost:
 
     def __str__(self) -> str:
         return (
-            f"screen of a round: gradients of {self.pictures} pictures at {self.levels} noise levels, "
+            f"screen of a round: {self.pictures} x {self.levels} gradients (pictures x noise levels), "
             f"{self.evaluations} block evaluations; {self.micro_batch} side by side take about "
             f"{self.activations / 1e9:.2g} GB beside {self.weights / 1e9:.2g} GB of weights"
         )

@@ -79,7 +79,15 @@ class HeadHunter:
         *,
         candidates: HeadSet | str | None = None,
     ) -> HeadHunter:
-        """A search whose pipeline and objective only the workers of `backend` hold."""
+        """A search whose pipeline and objective only the workers of `backend` hold.
+
+        Args:
+            backend: what draws and scores, such as `cluster.Cluster`.
+            prompts, folder, config, candidates: as for a search in this process.
+
+        Raises:
+            InputError: for bad arguments.
+        """
         hunter = cls.__new__(cls)
         _check_prompts(prompts)
         hunter._start(backend, prompts, folder, config, candidates)
@@ -96,42 +104,45 @@ class HeadHunter:
         self.backend, self.config, self.folder = backend, config, Path(folder)
         self.pairs: list[Pair] = [(prompt, seed) for seed in config.seeds for prompt in prompts]
         self.candidates = _candidates(backend.head_counts, candidates)
-        if config.rounds * config.per_round > len(self.candidates):
-            raise InputError(
-                f"rounds, per_round: expected at most {len(self.candidates)} heads in all, the number of "
-                f"candidates, got {config.rounds} x {config.per_round}"
-            )
+        _check_rounds(config, len(self.candidates))
         # All that scores depend on; the rest of the settings each trial has itself, so that they may vary.
         self.header = {**backend.identity, "batch": config.batch}
         self.provenance = provenance_of(self.header, config, prompts, self.candidates)
         self.log = TrialLog(self.folder / "trials.jsonl", self.header)
         check_folder(self.folder, self.provenance)
-        self._evaluator = Evaluator(backend, self.log, config, self.pairs)
+        self.evaluator = Evaluator(backend, self.log, config, self.pairs)
 
     def run(self) -> Result:
         """Search until the end, with a progress bar. After an interruption, call it again to resume."""
         rounds: list[Round] = []
         chosen: tuple[HeadId, ...] = ()
-        self._evaluator.used.clear()
+        self.evaluator.used.clear()
         total = picture_count(self.config, len(self.pairs), len(self.candidates))
         with tqdm(total=total, unit="picture", desc="hunting") as bar:
             for number in range(1, self.config.rounds + 1):
                 rounds.append(self._round(number, chosen, bar.update))
                 chosen += rounds[-1].chosen
-            unguided = self._evaluator.scores([None], self.pairs, bar.update)[0]
-        return Result(tuple(rounds), unguided, len(self._evaluator.used), self.provenance)
+            unguided = self.evaluator.scores([None], self.pairs, bar.update)[0]
+        return Result(tuple(rounds), unguided, len(self.evaluator.used), self.provenance)
 
     def _round(self, number: int, chosen: tuple[HeadId, ...], done: Done) -> Round:
         left = [head for head in self.candidates if head not in chosen]
         if self.config.method == "exhaustive":
-            return exhaustive_round(self._evaluator, left, chosen, done)
+            return exhaustive_round(self.evaluator, left, chosen, done)
         path = self.folder / f"screen-{number}.json"
-        slopes = slopes_of_round(self._evaluator, chosen, path, self.header, done)
-        return fast_round(self._evaluator, left, chosen, slopes, done)
+        slopes = slopes_of_round(self.evaluator, chosen, path, self.header, done)
+        return fast_round(self.evaluator, left, chosen, slopes, done)
 
     def write(self, result: Result) -> list[Path]:
-        """Write everything that shows a result into the folder of the search; see `report.write_result`."""
-        return write_result(self.folder, result, self.pairs, self.curve(result), self.sheet(result))
+        """Write everything that shows a result into the folder of the search; see `report.write_result`.
+
+        Args:
+            result: what `run` returned.
+
+        Returns:
+            The files.
+        """
+        return write_result(self.folder, result, self.pairs, self.curve(result), contact_sheet(self, result))
 
     def cost(self) -> ScreenCost | None:
         """What the gradient screen of a round takes; None for an exhaustive search, which has none."""
@@ -140,7 +151,11 @@ class HeadHunter:
         return self.backend.cost(self.pairs[0][0], len(self.pairs), self.config.micro_batch)
 
     def curve(self, result: Result) -> list[list[float]]:
-        """Scores of the first 0, 1, 2 ... chosen heads, one for each pair."""
+        """Scores of the first 0, 1, 2 and so on of the chosen heads, each a list with a score for each pair.
+
+        Args:
+            result: what `run` returned.
+        """
         return self.scores([_set_of(result.chosen[:n]) for n in range(len(result.chosen) + 1)])
 
     def scores(
@@ -160,26 +175,38 @@ class HeadHunter:
             self.config.softness if softness is None else softness,
         )
         with tqdm(total=len(sets) * len(self.pairs), unit="picture", desc="scoring", leave=False) as bar:
-            return self._evaluator.scores(sets, self.pairs, bar.update, strength)
+            return self.evaluator.scores(sets, self.pairs, bar.update, strength)
 
-    def sheet(self, result: Result, rows: int = 5) -> Image.Image:
-        """Pictures without heads and after each round (columns) of the first pairs (rows)."""
-        after = itertools.accumulate((found.chosen for found in result.rounds), initial=())
-        pairs = self.pairs[:rows]
-        cells = [self.draw(_set_of(heads), pairs) for heads in after]
-        footer = f"scale {self.config.scale:g}, softness {self.config.softness:g}"
-        return result_sheet(result, pairs, cells, footer)
 
-    def draw(
-        self, heads: HeadSet | None, pairs: Sequence[Pair], strength: Strength | None = None
-    ) -> list[Image.Image]:
-        """Pictures of (prompt, seed) pairs with a head set; the strength is that of the search by default."""
-        return self._evaluator.pictures(heads, pairs, strength)
+def contact_sheet(hunter: HeadHunter, result: Result, rows: int = 5) -> Image.Image:
+    """Draw pictures without heads and after each round, side by side.
+
+    Args:
+        hunter: the search.
+        result: what its `run` returned.
+        rows: number of (prompt, seed) pairs that are shown, from the first.
+
+    Returns:
+        A sheet with a row for each pair and a column for each round.
+    """
+    after = itertools.accumulate((found.chosen for found in result.rounds), initial=())
+    pairs = hunter.pairs[:rows]
+    cells = [hunter.evaluator.pictures(_set_of(heads), pairs) for heads in after]
+    footer = f"scale {hunter.config.scale:g}, softness {hunter.config.softness:g}"
+    return result_sheet(result, pairs, cells, footer)
 
 
 def _check_prompts(prompts: Sequence[str]) -> None:
     if not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
         raise InputError(f"prompts: expected at least one, and none empty, got {list(prompts)}")
+
+
+def _check_rounds(config: HuntConfig, candidates: int) -> None:
+    if config.rounds * config.per_round > candidates:
+        raise InputError(
+            f"rounds, per_round: expected at most {candidates} heads in all, the number of candidates, "
+            f"got {config.rounds} x {config.per_round}"
+        )
 
 
 def _set_of(heads: Sequence[HeadId]) -> HeadSet | None:

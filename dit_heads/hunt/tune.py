@@ -113,7 +113,8 @@ def write_tuning(hunter: HeadHunter, tuning: Tuning, folder: Path) -> list[Path]
         title=f"{tuning.heads}: gain over no heads",
     )
     pair = hunter.pairs[0]
-    cells = [[hunter.draw(tuning.heads, [pair], Strength(w, u))[0] for w in scales] for u in softnesses]
+    draw = hunter.evaluator.pictures
+    cells = [[draw(tuning.heads, [pair], Strength(w, u))[0] for w in scales] for u in softnesses]
     sheet = contact_sheet(
         cells,
         [Column(f"scale {w:g}") for w in scales],

@@ -199,7 +199,7 @@ def _widened_unless_it_fails(transformer: Any, extra: int) -> Iterator[None]:
     undo = widen(transformer, extra) if extra else None
     try:
         yield
-    except Exception:
+    except BaseException:  # Ctrl-C too
         if undo is not None:
             undo()
         raise
@@ -207,13 +207,13 @@ def _widened_unless_it_fails(transformer: Any, extra: int) -> Iterator[None]:
 
 @contextmanager
 def _undone_on_error(transformer: Any, name: str) -> Iterator[None]:
-    """diffusers deletes an adapter that fails halfway; the layers that were put in for it leave here, and
-    those that were active before are again."""
+    """What was put in for an adapter leaves if its load ends halfway, and the adapters that were active
+    before are again. diffusers does a part of this after an error, and nothing after Ctrl-C."""
     kind = require_peft().tuners.tuners_utils.BaseTunerLayer
     active = {at: layer.active_adapters for at, layer in _instances(transformer, kind)}
     try:
         yield
-    except Exception:
+    except BaseException:
         for at, layer in _instances(transformer, kind):
             if at in active:
                 layer.set_adapter(active[at])
@@ -221,6 +221,7 @@ def _undone_on_error(transformer: Any, name: str) -> Iterator[None]:
             else:
                 parent, _, child = at.rpartition(".")
                 setattr(transformer.get_submodule(parent), child, layer.base_layer)
+        getattr(transformer, "peft_config", {}).pop(name, None)
         if not active:
             transformer.unload_lora()
         raise

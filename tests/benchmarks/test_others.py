@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 from diffusers import FluxPipeline
 
-from benchmarks import autoencoder, curves, diffusers_tests, in_context, train
+from benchmarks import codecs, curves, diffusers_tests, in_context, train
 from dit_heads.pipelines import FluxHeadsPipeline
 
 
-def test_autoencoder_measures_every_kind_of_picture(capsys):
-    autoencoder.main(count=1)
-    assert len(capsys.readouterr().out.splitlines()) == 2 + len(autoencoder.KINDS)
+def test_every_coding_is_sent_through_the_autoencoder(capsys):
+    codecs.main(count=1)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    codings = [coding for made in codecs.TASKS.values() for coding in made()]
+    assert len(rows) == len(codecs.TASKS) + 3 * len(codings)
 
 
 def test_curves_are_drawn_of_every_figure_of_a_log(tmp_path):

@@ -146,7 +146,7 @@ def test_a_fast_hunt_says_first_what_its_screen_takes(model, tmp_path, monkeypat
     asked = ["hunt", "--model", model, "--objective", "tests.saved:red", "--num-prompts", "2", *HUNT]
     assert main([*asked, "--method", "fast", "--share", "1", "--per-round", "1", "--out", "h"]) == 0
     first = capsys.readouterr().out.splitlines()[0]
-    assert "screen of a round: gradients of 4 pictures at 3 noise levels, 108 block evaluations" in first
+    assert "screen of a round: 4 x 3 gradients (pictures x noise levels), 108 block evaluations" in first
 
 
 @pytest.mark.parametrize(

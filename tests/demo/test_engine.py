@@ -8,30 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from dit_heads import HeadGuidance
 from dit_heads.demo.drawing import Drawing, Lora
 from dit_heads.demo.engine import Engine
-from dit_heads.demo.isolation import fingerprint, lent
+from dit_heads.demo.isolation import lent, state_of
 from dit_heads.demo.jobs import Cancelled
 from dit_heads.demo.limits import Limits
 from dit_heads.errors import InputError
-from dit_heads.loras import Lora as Change
-from dit_heads.loras import LowRank, write_lora
+from tests.demo.lone_runs import alone, lone, visible_loras
 from tests.saved import tiny_pipeline
-
-PLACES = ("0.attn.to_q", "1.attn.to_v", "2.attn.to_k")
 
 
 @pytest.fixture(scope="module")
 def loras(tmp_path_factory) -> list[Path]:
-    """Three LoRAs of the tiny model that change a picture visibly."""
-    files = []
-    for number, place in enumerate(PLACES):
-        g = torch.Generator().manual_seed(number)
-        change = LowRank(torch.randn(2, 32, generator=g), torch.randn(32, 2, generator=g))
-        files.append(tmp_path_factory.mktemp("loras") / f"{number}.safetensors")
-        write_lora(files[-1], Change({f"transformer_blocks.{place}": change}))
-    return files
+    return visible_loras(tmp_path_factory.mktemp("loras"))
 
 
 def requests(settings, loras, count):
@@ -41,34 +30,6 @@ def requests(settings, loras, count):
         guided = {"heads": heads, "scale": 1.0 + n % 5, "softness": 0.5} if heads else {}
         used = [Lora(loras[n % 3], 1.0 + n % 2), Lora(loras[(n + 1) % 3], 0.5)][: n % 3]
         yield Drawing(settings(seed=n % 7, **guided), tuple(used))
-
-
-def alone(drawing: Drawing) -> bytes:
-    """The picture of a request by a pipeline of its own, without the engine."""
-    pipe: Any = tiny_pipeline()
-    s = drawing.settings
-    pipe.set_progress_bar_config(disable=True)
-    for number, lora in enumerate(drawing.loras):
-        pipe.load_lora_weights(str(lora.path), adapter_name=f"a{number}")
-    if drawing.loras:
-        names = [f"a{number}" for number in range(len(drawing.loras))]
-        pipe.set_adapters(names, [lora.scale for lora in drawing.loras])
-    guidance = HeadGuidance(pipe, s.heads, scale=s.scale, softness=s.softness) if s.heads else None
-    try:
-        if guidance:
-            guidance.attach()
-        generator = torch.Generator().manual_seed(s.seed)
-        call = {"num_inference_steps": s.steps, "guidance_scale": s.guidance_scale, "generator": generator}
-        return pipe(s.prompt, **call).images[0].tobytes()
-    finally:
-        if guidance:
-            guidance.detach()
-
-
-def lone(model, drawing: Drawing) -> bytes:
-    """The picture of a request by an engine that does nothing else."""
-    with Engine({model: tiny_pipeline}) as engine:
-        return engine.submit(model, drawing).wait(60).image.tobytes()
 
 
 def test_a_picture_is_the_one_of_diffusers_with_heads_and_loras(roomy, model, settings, loras):
@@ -113,7 +74,7 @@ def test_requests_at_once_get_the_pictures_of_lone_runs(roomy, model, settings, 
 def test_a_pipeline_is_bit_for_bit_as_before_after_every_kind_of_job(model, settings, loras):
     pipe = tiny_pipeline()
     pipe.set_progress_bar_config(disable=True)
-    before, weights = fingerprint(pipe), {k: v.clone() for k, v in pipe.transformer.state_dict().items()}
+    before, weights = state_of(pipe), {k: v.clone() for k, v in pipe.transformer.state_dict().items()}
 
     class Job:
         view = None
@@ -135,7 +96,7 @@ def test_a_pipeline_is_bit_for_bit_as_before_after_every_kind_of_job(model, sett
                 drawing(pipe, job)
         except Cancelled:
             assert stop == 1
-        assert fingerprint(pipe) == before
+        assert state_of(pipe) == before
     after = pipe.transformer.state_dict()
     assert after.keys() == weights.keys()
     assert all(torch.equal(after[name], weights[name]) for name in weights)

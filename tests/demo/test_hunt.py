@@ -10,6 +10,7 @@ pytest.importorskip("gradio")
 pytest.importorskip("matplotlib")
 
 from dit_heads.demo import hunting
+from dit_heads.demo.drawing import Drawing
 from dit_heads.demo.facts import facts_of
 from dit_heads.demo.limits import Limits
 from dit_heads.demo.page import Page
@@ -54,6 +55,18 @@ def test_a_search_is_cancelled_by_the_page_that_started_it(page):
         return last
 
     assert asyncio.run(start_and_cancel())[0]["state"] in ("cancelled", "done")
+
+
+def test_a_search_lets_pictures_go_first_and_finds_the_same(page, model, settings):
+    work = hunting.hunting(model, "a cat", "", "clip", 16, 2, page.limits)
+    alone = page.engine.submit(model, work).wait(60)
+    job, over = page.engine.submit(model, work), []
+    for seed in range(2):
+        page.engine.submit(model, Drawing(settings(seed=seed))).wait(60)
+        over.append(job.over)
+    found = job.wait(60)
+    assert over == [False, False]
+    assert (found.gains, found.sheet.tobytes()) == (alone.gains, alone.sheet.tobytes())
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_the_cost_is_told_without_an_evaluation_of_the_transformer():
     pipe = pipeline("flux", torch.float32)
     pipe.transformer.transformer_blocks[0].register_forward_pre_hook(lambda *_: pytest.fail("evaluated"))
     text = str(screen_cost(pipe, CALL, "a cat", 20, None))
-    assert "gradients of 20 pictures at 3 noise levels, 540 block evaluations; 20 side by side" in text
+    assert "20 x 3 gradients (pictures x noise levels), 540 block evaluations; 20 side by side" in text
     assert len(pipe.transformer._forward_pre_hooks) == 0
 
 

@@ -15,7 +15,7 @@ from dit_heads.errors import InputError
 from dit_heads.pipelines.ensembles import joined
 from dit_heads.pipelines.instruct import InstructPipeline
 from dit_heads.pipelines.sources import Frame
-from dit_heads.pipelines.vision_output import numbers, run_lengths, save_depth_png
+from dit_heads.pipelines.vision_output import numbers, save_depth_png
 from dit_heads.tasks.annotations import Boxes, Depth, Instances, Labels, Segmentation
 from dit_heads.tasks.codecs import CODECS, DepthCodec
 from dit_heads.tasks.query import Query
@@ -224,15 +224,6 @@ def test_boxes_and_masks_leave_as_results_of_coco(monkeypatch: pytest.MonkeyPatc
             output.coco([7], {})
         with pytest.raises(InputError, match="ids: expected 1, one a picture, got 2"):
             output.coco([7, 8], {"object": 3})
-
-
-def test_run_lengths_go_down_the_columns_and_begin_outside():
-    mask = np.array([[True, False], [True, True], [False, True]])
-    assert run_lengths(mask) == {"size": [3, 2], "counts": [0, 2, 2, 2]}
-    for mask in (np.zeros((2, 3), bool), np.ones((2, 3), bool), np.eye(4, dtype=bool)):
-        found = run_lengths(mask)
-        values = np.repeat(np.arange(len(found["counts"])) % 2 == 1, found["counts"])
-        assert np.array_equal(values.reshape(mask.shape[::-1]).T, mask)
 
 
 def test_instances_have_masks_as_predictions(monkeypatch: pytest.MonkeyPatch):
