@@ -40,7 +40,7 @@ def plain_grid(images: Sequence[Image.Image], gap: int = 4) -> Image.Image:
 
 
 def flowing_rows(images: Sequence[Image.Image], width: int, gap: int = 8) -> Image.Image:
-    """Images of several sizes in rows, like words: a row ends where the next image has another size or no room.
+    """Images of several sizes in rows: a row ends where the next image has another size or no room.
 
     Args:
         images: the pictures, in reading order.
