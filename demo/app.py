@@ -9,12 +9,14 @@ import gradio as gr
 
 from dit_heads.demo.api import add_api
 from dit_heads.demo.page import QUIET, Page, visitor
-from dit_heads.demo.tabs import guide, hunt
+from dit_heads.demo.tabs import guide, hunt, in_context, train
 from dit_heads.demo.theme import part
 
 TABS: dict[str, Callable[[Page], None]] = {
     "Guide": guide.build,
     "Hunt": hunt.build,
+    "In-context": in_context.build,
+    "Train": train.build,
 }
 """Every tab by its name; a new one is a module and a line here."""
 
@@ -41,7 +43,7 @@ def build(page: Page) -> gr.Blocks:
 
 def _leaving(page: Page) -> Callable[..., None]:
     def leave(request: gr.Request) -> None:
-        page.engine.cancel_all(visitor(request))
+        page.leave(visitor(request))
 
     return leave
 

@@ -16,7 +16,7 @@ def component(name: str, value: Mapping[str, Any], elem_id: str = "", **options:
     return gr.HTML(
         value=value,
         html_template=part(f"{name}.html"),
-        js_on_load=part(f"{name}.js"),
+        js_on_load=part("common.js") + part(f"{name}.js"),
         apply_default_css=False,
         elem_id=elem_id or f"dh-{name.replace('_', '-')}",
         elem_classes=["dh-part"],

@@ -15,6 +15,7 @@ from PIL import Image
 from dit_heads import HeadSet
 from dit_heads.cli.draw import call_arguments, finite_pictures, guidance
 from dit_heads.cli.generate import GUIDANCE, Settings
+from dit_heads.cli.loras import add_loras
 from dit_heads.demo.isolation import MAKING
 from dit_heads.demo.jobs import Job
 from dit_heads.demo.limits import MAX_SEED, Limits, check_most, check_text
@@ -152,18 +153,10 @@ def attach_loras(pipe: Any, loras: Sequence[Lora]) -> None:
     Raises:
         InputError: for a file that does not fit, or one that widens the model's input.
     """
-    used = [lora for lora in loras if lora.scale]
-    if not used:
+    if not loras:
         return
-    from dit_heads.loras import add_lora, compose, read_lora
-    from dit_heads.loras.weights.low_rank import missing_channels
-
-    parts = [(read_lora(lora.path, pipe.transformer), lora.scale) for lora in used]
-    for lora, (read, _) in zip(used, parts, strict=True):
-        if missing_channels(read, pipe.transformer):
-            raise InputError(f"lora: '{lora.path.name}' reads a second picture beside the noise; not here")
     with MAKING:
-        add_lora(pipe, compose(pipe.transformer, parts), "demo")
+        add_loras(pipe, [(lora.path, lora.scale) for lora in loras])
 
 
 def size_of(pipe: Any, settings: Settings) -> tuple[int, int]:

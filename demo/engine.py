@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 from dit_heads.demo.isolation import MAKING, State, lent, state_of
@@ -17,6 +18,8 @@ from dit_heads.demo.sentences import LOG, sentence
 from dit_heads.errors import InputError
 
 Load = Callable[[], Any]
+ASIDE = "aside"
+"""Where jobs run that bring a model of their own, one after the other, beside those of the models."""
 Pause = Callable[[], AbstractContextManager[None]]
 
 
@@ -35,18 +38,20 @@ class Engine:
     def __init__(self, loaders: Mapping[str, Load], limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self._workers = {name: Worker(name, load, self.limits) for name, load in loaders.items()}
+        slow = replace(self.limits, queue=self.limits.trainings, seconds=self.limits.training_seconds)
+        self._workers[ASIDE] = Worker(ASIDE, None, slow)
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
     def models(self) -> tuple[str, ...]:
-        return tuple(self._workers)
+        return tuple(name for name in self._workers if name != ASIDE)
 
     def submit(self, model: str, work: Work, owner: str | None = None) -> Job:
         """Queue a piece of work.
 
         Args:
-            model: the model whose pipeline it gets.
+            model: the model whose pipeline it gets; `ASIDE` for work that gets none.
             work: what to do with it.
             owner: who asks, for the limit of jobs that one visitor may have.
 
@@ -54,7 +59,7 @@ class Engine:
             InputError: for an unknown model, a full queue, or too many jobs of this owner.
         """
         if model not in self._workers:
-            raise InputError(f"model: expected one of {', '.join(self._workers)}, got '{model}'")
+            raise InputError(f"model: expected one of {', '.join(self.models)}, got '{model}'")
         with self._lock:
             self._forget()
             self._check_owner(owner)
@@ -106,9 +111,9 @@ class Engine:
 
 
 class Worker:
-    """One model and the thread that alone touches it."""
+    """One model and the thread that alone touches it; without `load`, a thread whose jobs get no model."""
 
-    def __init__(self, name: str, load: Load, limits: Limits) -> None:
+    def __init__(self, name: str, load: Load | None, limits: Limits) -> None:
         self.name, self._load, self._limits = name, load, limits
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []  # the last one is being done; the others give way to it
@@ -169,20 +174,26 @@ class Worker:
 
     def _run(self, job: Job) -> None:
         try:
-            if self._pipe is None:
-                job.update(note="The model is being loaded.")
-                with MAKING:
-                    self._pipe = self._load()
-                self._pipe.set_progress_bar_config(disable=True)
-                self._clean = state_of(self._pipe)
-            with lent(self._pipe, job.check) as paused:
-                job.run(self._pipe, lambda: self._others(job, paused))
+            if self._load is None:
+                job.run(None)
+            else:
+                self._lend(job, self._load)
         except Exception as error:  # the job's own errors end in `Job.run`
             self._pipe = None
             job.update(state="failed", note=sentence(error))
         self._check_clean()
         with self._wake:
             self._running.remove(job)
+
+    def _lend(self, job: Job, load: Load) -> None:
+        if self._pipe is None:
+            job.update(note="The model is being loaded.")
+            with MAKING:
+                self._pipe = load()
+            self._pipe.set_progress_bar_config(disable=True)
+            self._clean = state_of(self._pipe)
+        with lent(self._pipe, job.check) as paused:
+            job.run(self._pipe, lambda: self._others(job, paused))
 
     def _others(self, job: Job, paused: Pause) -> bool:
         """Do the jobs that wait and are not long, while `job` gives way; each of those there are now, so that

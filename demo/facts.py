@@ -10,7 +10,7 @@ from typing import Any
 from dit_heads.errors import InputError
 from dit_heads.families import layout_of, pipelines_of
 from dit_heads.heads.presets import PresetFile, shipped_presets
-from dit_heads.models import EMBEDDED, empty_transformer
+from dit_heads.models import EMBEDDED, empty_transformer, model_sides
 
 SINGLE = "single heads"  # in a preset file's provenance: the gain of each head alone
 
@@ -27,6 +27,8 @@ class Facts:
         scores: the gain of each head alone, where it was measured.
         distilled: whether its guidance scale is an input, so that no negative prompt is read.
         embedded: whether it ships with the package.
+        side, largest: of its pictures in pixels; `largest` is None for any.
+        parameters: of its transformer.
     """
 
     name: str
@@ -37,12 +39,16 @@ class Facts:
     scores: Mapping[str, float]
     distilled: bool
     embedded: bool
+    side: int
+    largest: int | None
+    parameters: int
 
 
 def facts_of(name: str) -> Facts:
     """The facts of a model, from its configs alone. Raises InputError for a model that is not supported."""
     transformer: Any = empty_transformer(name)
     layout, found = layout_of(transformer), presets_of(name)
+    side, largest = model_sides(name, transformer)
     return Facts(
         name=name,
         public=public_name(name),
@@ -52,6 +58,9 @@ def facts_of(name: str) -> Facts:
         scores={head: gain for file in found for head, gain in file.provenance.get(SINGLE, {}).items()},
         distilled=pipelines_of(transformer).distilled,
         embedded=name in EMBEDDED,
+        side=side,
+        largest=largest,
+        parameters=sum(parameter.numel() for parameter in transformer.parameters()),
     )
 
 

@@ -45,8 +45,7 @@ def lent(pipe: Any, before_step: Callable[[], None]) -> Iterator[Callable[[], Ab
             hook = _hooked(pipe, before_step)
 
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.random.manual_seed(0)
+        with _own_random_state():
             pipe.scheduler = copy.deepcopy(pipe.scheduler)
             yield paused
     finally:
@@ -63,6 +62,19 @@ def _hooked(pipe: Any, before_step: Callable[[], None]) -> Any:
 def _set(pipe: Any, attributes: dict[str, Any]) -> None:
     vars(pipe).clear()
     vars(pipe).update(attributes)
+
+
+@contextmanager
+def _own_random_state() -> Iterator[None]:
+    """Seed torch's one random state, and put it back; never while another thread makes modules with it."""
+    with MAKING:
+        before = torch.random.get_rng_state()
+        torch.random.manual_seed(0)
+    try:
+        yield
+    finally:
+        with MAKING:
+            torch.random.set_rng_state(before)
 
 
 def state_of(pipe: Any) -> State:

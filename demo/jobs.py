@@ -111,6 +111,11 @@ class Job:
         if self.waits:
             self.update(state="cancelled")
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it was cancelled, or has run for too long, for work that ends by itself then."""
+        return self._stop.is_set() or time.monotonic() > self._deadline
+
     def check(self) -> None:
         """Called by the model before each of its steps.
 

@@ -35,6 +35,34 @@ class Limits:
     """LoRAs at once."""
     lora_bytes: Count = 256 * 2**20
     """Size of a LoRA file."""
+    lora_upload_bytes: Count = 48 * 2**20
+    """Size of a LoRA file that a visitor brings."""
+    lora_scale: Annotated[float, Field(gt=0)] = 4.0
+    """Scale of a LoRA, up and down."""
+    shelf: Count = 64
+    """LoRAs of visitors that are kept."""
+    shelf_bytes: Count = 512 * 2**20
+    """Size of all of them."""
+    trainings: Count = 4
+    """Trainings that wait."""
+    training_seconds: Annotated[float, Field(gt=0)] = 1800.0
+    """Time that a training may run; what is learned by then is kept."""
+    training_steps: Count = 600
+    """Steps of a training."""
+    rank: Count = 32
+    """Rank of a LoRA that is trained."""
+    trained_parameters: Count = 100 * 10**6
+    """Size of a model that can be trained here."""
+    sets: Count = 60
+    """Sets to learn from."""
+    sets_files: Count = 400
+    """Files of all sets."""
+    sets_bytes: Count = 32 * 2**20
+    """Size of all of them, unpacked."""
+    sets_pixels: Count = 100 * 10**6
+    """Pixels of all their pictures."""
+    uploads: Count = 16
+    """Visitors' sets that are kept."""
     upload_bytes: Count = 20 * 2**20
     """Size of a picture that is given."""
     upload_pixels: Count = 24 * 10**6

@@ -1,12 +1,17 @@
-"""The command line and the Python that draw a picture again."""
+"""The command line and the Python that draw a picture, or a set of pictures, again."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
+from dit_heads.cli.draw_set import caption_arguments
 from dit_heads.cli.generate import GUIDANCE, Settings
+from dit_heads.cli.in_context import MISSING, SetSettings
+from dit_heads.cli.loras import SUFFIX, parsed_lora
+from dit_heads.loras.sets.grid import Grid
 from dit_heads.models import text_arguments
 
 _PYTHON = """\
@@ -17,19 +22,39 @@ pipe = load_pipeline({model!r}{dtype})
 {image}
 image.save("picture.png")
 """
+_SET = """\
+import torch
+{imports}from dit_heads.models import load_pipeline
+from dit_heads.pipelines import InContextPipeline
+
+pipe = load_pipeline({model!r}{dtype})
+{loras}drawn = InContextPipeline(pipe)(
+{call})
+drawn.images[0].save("set.png")
+"""
+_LORAS = """\
+loras = [{files}]
+parts = [(read_lora(path, pipe.transformer), scale) for path, scale in loras]
+add_lora(pipe, compose(pipe.transformer, parts), "loras")
+"""
 
 
 def command_line(settings: Settings) -> str:
     """`dit-heads generate` with every setting that is not the usual one."""
-    usual = Settings()
-    words = ["dit-heads", "generate", settings.prompt]
-    for each in fields(Settings):
-        value = getattr(settings, each.name)
-        if each.name in ("prompt", "num_images") or value == getattr(usual, each.name):
-            continue
-        # Joined, so that a value may begin with a dash.
-        words.append(f"--{each.name.replace('_', '-')}={value}")
+    words = ["dit-heads", "generate", settings.prompt, *_flags(settings, "prompt", "num_images")]
     return shlex.join([*words, "--out", "picture.png"])
+
+
+def _flags(settings: Settings | SetSettings, *without: str) -> list[str]:
+    """The settings that are not the usual ones."""
+    usual = type(settings)()
+    changed = {each.name: getattr(settings, each.name) for each in fields(settings)}
+    # Joined, so that a value may begin with a dash.
+    return [
+        f"--{name.replace('_', '-')}={value}"
+        for name, value in changed.items()
+        if name not in without and value != getattr(usual, name)
+    ]
 
 
 def python_code(settings: Settings) -> str:
@@ -66,3 +91,60 @@ def _call(settings: Settings) -> list[str]:
     }
     lines = [repr(settings.prompt), *(f"{name}={value!r}" for name, value in options.items())]
     return [*lines, f'generator=torch.Generator("cpu").manual_seed({settings.seed})']
+
+
+# --- sets ---
+
+
+def set_command_line(settings: SetSettings, given: Sequence[int]) -> str:
+    """`dit-heads in-context` with every setting that is not the usual one; the given panels as files."""
+    words = ["dit-heads", "in-context", settings.prompt, *_flags(settings, "prompt", "loras")]
+    if settings.loras:
+        words += ["--loras", *settings.loras]
+    if given:
+        panels = range(settings.rows * settings.columns)
+        words += ["--given", *(given_file(n) if n in given else MISSING for n in panels)]
+    return shlex.join([*words, "--out", "set.png"])
+
+
+def given_file(number: int) -> str:
+    """The name of the file of a given panel."""
+    return f"panel-{number + 1}.png"
+
+
+def set_python_code(settings: SetSettings, grid: Grid, given: Sequence[int]) -> str:
+    """A script that draws the set."""
+    loras = [parsed_lora(each) for each in settings.loras]
+    shipped = any(not name.endswith(SUFFIX) for name, _ in loras)
+    files = ", ".join(f"({_file(name)}, {scale!r})" for name, scale in loras)
+    names = "Grid, add_lora, compose, read_lora" if loras else "Grid"
+    embedded = "from dit_heads.embedded import embedded_lora\n" if shipped else ""
+    return _SET.format(
+        imports=f"{embedded}from dit_heads.loras import {names}\n",
+        model=settings.model,
+        dtype="" if settings.dtype == "auto" else f", {settings.dtype!r}",
+        loras=_LORAS.format(files=files) if loras else "",
+        call="".join(f"    {line},\n" for line in _set_call(settings, grid, given)),
+    )
+
+
+def _file(name: str) -> str:
+    return repr(name) if name.endswith(SUFFIX) else f"embedded_lora({name!r})"
+
+
+def _set_call(settings: SetSettings, grid: Grid, given: Sequence[int]) -> list[str]:
+    (rows, columns), height, width = grid.shape, grid.heights[0], grid.widths[0]
+    files = ", ".join(f"{number}: {given_file(number)!r}" for number in given)
+    options = {
+        "num_inference_steps": settings.steps,
+        "guidance_scale": settings.guidance_scale,
+        **({"negative_prompt": settings.negative_prompt} if settings.negative_prompt else {}),
+        **caption_arguments(settings.model),
+    }
+    return [
+        repr(settings.prompt),
+        f"grid=Grid.equal({rows}, {columns}, height={height}, width={width})",
+        *([f"given={{{files}}}"] if given else []),
+        *(f"{name}={value!r}" for name, value in options.items()),
+        f'generator=torch.Generator("cpu").manual_seed({settings.seed})',
+    ]

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
+from typing import TYPE_CHECKING
 
 from dit_heads.errors import InputError
+
+if TYPE_CHECKING:
+    from dit_heads.demo.jobs import View
 
 LOG = logging.getLogger("dit_heads.demo")
 BUG = "Something went wrong inside the demo, not in what you entered. It is in the log; please try again."
@@ -27,3 +31,13 @@ def sentence(error: BaseException) -> str:
 def without_paths(text: str) -> str:
     """The text with the names of files alone, where it has absolute paths."""
     return _BARE.sub(r"\1", _QUOTED.sub(r"\1\2\1", text))
+
+
+def note_of(view: View, doing: str = "Drawing") -> str:
+    """What is told of a job that is not done."""
+    if view.state == "waiting":
+        return "Starting" if not view.position else f"Waiting: {view.position} before you in the queue"
+    if view.state == "running":
+        count = f" \u00b7 step {view.step} of {view.steps}" if view.step else ""
+        return f"{view.note or doing}{count}"
+    return "Cancelled." if view.state == "cancelled" else view.note

@@ -82,9 +82,8 @@ def check_size(model: str, transformer: torch.nn.Module, **sides: int | None) ->
     pipelines = family_of(transformer).pipelines
     if pipelines is None:
         return
-    factor = 2 ** (len(_config(AutoencoderKL, model, "vae")["block_out_channels"]) - 1)
-    step = factor * pipelines.patch
-    most = pipelines.largest_side(SimpleNamespace(transformer=transformer, vae_scale_factor=factor))
+    step = _vae_factor(model) * pipelines.patch
+    _, most = model_sides(model, transformer)
     for name, side in sides.items():
         if side is not None and side % step:
             below = side - side % step
@@ -96,6 +95,24 @@ def check_size(model: str, transformer: torch.nn.Module, **sides: int | None) ->
             raise InputError(
                 f"{name}: expected at most {most} pixels, as far as this model's positions reach, got {side}"
             )
+
+
+def model_sides(model: str, transformer: Any) -> tuple[int, int | None]:
+    """The side of a model's pictures, and the largest one that its positions reach, None for any.
+
+    Args:
+        model: the model's name.
+        transformer: its transformer, as `empty_transformer` gives it.
+    """
+    factor, pipelines = _vae_factor(model), family_of(transformer).pipelines
+    latents = 16 if model in EMBEDDED else transformer.config.get("sample_size", 128)
+    there = SimpleNamespace(transformer=transformer, vae_scale_factor=factor)
+    return latents * factor, None if pipelines is None else pipelines.largest_side(there)
+
+
+def _vae_factor(model: str) -> int:
+    """Pixels along a side of one latent."""
+    return 2 ** (len(_config(AutoencoderKL, model, "vae")["block_out_channels"]) - 1)
 
 
 def _config(kind: Any, model: str, part: str) -> Any:

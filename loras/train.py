@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from dit_heads.errors import InputError
 from dit_heads.families import training_of
@@ -32,12 +33,18 @@ from dit_heads.loras.watch import Watcher, check_tracking
 from dit_heads.loras.weights.files import save_lora
 from dit_heads.models import EMBEDDED
 from dit_heads.training.checkpoints import run_precision
-from dit_heads.training.loop import FitConfig, fit
+from dit_heads.training.loop import FitConfig, Watch, fit
 from dit_heads.training.processes import main_value, process_state, wait_for_all
 from dit_heads.training.widen import input_of, widen
 
 
-def train(config: TrainConfig) -> Path:
+def train(
+    config: TrainConfig,
+    *,
+    watch: Watch | None = None,
+    stop: Callable[[], bool] | None = None,
+    making: AbstractContextManager[Any] | None = None,
+) -> Path:
     """Train a LoRA.
 
     The folder `config.out` gets `lora.safetensors`, a checkpoint, `log.csv`, drawings in `samples/` and a
@@ -45,6 +52,11 @@ def train(config: TrainConfig) -> Path:
 
     Args:
         config: settings of the run.
+        watch: called after every step, when the run's own drawings of that step are there.
+        stop: asked after every step whether to stop early. What is learned by then is the LoRA. For a single
+            process.
+        making: held whenever modules are made, for processes in which others make modules too. It can be
+            entered more than once.
 
     Returns:
         The path of the LoRA's file.
@@ -63,30 +75,43 @@ def train(config: TrainConfig) -> Path:
     if state.is_main_process:
         check_folder(config)
     precision = main_value(state, run_precision(config.out, config.optimization.precision))
-    transformer = check_plan(config, precision)
+    making = making or nullcontext()
+    with making:
+        transformer = check_plan(config, precision)
     task = task_of(config)
     check_task(config, task, transformer)
     with held(config.out) if state.is_main_process else nullcontext():
-        return _trained(config, task, state, precision)
+        return _trained(config, task, state, precision, making, watch, stop)
 
 
-def _trained(config: TrainConfig, task: Task, state: Any, precision: str) -> Path:
+def _trained(
+    config: TrainConfig,
+    task: Task,
+    state: Any,
+    precision: str,
+    making: AbstractContextManager[Any],
+    watch: Watch | None,
+    stop: Callable[[], bool] | None,
+) -> Path:
     """The file of a LoRA, once its folder is this run's alone."""
     if state.is_main_process:
         check_data(config.out, task.contents())
         update_settings(config)
-    pipe = load_base(config.model, config.optimization.base, precision, state.device)
+    with making:
+        pipe = load_base(config.model, config.optimization.base, precision, state.device)
     task.prepare(Encoders.of(pipe, config.data, config.out, state))
     if state.is_main_process:
         check_data(config.out, task.contents())
     if config.data.encode == "all":
         drop_text_encoders(pipe)
-    model = trained_parts(pipe.transformer, task, config)
+    with making:
+        model = trained_parts(pipe.transformer, task, config)
     if config.model in EMBEDDED and precision == "bf16" and state.device.type == "cpu":
         write_attention_out(pipe.transformer)
     loss = flow_loss(pipe, task, config)
-    watch = Watcher(model, pipe, loss, config, precision) if state.is_main_process else None
-    fit(model, loss, fit_config(config, precision), config.out, settings=fixed_settings(config), watch=watch)
+    own = Watcher(model, pipe, loss, config, precision) if state.is_main_process else None
+    fixed, both = fixed_settings(config), _after(own, watch)
+    fit(model, loss, fit_config(config, precision), config.out, settings=fixed, watch=both, stop=stop)
     path = config.out / "lora.safetensors"
     if state.is_main_process:
         save_lora(pipe.transformer, path, metadata={"dit_heads": json.dumps(shared(config))})
@@ -97,6 +122,17 @@ def _trained(config: TrainConfig, task: Task, state: Any, precision: str) -> Pat
     if state.is_main_process:
         push(config.watch.hub_id, config.out)
     return path
+
+
+def _after(first: Watch | None, second: Watch | None) -> Watch:
+    """One call after the other."""
+
+    def both(step: int, figures: Mapping[str, float], average: Mapping[str, Tensor]) -> None:
+        for each in (first, second):
+            if each is not None:
+                each(step, figures, average)
+
+    return both
 
 
 def trained_parts(transformer: Any, task: Task, config: TrainConfig) -> nn.ModuleDict:

@@ -54,22 +54,15 @@ function keep(picture) {
 
 // --- what the server says ---
 
-function state(name, note) {
-  root.dataset.state = name;
-  find(".dh-note").textContent = note || "";
-}
+const state = (name, note) => report(root, { state: name, note });
 
 function update() {
   const value = props.value || {};
   if (value.picture) { keep(value.picture); show(value.picture); }
   const busy = value.state === "running" || value.state === "waiting";
-  state(value.state || "empty", value.note);
+  report(root, value);
   preview.hidden = !(busy && value.preview);
   if (!preview.hidden) { preview.src = value.preview; preview.alt = "The picture as it is being drawn"; }
-  const share = value.steps ? Math.round((100 * value.step) / value.steps) : 0;
-  const bar = find(".dh-progress");
-  bar.setAttribute("aria-valuenow", share);
-  bar.firstElementChild.style.width = `${share}%`;
   if (value.state !== "empty" || current) find(".dh-empty").hidden = Boolean(current) || !preview.hidden;
 }
 
@@ -87,26 +80,10 @@ async function open(given) {
   if (!given) return;
   if (given.size > LIMIT) return state("error", "This file is larger than 20 MB; pictures of this page are not.");
   if (!/\.png$/i.test(given.name)) return state("error", "Only PNG files keep their settings; this is another kind.");
-  const bytes = new Uint8Array(await given.arrayBuffer());
-  let text = "";
-  for (let i = 0; i < bytes.length; i += 32768) text += String.fromCharCode(...bytes.subarray(i, i + 32768));
-  trigger("open", { data: btoa(text) });
+  trigger("open", { data: await encoded(given) });
 }
 
-const frame = find(".dh-frame");
-let depth = 0;
-const files = (event) => [...(event.dataTransfer?.types || [])].includes("Files");
-frame.addEventListener("dragenter", (event) => { if (files(event)) { depth++; frame.classList.add("dh-over"); event.preventDefault(); } });
-frame.addEventListener("dragover", (event) => { if (files(event)) event.preventDefault(); });
-frame.addEventListener("dragleave", () => { if (depth && !--depth) frame.classList.remove("dh-over"); });
-frame.addEventListener("drop", (event) => {
-  depth = 0;
-  frame.classList.remove("dh-over");
-  if (!files(event)) return;
-  event.preventDefault();
-  event.stopPropagation();
-  open(event.dataTransfer.files[0]);
-});
+dropping(find(".dh-frame"), (data) => open(data.files[0]));
 
 // The quiet picture of an empty stage: a few heads among many.
 const art = find(".dh-empty svg"), on = new Set(["1 4", "3 2", "3 8", "5 6", "6 10"]);

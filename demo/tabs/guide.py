@@ -12,14 +12,21 @@ import gradio as gr
 
 from dit_heads.cli.generate import Settings, settings_of, stored
 from dit_heads.demo.components import chosen_text, component, event_data, map_value
+from dit_heads.demo.controls import (
+    model_choice,
+    negative_prompt,
+    recipe_codes,
+    seed_line,
+    slider,
+    swapped,
+)
 from dit_heads.demo.drawing import Drawing, Drawn, check_settings
 from dit_heads.demo.facts import Facts, known_as
 from dit_heads.demo.files import opened, png_uri, quick_uri, received
 from dit_heads.demo.jobs import View
-from dit_heads.demo.limits import MAX_SEED
-from dit_heads.demo.page import QUIET, Page, visitor
+from dit_heads.demo.page import QUIET, Page, cancelling, visitor
 from dit_heads.demo.recipes import command_line, python_code
-from dit_heads.demo.sentences import sentence
+from dit_heads.demo.sentences import note_of, sentence
 from dit_heads.errors import InputError
 
 EXAMPLES = (
@@ -51,7 +58,7 @@ def build(page: Page) -> None:
     """Lay the tab out and connect it."""
     with gr.Row(equal_height=False, elem_classes="dh-columns"):
         with gr.Column(scale=5, min_width=320):
-            model = _model(page)
+            model = model_choice(page.models)
             prompt = _prompt(page.first)
             draw = gr.Button("Draw", variant="primary", size="lg", elem_id="dh-draw")
             cancel = gr.Button("Cancel", size="lg", visible=False, elem_id="dh-cancel")
@@ -61,13 +68,13 @@ def build(page: Page) -> None:
         with gr.Column(scale=6, min_width=320):
             stage = component("stage", {"state": "empty"})
             with gr.Accordion("The same picture from the command line or Python", open=False):
-                code = _recipes()
+                code = recipe_codes("")
     controls = [prompt, *sliders, seed, *more]
     page.heads, page.strength = heads, sliders
     outputs = [stage, *code, draw, cancel]
     started = {"inputs": [model, heads, *controls], "outputs": outputs, **QUIET}
     gr.on([draw.click, prompt.submit], _drawing(page), **started)
-    cancel.click(_cancelling(page), None, None, **QUIET)
+    cancel.click(cancelling(page), None, None, **QUIET)
     heads.preset(_preset, None, sliders, **QUIET)
     stage.pick(_picking(page), [model], [model, heads, *controls, *code], **QUIET)
     stage.open(_opening(page), [model], [stage, model, heads, *controls, *code], **QUIET)
@@ -75,15 +82,6 @@ def build(page: Page) -> None:
 
 
 # --- controls ---
-
-
-def _model(page: Page) -> gr.Radio:
-    choices = [(_title(facts), facts.public) for facts in page.models.values()]
-    return gr.Radio(choices, value=page.first.public, label="Model", visible=len(choices) > 1)
-
-
-def _title(facts: Facts) -> str:
-    return {"embedded": "SD3, small", "embedded/flux": "FLUX, small"}.get(facts.name, facts.public)
 
 
 def _first_heads(facts: Facts) -> str:
@@ -109,8 +107,8 @@ def _sliders(facts: Facts) -> list[gr.Slider]:
     first = _first_strength(facts)
     with gr.Row():
         return [
-            _slider(0, 12, first["scale"], 0.1, "Strength", "w: how hard the heads guide"),
-            _slider(0, 1, first["softness"], 0.05, "Softness", "u: how far they are bent"),
+            slider(0, 12, first["scale"], 0.1, "Strength", "w: how hard the heads guide"),
+            slider(0, 1, first["softness"], 0.05, "Softness", "u: how far they are bent"),
         ]
 
 
@@ -118,44 +116,26 @@ def _first_strength(facts: Facts) -> Mapping[str, Any]:
     return facts.presets[0] if facts.presets else {"scale": 3.0, "softness": 1.0}
 
 
-def _slider(low: float, high: float, value: float, step: float, label: str, info: str) -> gr.Slider:
-    return gr.Slider(low, high, value, step=step, label=label, info=info, min_width=150)
-
-
 def _more(page: Page) -> tuple[gr.Number, list[Any]]:
     """The folded settings."""
     with gr.Accordion("More settings", open=False):
+        seed, negative = seed_line(), negative_prompt()
         with gr.Row():
-            seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=140)
-            dice = gr.Button("Another seed", size="md", min_width=110, elem_classes="dh-dice")
-            dice.click(None, None, seed, js=f"() => Math.floor(Math.random() * {2**31})", **QUIET)
-        negative = gr.Textbox(
-            label="Negative prompt", info="What CFG leads away from; FLUX reads none", max_length=1000
-        )
-        with gr.Row():
-            cfg = _slider(1, 12, 4.0, 0.5, "CFG", "Guidance by the prompt; 1 is off")
-            steps = _slider(1, page.limits.steps, STEPS, 1, "Steps", "More take longer")
+            cfg = slider(1, 12, 4.0, 0.5, "CFG", "Guidance by the prompt; 1 is off")
+            steps = slider(1, page.limits.steps, STEPS, 1, "Steps", "More take longer")
         kind = _choice(PERTURBATIONS, "Perturbation", "What replaces a head's attention map")
         region = _choice(REGIONS, "Region", "Tokens whose attention is changed")
         temperature = gr.Slider(1, 20, 3.0, step=0.5, label="Temperature", visible=False)
         shown = lambda kind: gr.update(visible=kind == "temperature")  # noqa: E731
         kind.change(shown, kind, temperature, **QUIET)
         with gr.Row():
-            start = _slider(0, 1, 0.0, 0.05, "From", "Share of the steps")
-            stop = _slider(0, 1, 1.0, 0.05, "To", "Share of the steps")
+            start = slider(0, 1, 0.0, 0.05, "From", "Share of the steps")
+            stop = slider(0, 1, 1.0, 0.05, "To", "Share of the steps")
     return seed, [negative, cfg, steps, kind, region, temperature, start, stop]
 
 
 def _choice(names: Mapping[str, str], label: str, info: str) -> gr.Dropdown:
     return gr.Dropdown(list(names.items()), value=next(iter(names.values())), label=label, info=info)
-
-
-def _recipes() -> list[gr.Code]:
-    options: dict[str, Any] = {"interactive": False, "wrap_lines": True, "show_line_numbers": False}
-    return [
-        gr.Code("", language="shell", label="Command line", lines=1, elem_id="dh-command", **options),
-        gr.Code("", language="python", label="Python", lines=1, elem_id="dh-python", **options),
-    ]
 
 
 # --- from controls to settings and back ---
@@ -205,7 +185,7 @@ def _drawing(page: Page) -> Any:
             async for view in job.follow():
                 yield _shown(view, facts)
         except InputError as error:
-            yield [{"state": "error", "note": sentence(error)}, *_SAME, *_buttons(False)]
+            yield [{"state": "error", "note": sentence(error)}, *_SAME, *swapped(False)]
         finally:
             if job is not None:
                 job.cancel()  # does nothing to one that is over
@@ -216,31 +196,17 @@ def _drawing(page: Page) -> Any:
 _SAME = [gr.skip(), gr.skip()]
 
 
-def _buttons(busy: bool) -> list[Any]:
-    return [gr.update(visible=not busy), gr.update(visible=busy)]
-
-
 def _shown(view: View, facts: Facts) -> list[Any]:
     if view.state == "done":
         drawn: Drawn = view.result
-        return [finished(drawn, facts), *_recipe(drawn.settings, facts), *_buttons(False)]
+        return [finished(drawn, facts), *_recipe(drawn.settings, facts), *swapped(False)]
     stage: dict[str, Any] = {"state": view.state, "note": note_of(view)}
     if view.state == "failed":
         stage["state"] = "error"
     if view.state == "running":
         preview = None if view.preview is None else quick_uri(view.preview)
         stage |= {"step": view.step, "steps": view.steps, "preview": preview}
-    return [stage, *_SAME, *_buttons(not view.over)]
-
-
-def note_of(view: View) -> str:
-    """What is told of a job that is not done."""
-    if view.state == "waiting":
-        return "Starting" if not view.position else f"Waiting: {view.position} before you in the queue"
-    if view.state == "running":
-        count = f" \u00b7 step {view.step} of {view.steps}" if view.step else ""
-        return f"{view.note or 'Drawing'}{count}"
-    return "Cancelled." if view.state == "cancelled" else view.note
+    return [stage, *_SAME, *swapped(not view.over)]
 
 
 def finished(drawn: Drawn, facts: Facts) -> dict[str, Any]:
@@ -270,13 +236,6 @@ def caption(kept: Mapping[str, Any]) -> str:
     guided = f"{kept['heads']}{strength}" if kept["heads"] else "no heads"
     rest = ("CFG {guidance_scale:g}", "{steps} steps", "seed {seed}")
     return " \u00b7 ".join([guided, *(part.format_map(kept) for part in rest)])
-
-
-def _cancelling(page: Page) -> Any:
-    def cancel(request: gr.Request) -> None:
-        page.engine.cancel_all(visitor(request))
-
-    return cancel
 
 
 # --- presets, pictures of the gallery, files ---

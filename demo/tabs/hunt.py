@@ -96,6 +96,7 @@ def _going_on(page: Page) -> Any:
         try:
             job = page.engine.job(kept if isinstance(kept, str) else "")
         except InputError:
+            yield _board({"state": "empty", "note": _IDLE}, over=True, kept="")
             return
         async for shown in _followed(job, page.first):
             yield shown
@@ -113,9 +114,9 @@ async def _followed(job: Job, facts: Facts) -> AsyncIterator[Any]:
 
 def _board(board: dict[str, Any], over: bool, kept: str) -> list[Any]:
     hidden = gr.update(visible=False)
-    # With its label, as a tab that was not shown yet loses what is not sent again.
-    cancel = gr.update(value="Cancel", visible=not over)
-    return [{**board, "search": kept}, hidden, gr.update(visible=over), cancel, hidden, kept]
+    # With their labels, as a tab that was not shown yet loses what is not sent again.
+    start, cancel = gr.update(value="Search", visible=over), gr.update(value="Cancel", visible=not over)
+    return [{**board, "search": kept}, hidden, start, cancel, hidden, kept]
 
 
 def _shown(view: View) -> dict[str, Any]:
@@ -147,7 +148,7 @@ def _ended(found: Hunted, facts: Facts, kept: str) -> list[Any]:
     return [
         {"state": "done", "note": told, "told": told, "sheet": sheet, "search": kept},
         gr.update(value=value, visible=True),
-        gr.update(visible=True),
+        gr.update(value="Search", visible=True),
         gr.update(visible=False),
         gr.update(value="Use these heads in Guide", visible=True),
         kept,

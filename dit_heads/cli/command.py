@@ -47,6 +47,7 @@ COMMANDS = {
     "tune": Entry("hunt", "Tune", "sweep the scale and softness of the heads that a search found"),
     "demo": Entry("demo", "Demo", "open the demo: a page in the browser"),
     "train": Entry("train", "Train", "train a LoRA on sets of images"),
+    "in-context": Entry("in_context", "InContext", "generate a set of pictures, or fill in its panels"),
 }
 TRACEBACK = "--traceback"
 REPORT = f"dit-heads {__version__}: this is a bug. Please report it with the command and the lines above."
@@ -110,7 +111,7 @@ class _Parser(ArgumentParser):
 
 
 def _overview() -> ArgumentParser:
-    commands = "\n".join(f"  {name:<10}{entry.summary}" for name, entry in COMMANDS.items())
+    commands = "\n".join(f"  {name:<12}{entry.summary}" for name, entry in COMMANDS.items())
     parser = _Parser(
         prog="dit-heads",
         usage="dit-heads COMMAND ...",

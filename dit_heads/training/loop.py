@@ -112,6 +112,7 @@ def fit(
     until: float | None = None,
     settings: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> nn.Module:
     """Train a model, and leave it with its averaged weights.
 
@@ -128,6 +129,7 @@ def fit(
         settings: what else the run depends on. Kept with `config`, and compared on resume.
         watch: see `Watch`. It is called before the checkpoint of its step, so that a run that is killed
             repeats the call rather than misses it.
+        stop: asked after every step whether to stop early, with a checkpoint. For a single process.
 
     Returns:
         The model.
@@ -139,17 +141,19 @@ def fit(
     """
     whole_number("accumulate", config.accumulate, 1)
     state = process_state()
-    if until is not None and state.num_processes > 1:
-        raise InputError(
-            f"until: expected None with {state.num_processes} processes, which would not stop "
-            f"at the same step, got {until}"
-        )
+    for name, early in (("until", until), ("stop", stop)):
+        if early is not None and state.num_processes > 1:
+            raise InputError(
+                f"{name}: expected None with {state.num_processes} processes, which would not stop "
+                f"at the same step, got {early}"
+            )
+    ended = lambda: (until is not None and time.time() > until) or (stop is not None and stop())  # noqa: E731
     config = replace(config, precision=main_value(state, run_precision(folder, config.precision)))
     check_resumable(folder, config, settings or {})
     if state.is_main_process:
         write_settings(folder, config, settings or {})
     run = _Run.started(model, config, folder, state)
-    run.train(loss, until, watch)
+    run.train(loss, ended, watch)
     if state.num_processes > 1:
         state.wait_for_everyone()
     load_weights(model, run.average)
@@ -189,7 +193,7 @@ class _Run:
         log = Log(folder / "log.csv", done.step, done.figures, save=state.is_main_process)
         return cls(model, config, folder, state, weights, average, optimizer, done, log)
 
-    def train(self, loss: Loss, until: float | None, watch: Watch | None) -> None:
+    def train(self, loss: Loss, ended: Callable[[], bool], watch: Watch | None) -> None:
         """Take the steps that are left, with a checkpoint now and then and at the end."""
         config, main = self.config, self.state.is_main_process
         steps, name = range(self.done.step, config.steps), self.folder.name
@@ -207,7 +211,7 @@ class _Run:
                 if watch is not None:
                     watch(step + 1, shown, self.average)
                 now = time.time()
-                last = step + 1 == config.steps or (until is not None and now > until) or bool(stopped)
+                last = step + 1 == config.steps or ended() or bool(stopped)
                 if main and (last or now - saved > 60 * config.checkpoint_minutes):
                     progress = Progress(step + 1, self.done.seconds + now - began, self.log.begun)
                     save_checkpoint(self.folder, self.model, self.average, self.optimizer, progress)

@@ -89,5 +89,7 @@ def test_a_style_stands_before_each_prompt(model):
     assert work.prompts == ("poster, a cat", "poster, a dog")
 
 
-def test_nobody_goes_on_with_a_search_that_is_not_there(page):
-    assert views(hunt._going_on(page)("")) == []
+def test_without_a_search_to_go_on_with_the_tab_is_as_it_was(page):
+    ((board, _, start, cancel, *_, kept),) = views(hunt._going_on(page)(""))
+    assert board["state"] == "empty" and board["note"] == hunt._IDLE and kept == ""
+    assert (start["value"], start["visible"], cancel["visible"]) == ("Search", True, False)
