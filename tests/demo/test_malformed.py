@@ -60,10 +60,11 @@ def client(served):
 def routes() -> list[str]:
     """All paths that Gradio has, open or not."""
     import gradio
+    from gradio.routes import App
 
     with gradio.Blocks() as blocks:
         pass
-    found = [getattr(route, "path", "") for route in gradio.routes.App.create_app(blocks).routes]
+    found = [getattr(route, "path", "") for route in App.create_app(blocks).routes]
     known = ["/file={path:path}", "/proxy={path:path}", "/upload", "/deep_link?session_hash=x", "/vibe-code/"]
     return sorted({path for path in found if path}) + [API + path for path in known]
 
