@@ -96,6 +96,7 @@ def test_files_that_are_no_pictures_of_the_page_are_refused_in_words(visit, name
     assert told in page.inner_text(".dh-note")
 
 
+@pytest.mark.slow
 def test_cancel_stops_the_picture_and_the_next_one_is_drawn(visit):
     page = visit()
     ask(page, steps=400)
