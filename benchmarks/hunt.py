@@ -100,9 +100,9 @@ class Search:
 class Bench:
     """The parts that all measurements share."""
 
-    def __init__(self, folder: Path, extent: Extent, device: str) -> None:
+    def __init__(self, folder: Path, extent: Extent, device: str, dtype: str = "float32") -> None:
         self.folder, self.extent = folder, extent
-        self.pipe = load_pipeline("embedded", "float32", device)
+        self.pipe = load_pipeline("embedded", dtype, device)
         self.pipe.set_progress_bar_config(disable=True)
         self.judge, self.clip = load_judge(), embedded_clip()
         self.scenes = unseen_scenes("test", extent.count, solids=SOLIDS)
@@ -145,11 +145,10 @@ class Bench:
             print(f"  {one.heads}, w {one.scale:g}, u {one.softness:g}: {100 * one.score:.2f}")
         return max(best, key=lambda one: one.score)
 
-    def held_out(
+    def table(
         self, scenes: Sequence[Scene], prompts: Sequence[str], rows: dict[str, tuple[float, Guided | None]]
-    ) -> None:
-        """Print scores of test prompts under each guidance, (CFG, heads), with differences to the first, and
-        the fast search beside the exhaustive one."""
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Print and return scores of test prompts under each guidance, (CFG, heads)."""
         print("| guidance | attributes right, % | paired difference | CLIP score x 100 | paired difference |")
         print("|---|---|---|---|---|")
         found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -159,10 +158,7 @@ class Bench:
             cells = [shown for values, none in pairs for shown in (cell(values), cell(values - none))]
             label = f"{name}: {guided.heads}, w {guided.scale:g}, u {guided.softness:g}" if guided else name
             print(f"| {label} | {' | '.join(cells)} |", flush=True)
-        exhaustive, fast = (found[name][1] - found["none"][1] for name in ("HeadHunter", "fast HeadHunter"))
-        low, high = share_interval(fast, exhaustive)
-        print(f"CLIP score x 100 of the fast search less the exhaustive one: {cell(fast - exhaustive)}")
-        print(f"share of its gain: {fast.mean() / exhaustive.mean():.2f} [{low:.2f}, {high:.2f}]")
+        return found
 
     @torch.no_grad()
     def _scores(
@@ -187,7 +183,7 @@ def general(bench: Bench) -> None:
     compare(whole, fast)
     rows = _rows(bench, whole, fast)
     write_preset(bench, whole, *(rows[name][1] for name in ("HeadHunter", "best layer")))
-    bench.held_out(bench.scenes, [caption(scene) for scene in bench.scenes], rows)
+    beside(bench.table(bench.scenes, [caption(scene) for scene in bench.scenes], rows))
 
 
 def write_preset(bench: Bench, whole: Search, heads: Guided | None, layer: Guided | None) -> None:
@@ -195,9 +191,8 @@ def write_preset(bench: Bench, whole: Search, heads: Guided | None, layer: Guide
     assert heads and layer
     unguided = fmean(whole.result.unguided)
     gains = {head: fmean(scores) - unguided for head, scores in whole.result.rounds[0].scores.items()}
-    command = (
-        f"python benchmarks/hunt.py general --prompts {bench.extent.prompts} --batch {bench.extent.batch}"
-    )
+    scales = " ".join(f"{scale:g}" for scale in bench.extent.scales)
+    command = f"python benchmarks/hunt.py general --prompts {bench.extent.prompts} --scales {scales}"
     provenance = {
         "command": command,
         "score": {"no guidance": unguided, "heads": heads.score, "block": layer.score},
@@ -228,10 +223,8 @@ def _rows(bench: Bench, whole: Search, fast: Search) -> dict[str, tuple[float, G
 
 def _prefixes(result: Result) -> list[HeadSet]:
     """The first 1, 2, 4 ... and all chosen heads."""
-    sizes = sorted(
-        {2**k for k in range(len(result.chosen)) if 2**k < len(result.chosen)} | {len(result.chosen)}
-    )
-    return [HeadSet(result.chosen[:n]) for n in sizes]
+    number = len(result.chosen)
+    return [HeadSet(result.chosen[:n]) for n in sorted({min(2**k, number) for k in range(number + 1)})]
 
 
 def _blocks(search: Search) -> list[HeadSet]:
@@ -261,6 +254,14 @@ def compare(whole: Search, fast: Search) -> None:
         print(f"| {name} | {found.result.heads} | {found.result.pictures} | {steps} | {found.seconds:.0f} |")
 
 
+def beside(found: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Print what the fast search gains beside the exhaustive one."""
+    exhaustive, fast = (found[name][1] - found["none"][1] for name in ("HeadHunter", "fast HeadHunter"))
+    low, high = share_interval(fast, exhaustive)
+    print(f"CLIP score x 100 of the fast search less the exhaustive one: {cell(fast - exhaustive)}")
+    print(f"share of its gain: {fast.mean() / exhaustive.mean():.2f} [{low:.2f}, {high:.2f}]")
+
+
 def styles(bench: Bench) -> None:
     """Searches of every style: do later rounds help, do the heads transfer to new prompts?"""
     for style in bench.extent.styles:
@@ -275,7 +276,7 @@ def styles(bench: Bench) -> None:
         print("score after each round:", ", ".join(f"{100 * mean:.2f}" for mean in curve))
         print("place of each chosen head alone:", ", ".join(_places(whole.result)))
         scenes = [replace(scene, style=style) for scene in bench.scenes[: len(bench.scenes) // 2]]
-        bench.held_out(scenes, [prompt_of(scene) for scene in scenes], _rows(bench, whole, fast))
+        beside(bench.table(scenes, [prompt_of(scene) for scene in scenes], _rows(bench, whole, fast)))
 
 
 def _places(result: Result) -> list[str]:
@@ -306,9 +307,7 @@ def interactions(bench: Bench, top: int = 20) -> None:
     title = f"What two heads gain together beyond their gains alone (CLIP score x 100, {pairs} prompts)"
     path = bench.folder / "interactions.png"
     draw_grid(grid, path, rows=("", labels), columns=("", labels), title=title, decimals=1)
-    sure = {
-        couple: extra for couple, extra in found.items() if interval(extra)[0] > 0 or interval(extra)[1] < 0
-    }
+    sure = [extra for extra in found.values() if interval(extra)[0] > 0 or interval(extra)[1] < 0]
     ranked = sorted(found, key=lambda couple: -found[couple].mean())
     print(f"wrote {path}; {len(sure)} of {len(found)} interactions differ from 0 (95 % intervals)")
     for a, b in (*ranked[:3], *ranked[-3:]):
@@ -324,22 +323,24 @@ def main(
     prompts: int = 20,
     count: int = 96,
     batch: int = 16,
+    scales: tuple[float, ...] = (0.5, 1.5, 3.0, 6.0),
     device: str = "auto",
+    dtype: str = "float32",
     quick: bool = False,
 ) -> None:
-    """Run the stages named, all of them by default.
+    """Run stages.
 
     Args:
-        stages: general, styles or interactions.
+        stages: general, styles or interactions; all of them by default.
         folder: where searches are stored.
         prompts: number of validation prompts of a general search; that of a style has a quarter.
-        count: number of test prompts that heads are measured on.
-        batch: number of pictures side by side.
-        device: where models run.
+        count, batch: number of test prompts that heads are measured on, and of pictures side by side.
+        scales: head guidance scales that are swept after a search.
+        device, dtype: where models run, and the model's number format.
         quick: measure so little that it only shows that everything runs.
     """
-    extent = Extent(prompts, count, batch)
-    bench = Bench(folder, extent.quick() if quick else extent, device)
+    extent = Extent(prompts, count, batch, scales=scales)
+    bench = Bench(folder, extent.quick() if quick else extent, device, dtype)
     for name in stages:
         print(f"\n## {name}", flush=True)
         STAGES[name](bench)

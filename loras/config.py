@@ -208,13 +208,17 @@ class InstructConfig:
     conditioning: Literal["channels", "tokens"] = "channels"
     """How the transformer sees the picture: its latents on the channel axis of a widened input, or as tokens
     in the sequence."""
-    pairs: Literal["world", "classes"] = "world"
-    """Where pictures and answers come from: world, the renderer of the embedded models, or classes, a folder
-    `root` with a folder of pictures for each class, and likewise a folder `validation`."""
+    pairs: Literal["world", "classes", "coco", "depth"] = "world"
+    """Where pictures and answers come from: world, the renderer of the embedded models; or the folder `root`,
+    and likewise `validation`: classes, with a folder of pictures for each class; coco, with annotations.json
+    and the pictures that it names; depth, with the folders rgb and depth, which has PNG files of 16 bits."""
+    depth_scale: Positive = 1000.0
+    """Levels a metre in the PNG files of depth: 1000 as in NYUv2, 256 as in KITTI."""
     scenes: Count = 4000
     """Number of scenes of the world."""
     tasks: Annotated[tuple[VisionTask, ...], Field(min_length=1)] = get_args(VisionTask)
-    """Tasks to learn together; of a folder of classes, classify alone."""
+    """Tasks to learn together. Classes have classify alone, depth has depth alone, and coco has detect, and
+    segment and instances where all objects have masks."""
     task_weights: tuple[NotNegative, ...] = ()
     """How often each task comes, relative to the others. By default all come equally often."""
     questions: Count = 4

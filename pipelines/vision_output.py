@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from diffusers.utils import BaseOutput
 from PIL import Image, ImageDraw
 
 from dit_heads.errors import InputError
-from dit_heads.io.atomic import atomic_file
 from dit_heads.pipelines.sources import pictures_of
 from dit_heads.tasks.annotations import Annotation, Boxes, Depth, Instances, Labels, Segmentation
 from dit_heads.tasks.coco import coco_entries
@@ -169,26 +167,3 @@ def _overlaid(annotation: Segmentation | Instances, levels: np.ndarray) -> Image
 def _colours(names: Sequence[str]) -> dict[str, tuple[int, int, int]]:
     each = list(dict.fromkeys(names))
     return dict(zip(each, instance_colours(max(len(each), 1)), strict=False))
-
-
-# --- to other programs ---
-
-
-def save_depth_png(depth: Depth, path: str | Path, scale: float = 256.0) -> None:
-    """Write depth as a PNG of 16 bits, as KITTI has it: metres times `scale`, 0 where there is no distance.
-
-    Args:
-        scale: 256 for KITTI, 1000 for millimetres. Relative depth in [0, 1] takes 65535.
-
-    Raises:
-        InputError: for a distance that 16 bits do not hold at this scale.
-    """
-    known = np.where(depth.valid, depth.metres, 0).astype(float) * scale
-    if known.max() > 0xFFFF:
-        raise InputError(
-            f"scale: expected one at which {known.max() / scale:.3g} metres fit into 16 bits, got {scale:g}"
-        )
-    # A measured distance never becomes 0, which stands for none.
-    values = np.where(depth.valid, np.maximum(np.round(known), 1), 0).astype(np.uint16)
-    with atomic_file(Path(path)) as file:
-        Image.fromarray(values).save(file, format="PNG")

@@ -27,6 +27,7 @@ PACKAGES = [
     "dit_heads.loras",
     "dit_heads.objectives",
     "dit_heads.pipelines",
+    "dit_heads.tasks.metrics",
     "dit_heads.training",
 ]
 # Modules whose functions are public, though their package exports nothing.

@@ -19,7 +19,7 @@ from dit_heads.embedded.nets.judge import Judge, verdict
 from dit_heads.embedded.world.captions import caption, joint_caption, padded_length
 from dit_heads.embedded.world.scenes import Scene
 from dit_heads.io.pictures import write_png
-from dit_heads.io.sheets import plain_grid
+from dit_heads.io.sheets import flowing_rows
 
 JUDGED = ((1, 2), (1, 3), (2, 2), (3, 1))  # rows, columns
 SIDE = 128  # pixels of a panel
@@ -131,13 +131,10 @@ def _painted(
     return paint(pipe, [], prompts=texts, **size, **own, **call)
 
 
-def _sheet(pipe: Any, composites: Sequence[Tensor]) -> Any:
-    """All composites on one sheet, each centred in a square of 384 pixels."""
-    squares = torch.full((len(composites), 3, 3 * SIDE, 3 * SIDE), 1.0)
-    for square, picture in zip(squares, composites, strict=True):
-        top, left = ((3 * SIDE - s) // 2 for s in picture.shape[1:])
-        square[:, top : top + picture.shape[1], left : left + picture.shape[2]] = picture
-    return plain_grid(pipe.image_processor.postprocess(squares))
+def _sheet(pipe: Any, composites: Sequence[Float[Tensor, "3 h w"]]) -> Any:
+    """All composites on one sheet, as wide as six of two panels."""
+    pictures = [pipe.image_processor.postprocess(composite[None])[0] for composite in composites]
+    return flowing_rows(pictures, width=6 * 2 * SIDE + 5 * 8)
 
 
 if __name__ == "__main__":

@@ -78,10 +78,12 @@ def paint(
 
 
 def row(name: str, judged: Verdict) -> str:
-    """A row of a Markdown table: shares of right attributes, and of pictures with all of them right."""
-    mean = judged.per_picture()
-    shares = [*judged.accuracy().values(), mean.mean().item(), (mean == 1).float().mean().item()]
-    return f"| {name} | {' | '.join(f'{100 * v:.1f}' for v in shares)} |"
+    """A row of a Markdown table, in %: right attributes of each kind; their mean and the share of pictures
+    with all of them right, with 95 % bootstrap intervals over pictures."""
+    mean = judged.per_picture().double()
+    kinds = [f"{100 * share:.1f}" for share in judged.accuracy().values()]
+    wholes = [cell(100 * values.numpy(), 1) for values in (mean, (mean == 1).double())]
+    return f"| {name} | {' | '.join(kinds + wholes)} |"
 
 
 def header(judged: Verdict) -> str:

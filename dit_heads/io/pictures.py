@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt16
 from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
@@ -47,6 +48,27 @@ def read_image(path: Path, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_
         raise InputError(f"image: there is no file '{path}'")
     try:
         return decode(read_bytes(path, max_bytes), max_pixels)
+    except InputError as error:
+        raise InputError(f"image: '{path}' {error}") from error
+
+
+def read_levels(path: Path) -> UInt16[np.ndarray, "h w"]:
+    """The numbers in a grey PNG of 8 or 16 bits as they are, such as those of depth maps.
+
+    Args:
+        path: the file.
+
+    Raises:
+        InputError: as `read_image`, and for a picture that is not grey.
+    """
+
+    def levels(image: Image.Image) -> Any:
+        if image.mode not in ("L", "I", "I;16", "I;16B"):
+            raise InputError(f"expected grey of 8 or 16 bits, got a picture of mode {image.mode}")
+        return np.asarray(image).astype(np.uint16)
+
+    try:
+        return _loaded(read_bytes(path), MAX_PIXELS, levels)
     except InputError as error:
         raise InputError(f"image: '{path}' {error}") from error
 

@@ -39,6 +39,34 @@ def plain_grid(images: Sequence[Image.Image], gap: int = 4) -> Image.Image:
     return sheet
 
 
+def flowing_rows(images: Sequence[Image.Image], width: int, gap: int = 8) -> Image.Image:
+    """Images of several sizes in rows: a row ends where the next image has another size or no room.
+
+    Args:
+        images: the pictures, in reading order.
+        width: width of the sheet, in pixels; a wider picture has a row of its own.
+        gap: pixels between neighbours.
+
+    Raises:
+        InputError: for no images.
+    """
+    if not images:
+        raise InputError("images: expected at least one")
+    rows: list[list[Image.Image]] = []
+    for image in images:
+        used = sum(each.width + gap for each in rows[-1]) if rows else 0
+        if not rows or image.size != rows[-1][0].size or used + image.width > width:
+            rows.append([])
+        rows[-1].append(image)
+    sheet = Image.new("RGB", (width, sum(row[0].height + gap for row in rows) - gap), PAPER)
+    top = 0
+    for row in rows:
+        for index, image in enumerate(row):
+            sheet.paste(image, (index * (image.width + gap), top))
+        top += row[0].height + gap
+    return sheet
+
+
 @dataclass(frozen=True)
 class Column:
     """The heading of a column.

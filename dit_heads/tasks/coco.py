@@ -47,3 +47,57 @@ def run_lengths(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
     changes = np.flatnonzero(flat[1:] != flat[:-1])
     counts = np.diff(np.concatenate([[0], changes, [mask.size]]))
     return {"size": [int(side) for side in mask.shape], "counts": [int(count) for count in counts]}
+
+
+def mask_of(segmentation: Any, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    """Read a mask: polygons, or run lengths, compressed or not.
+
+    Args:
+        segmentation: As in an annotation of COCO.
+        size: Height and width of the picture.
+
+    Raises:
+        InputError: for anything else, run lengths of another size, and a missing faster-coco-eval.
+    """
+    try:
+        from faster_coco_eval.core import mask
+    except ImportError as error:
+        raise InputError("faster-coco-eval: expected it, `pip install 'dit-heads[eval]'`") from error
+    height, width = size
+    if isinstance(segmentation, Mapping) and list(segmentation.get("size", ())) != [height, width]:
+        raise InputError(f"segmentation: expected size {[height, width]}, got {segmentation.get('size')}")
+    try:
+        if isinstance(segmentation, Mapping) and isinstance(segmentation.get("counts"), str | bytes):
+            return mask.decode(dict(segmentation)).astype(bool)
+        found: Any = mask.frPyObjects(segmentation, height, width)
+        return mask.decode(mask.merge(found) if isinstance(found, list) else found).astype(bool)
+    except Exception as error:  # the library raises almost anything
+        kind = type(segmentation).__name__
+        raise InputError(f"segmentation: expected polygons or run lengths, got {kind}: {error}") from error
+
+
+def checked_truth(truth: Any, name: str) -> None:
+    """Raise InputError for what is no annotation file, or refers to pictures or classes that it lacks.
+
+    Args:
+        truth: The contents of the file.
+        name: Of the file, for messages.
+    """
+    parts = ("images", "categories", "annotations")
+    if not isinstance(truth, Mapping) or not all(isinstance(truth.get(part), list) for part in parts):
+        raise InputError(f"{name}: expected lists {', '.join(parts)}, as in COCO's annotation files")
+    needed = {
+        "images": ("id", "file_name", "height", "width"),
+        "categories": ("id", "name"),
+        "annotations": ("image_id", "category_id", "bbox"),
+    }
+    for part, keys in needed.items():
+        for number, entry in enumerate(truth[part]):
+            if lacking := [key for key in keys if key not in entry]:
+                raise InputError(f"{name}: expected {', '.join(lacking)} in {part}, got none in {number}")
+    for key, part in (("image_id", "images"), ("category_id", "categories")):
+        known = {entry["id"] for entry in truth[part]}
+        for number, entry in enumerate(truth["annotations"]):
+            if entry[key] not in known:
+                found = f"{entry[key]!r} in annotation {number}"
+                raise InputError(f"{name}: expected an id of {part}, got {found}")

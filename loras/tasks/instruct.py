@@ -24,10 +24,12 @@ from dit_heads.families import pipelines_of
 from dit_heads.families.conditioning import conditioning_of, seeing
 from dit_heads.io.fingerprints import content_hash
 from dit_heads.loras.base import Encoders
-from dit_heads.loras.config import TrainConfig
+from dit_heads.loras.config import InstructConfig, TrainConfig
 from dit_heads.loras.sets.captions import warn_of_cuts
 from dit_heads.loras.sets.grid import PIXELS
 from dit_heads.loras.tasks.class_folder import ClassFolder
+from dit_heads.loras.tasks.coco_folder import CocoFolder
+from dit_heads.loras.tasks.depth_folder import DepthFolder
 from dit_heads.loras.tasks.drawing import prompt_arguments, sampling_arguments
 from dit_heads.loras.tasks.fitted import FittedPairs
 from dit_heads.loras.tasks.pairs import Pairs, Question, Questions
@@ -38,7 +40,11 @@ from dit_heads.training.generators import keyed_generator
 from dit_heads.training.loop import Part
 from dit_heads.training.widen import input_of, reading
 
-FOLDERS: dict[str, Callable[[Path], Pairs]] = {"classes": ClassFolder}
+FOLDERS: dict[str, Callable[[Path, InstructConfig], Pairs]] = {
+    "classes": lambda root, _: ClassFolder(root),
+    "coco": lambda root, _: CocoFolder(root),
+    "depth": lambda root, chosen: DepthFolder(root, chosen.depth_scale),
+}
 """What reads a folder of pictures with answers, by the name that `pairs` has in the settings."""
 FLAT = ("segment", "instances", "classify")  # tasks whose answers are flat colours, not pictures
 
@@ -189,7 +195,7 @@ def _pairs(config: TrainConfig, split: Split) -> Pairs | None:
     if chosen.pairs == "world":
         return _world(size, split, chosen.validation_scenes if measured else chosen.scenes)
     root = config.watch.validation if measured else config.data.root
-    return None if root is None else FittedPairs(FOLDERS[chosen.pairs](root), size)
+    return None if root is None else FittedPairs(FOLDERS[chosen.pairs](root, chosen), size)
 
 
 def _world(size: tuple[int, int], split: Split, count: int) -> WorldPairs:

@@ -11,6 +11,7 @@ from benchmarks import codecs, curves, diffusers_tests, in_context, train
 from dit_heads.pipelines import FluxHeadsPipeline
 
 
+@pytest.mark.slow
 def test_every_coding_is_sent_through_the_autoencoder(capsys):
     codecs.main(count=1)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]

@@ -83,7 +83,7 @@ def test_the_table():
     judged = Verdict(right, asked, torch.zeros(2))
     assert header(judged) == "| | sky | shape | mean | all right |\n|---|---|---|---|---|"
     # the first picture has both right, the second one shape of three attributes
-    assert row("none", judged) == "| none | 50.0 | 66.7 | 66.7 | 50.0 |"
+    assert row("none", judged) == "| none | 50.0 | 66.7 | 66.7 [33.3, 100.0] | 50.0 [0.0, 100.0] |"
 
 
 def test_an_interval_is_that_of_the_normal_approximation_where_that_holds():

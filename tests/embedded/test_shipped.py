@@ -111,7 +111,8 @@ def test_a_lora_of_another_task_is_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_a_lora_draws_sets_that_the_base_model_does_not(pipe, task):
-    """docs/loras.md has 79 to 84 % of attributes of 128 sets, 51 to 58 % without."""
+    """The base model draws unrelated composites, so most attributes of a set are right without a LoRA, too.
+    With one, at most half as many are wrong (docs/loras.md)."""
     sets, kind = split_sets(task, "test", 8), task_of(task)
     grid = Grid.equal(kind.rows, kind.columns, height=128, width=128)
 
@@ -131,7 +132,7 @@ def test_a_lora_draws_sets_that_the_base_model_does_not(pipe, task):
     base = attributes_right()
     pipe.load_lora_weights(embedded_lora(task))
     try:
-        assert attributes_right() > base + 0.1
+        assert 1 - attributes_right() < 0.5 * (1 - base)
     finally:
         pipe.unload_lora_weights()
 
@@ -145,7 +146,7 @@ def test_all_weights_stay_small():
 def test_prompts_of_one_object_are_followed(pipe):
     scenes = unseen_scenes("test", 64, solids=1)
     judged = verdict(load_judge(), paint(pipe, scenes, guidance_scale=4.0, **USUAL), scenes)
-    # docs/embedded.md has 95 % of textures and 98 % or more of all else, of 320; two standard errors below.
+    # docs/embedded.md has 97 to 100 % of each; the bounds are those of the seventh run's weights.
     accuracy = judged.accuracy()
     assert accuracy.pop("texture") >= 0.89 and min(accuracy.values()) >= 0.94, accuracy
 

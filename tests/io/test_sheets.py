@@ -1,7 +1,7 @@
 import pytest
 from PIL import Image, ImageFont
 
-from dit_heads.io.sheets import Column, contact_sheet, plain_grid, wrapped
+from dit_heads.io.sheets import Column, contact_sheet, flowing_rows, plain_grid, wrapped
 
 COLOURS = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0), (0, 250, 250)]
 
@@ -24,6 +24,18 @@ def test_a_grid_is_nearly_square_and_holds_every_picture(number, across, down):
 def test_a_grid_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         plain_grid([])
+    with pytest.raises(ValueError, match="at least one"):
+        flowing_rows([], width=8)
+
+
+def test_rows_end_where_there_is_no_room_or_another_size():
+    images = [plain(COLOURS[k], (20, 10)) for k in range(3)] + [plain(COLOURS[3], (10, 30))]
+    sheet = flowing_rows(images, width=44, gap=4)
+    assert sheet.size == (44, 10 + 4 + 10 + 4 + 30)
+    starts = [(0, 0), (24, 0), (0, 14), (0, 28)]
+    assert [sheet.getpixel(start) for start in starts] == COLOURS[:4]
+    counts = {colour: count for count, colour in sheet.getcolors() or []}
+    assert [counts[colour] for colour in COLOURS[:4]] == [200, 200, 200, 300]
 
 
 def test_a_sheet_shows_every_cell_at_the_size_asked_for():

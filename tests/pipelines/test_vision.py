@@ -15,9 +15,10 @@ from dit_heads.errors import InputError
 from dit_heads.pipelines.ensembles import joined
 from dit_heads.pipelines.instruct import InstructPipeline
 from dit_heads.pipelines.sources import Frame
-from dit_heads.pipelines.vision_output import numbers, save_depth_png
+from dit_heads.pipelines.vision_output import numbers
 from dit_heads.tasks.annotations import Boxes, Depth, Instances, Labels, Segmentation
 from dit_heads.tasks.codecs import CODECS, DepthCodec
+from dit_heads.tasks.depth_files import read_depth_png, save_depth_png
 from dit_heads.tasks.query import Query
 from tests.saved import tiny_pipeline
 
@@ -205,6 +206,9 @@ def test_depth_is_stored_in_16_bits_and_its_holes_as_0(tmp_path: Path):
     stored = np.asarray(Image.open(tmp_path / "depth.png"))
     assert stored.dtype == np.uint16
     assert stored.tolist() == [[256, round(200.25 * 256), 0], [1, 0, 896]]
+    back = read_depth_png(tmp_path / "depth.png")
+    assert back.valid.tolist() == [[True, True, False], [True, False, True]]
+    assert_close(back.metres[back.valid].tolist(), [1.0, 200.25, 1 / 256, 3.5], atol=1 / 512, rtol=0)
     with pytest.raises(InputError, match="scale: expected one at which 200 metres fit into 16 bits"):
         save_depth_png(depth, tmp_path / "other.png", scale=1000)
     assert not (tmp_path / "other.png").exists()

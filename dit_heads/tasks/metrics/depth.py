@@ -106,8 +106,9 @@ def _check(name: str, truth: Depth, prediction: Depth, protocol: DepthProtocol) 
 
 
 def _errors(name: str, truth: Depth, prediction: Depth, protocol: DepthProtocol) -> dict[str, float]:
-    metres, has_distance = _resized(prediction, truth.metres.shape)
-    counts = truth.valid & cropped(truth.metres.shape, protocol.crop)
+    height, width = truth.metres.shape
+    metres, has_distance = _resized(prediction, (height, width))
+    counts = truth.valid & cropped((height, width), protocol.crop)
     counts &= (truth.metres >= protocol.near) & (truth.metres <= protocol.far)
     if not counts.any():
         raise InputError(
@@ -151,7 +152,7 @@ def aligned(given: Known, true: Known, protocol: DepthProtocol) -> Known:
     return back(scale * x + shift)
 
 
-def cropped(size: tuple[int, ...], crop: Crop) -> Bool[np.ndarray, "h w"]:
+def cropped(size: tuple[int, int], crop: Crop) -> Bool[np.ndarray, "h w"]:
     """Where a crop is, in a picture of this height and width."""
     top, bottom, left, right = CROPS[crop]
     height, width = size
@@ -160,7 +161,7 @@ def cropped(size: tuple[int, ...], crop: Crop) -> Bool[np.ndarray, "h w"]:
     return inside
 
 
-def _resized(depth: Depth, size: tuple[int, ...]) -> tuple[Map, Bool[np.ndarray, "h w"]]:
+def _resized(depth: Depth, size: tuple[int, int]) -> tuple[Map, Bool[np.ndarray, "h w"]]:
     """Distances on another grid, between known ones only, and where there are any."""
     if depth.metres.shape == size:
         return depth.metres, depth.valid

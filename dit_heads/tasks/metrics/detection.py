@@ -9,7 +9,7 @@ import numpy as np
 
 from dit_heads.errors import InputError
 from dit_heads.tasks.annotations import Boxes, Instances
-from dit_heads.tasks.coco import coco_entries
+from dit_heads.tasks.coco import checked_truth, coco_entries
 from dit_heads.tasks.metrics.scores import Scores
 
 Kind = Literal["bbox", "segm"]
@@ -95,9 +95,7 @@ def _area(entry: Mapping[str, Any]) -> float:
 def _check(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind) -> None:
     if kind not in KINDS:
         raise InputError(f"kind: expected {', '.join(KINDS)}, got {kind!r}")
-    for name in ("images", "categories", "annotations"):
-        if not isinstance(truth.get(name), list):
-            raise InputError(f"truth: expected a list '{name}', got {type(truth.get(name)).__name__}")
+    checked_truth(truth, "truth")
     if not truth["images"]:
         raise InputError("truth: expected a picture or more, got none")
     pictures = {image["id"] for image in truth["images"]}

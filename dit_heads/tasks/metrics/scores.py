@@ -30,6 +30,9 @@ class Scores:
     def of(cls, task: str, protocol: Sequence[str], rows: Mapping[str, Mapping[str, float]]) -> Scores:
         """Scores whose figures are means of pictures.
 
+        Args:
+            task, protocol, rows: As of the class.
+
         Raises:
             InputError: for no pictures.
         """

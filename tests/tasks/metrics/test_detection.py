@@ -77,7 +77,7 @@ def test_nothing_found_is_zero_and_a_picture_without_objects_may_be_empty():
 def test_files_of_another_model_are_scored_as_they_are():
     categories = {"cube": 7}
     truth = {
-        "images": [{"id": 3, "width": 120, "height": 100}],
+        "images": [{"id": 3, "file_name": "3.jpg", "width": 120, "height": 100}],
         "categories": [{"id": 7, "name": "cube"}],
         "annotations": [
             {**entry, "id": k, "area": 900.0, "iscrowd": 0}
@@ -95,7 +95,7 @@ def test_files_of_another_model_are_scored_as_they_are():
             score_coco(truth, [results[0], results[1] | change], "bbox")
     with pytest.raises(InputError, match="results: expected segmentation in each entry, got none in 0"):
         score_coco(truth, results, "segm")
-    with pytest.raises(InputError, match="truth: expected a list 'annotations', got NoneType"):
+    with pytest.raises(InputError, match="truth: expected lists images, categories, annotations, as in COCO"):
         score_coco({k: v for k, v in truth.items() if k != "annotations"}, results, "bbox")
 
 
