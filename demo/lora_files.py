@@ -156,8 +156,7 @@ def chosen(value: object, shelf: Shelf, facts: Facts, limits: Limits) -> tuple[l
     Raises:
         InputError: for one that is not there, too many, and a scale beyond the limits.
     """
-    listed = value.get("loras") if isinstance(value, dict) else None
-    lines = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    lines = _lines(value) if isinstance(value, dict) else []
     used = [each for each in lines if each.get("on") and each.get("model", facts.public) == facts.public]
     if len(used) > limits.loras:
         raise InputError(f"loras: expected at most {limits.loras} at once, got {len(used)}")
@@ -168,6 +167,18 @@ def chosen(value: object, shelf: Shelf, facts: Facts, limits: Limits) -> tuple[l
         files.append(Lora(file.path, scale))
         names.append(lora_text(file.name, scale))
     return files, tuple(names)
+
+
+def _lines(value: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The LoRAs of a picker's value: as a visitor left it, or as the server sent it (`add`, `on`) where the
+    visitor has changed nothing since."""
+    parts = [value.get(name) for name in ("loras", "add")]
+    lines = [each for part in parts if isinstance(part, list) for each in part if isinstance(each, dict)]
+    on = value.get("on")
+    if not isinstance(on, dict):
+        return lines
+    switched = [each for each in lines if isinstance(each.get("id"), str) and each["id"] in on]
+    return [{**each, "on": True, "scale": on[each["id"]]} for each in switched]
 
 
 def known(key: object, shelf: Shelf, facts: Facts) -> LoraFile:

@@ -38,6 +38,14 @@ def test_a_file_that_fits_can_be_chosen_with_a_weight(shelf, facts):
     assert (lora.path, lora.scale) == (file.path, 0.5) and names == ("My-LoRA-v2.safetensors=0.5",)
 
 
+def test_a_picker_that_nobody_has_touched_counts_as_the_server_sent_it(shelf, facts):
+    file = bring(shelf, facts, "a.safetensors", tensors(), "ann", Limits())
+    line = {"id": file.id, "on": False, "scale": 1.0}
+    sent = {"loras": [{"id": "other", "on": True, "scale": 1.0}], "add": [line], "on": {file.id: 0.5}}
+    (lora,), names = chosen(sent, shelf, facts, Limits())
+    assert lora.scale == 0.5 and names == ("a.safetensors=0.5",)
+
+
 @pytest.mark.parametrize(
     ("name", "data", "told"),
     [
