@@ -55,7 +55,7 @@ def visit(browser, address):
 def show(page, tab):
     page.wait_for_selector("#dh-head-map .dh-cell")
     page.get_by_role("tab", name=tab).click()
-    page.wait_for_selector("#dh-set-board .dh-panel" if tab == "In-context" else "#dh-train")
+    page.wait_for_selector("#dh-set-board .dh-panel" if tab == "In-context" else "#dh-train-name")
 
 
 def state(page, part, *names):
