@@ -44,10 +44,11 @@ def negative_prompt() -> gr.Textbox:
 
 def recipe_codes(name: str) -> list[gr.Code]:
     """Places for a command line and for Python."""
+    empty = "# It stands here once something is drawn."  # Gradio's sign of no code fails readers of screens
     options: dict[str, Any] = {"interactive": False, "wrap_lines": True, "show_line_numbers": False}
     return [
-        gr.Code("", language="shell", label="Command line", lines=1, elem_id=f"dh-{name}command", **options),
-        gr.Code("", language="python", label="Python", lines=1, elem_id=f"dh-{name}python", **options),
+        gr.Code(empty, "shell", label="Command line", lines=1, elem_id=f"dh-{name}command", **options),
+        gr.Code(empty, "python", label="Python", lines=1, elem_id=f"dh-{name}python", **options),
     ]
 
 

@@ -54,7 +54,7 @@ def bring_sets(shelf: Shelf, files: object, owner: str | None, limits: Limits) -
 
     Args:
         shelf: where they are kept.
-        files: [{"path": ..., "data": base64 text}], in which paths may name folders.
+        files: [{"name": ..., "data": base64 text}]; a name may be a path.
         owner: the session that brings them.
         limits: of their number, bytes and pixels.
 
@@ -94,7 +94,7 @@ def _contents(files: object, limits: Limits) -> Iterator[tuple[PurePosixPath, by
 
 
 def _unpacked(file: Mapping[str, Any], limits: Limits) -> Iterable[tuple[PurePosixPath, bytes]]:
-    name, data = str(file.get("path")), received(file.get("data"), limits.sets_bytes)
+    name, data = str(file.get("name")), received(file.get("data"), limits.sets_bytes)
     if name.lower().endswith(".zip"):
         return _zipped(data, limits)
     return [(path, data)] if (path := _path(name)) else []

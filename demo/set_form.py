@@ -125,6 +125,11 @@ def layout_lines(facts: Facts, limits: Limits) -> list[dict[str, Any]]:
     ]
 
 
+def first_layout(lines: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Rows and columns of the first layout."""
+    return [lines[0]["rows"], lines[0]["columns"]] if lines else []
+
+
 def place_name(marker: str) -> str:
     """What the page calls a panel: [TOP-LEFT] is "Top left"."""
     return marker.strip("[]").replace("-", " ").capitalize()

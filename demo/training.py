@@ -165,7 +165,7 @@ class Watching:
 
     def __call__(self, step: int, figures: Mapping[str, float], average: Mapping[str, Any]) -> None:
         points, drawings = self.seen.points, self.seen.drawings
-        if "loss" in figures:
+        if "loss" in figures and step > 1:  # a mean of ten steps; the first line is one batch
             points = (*points, (step, figures["loss"]))
         new = [path for path in sorted((self.out / "samples").glob("*.png")) if path not in self._files]
         drawings = (*drawings, *((step, read_image(path)) for path in new))

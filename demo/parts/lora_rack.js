@@ -22,6 +22,7 @@ function update() {
   if (value.on) state.loras = state.loras.map((lora) => ({ ...lora, on: lora.id in value.on, scale: value.on[lora.id] ?? lora.scale }));
   build();
   commit();
+  setTimeout(commit); // again, as what is set while Gradio sets it is lost
 }
 
 function problem(text) {

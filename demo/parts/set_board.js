@@ -22,6 +22,7 @@ function update() {
   if (!places().length && state.layouts.length) state.layout = [state.layouts[0].rows, state.layouts[0].columns];
   build();
   commit();
+  setTimeout(commit); // again, as what is set while Gradio sets it is lost
 }
 
 function problem(text) {

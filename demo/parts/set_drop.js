@@ -16,6 +16,7 @@ function update() {
   for (const name of Object.keys(state)) if (name in value) state[name] = value[name];
   build();
   commit();
+  setTimeout(commit); // again, as what is set while Gradio sets it is lost
 }
 
 function build() {
@@ -76,7 +77,8 @@ async function send(all) {
   if (files.length > FILES) return tell("", [`These are ${files.length} files; ${FILES} are the most.`]);
   if (files.reduce((sum, { file }) => sum + file.size, 0) > LIMIT) return tell("", ["These files are larger than 32 MB together; smaller pictures will do."]);
   tell("Looking at them");
-  const sent = await Promise.all(files.map(async ({ path, file }) => ({ path, data: await encoded(file) })));
+  // Not `path`: Gradio takes what has one for a file of its own.
+  const sent = await Promise.all(files.map(async ({ path, file }) => ({ name: path, data: await encoded(file) })));
   trigger("bring", { files: sent });
 }
 

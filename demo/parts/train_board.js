@@ -17,7 +17,7 @@ function update() {
 
 function curve(points, steps) {
   const place = find(".dh-curve");
-  place.hidden = points.length < 3;
+  place.hidden = points.length < 2;
   if (place.hidden) return;
   const losses = points.map(([, loss]) => loss), low = Math.min(...losses), high = Math.max(...losses);
   const y = (loss) => 170 - (160 * (loss - low)) / (high - low || 1);

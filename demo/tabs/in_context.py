@@ -74,7 +74,8 @@ def build(page: Page) -> None:
 
 
 def _first_board(page: Page) -> dict[str, Any]:
-    first: dict[str, Any] = {"layouts": set_form.layout_lines(page.first, page.limits)}
+    lines = set_form.layout_lines(page.first, page.limits)
+    first: dict[str, Any] = {"layouts": lines, "layout": set_form.first_layout(lines)}
     if page.first.embedded:
         first |= set_form.example_change(set_form.examples()[0])
     return set_form.change(**{**first, "examples": example_names(page)})

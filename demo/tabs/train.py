@@ -91,7 +91,8 @@ def _sources(page: Page, first: Facts) -> tuple[gr.Radio, gr.Slider, gr.HTML]:
     choices = [*EXAMPLES, OWN] if first.embedded else [OWN]
     source = gr.Radio(choices, value=choices[0], label="Learn from", elem_id="dh-train-source")
     count = gr.Slider(8, 40, 20, step=4, label="Sets", info="How many are rendered", visible=first.embedded)
-    value = set_form.change(layouts=set_form.layout_lines(first, page.limits))
+    lines = set_form.layout_lines(first, page.limits)
+    value = set_form.change(layouts=lines, layout=set_form.first_layout(lines))
     return source, count, component("set_drop", value, visible=not first.embedded)
 
 

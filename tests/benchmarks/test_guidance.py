@@ -13,7 +13,7 @@ def case(blocks: int) -> Case:
     return Case(blocks, steps=1, pixels=64, device=torch.device("cpu"), dtype=torch.float32, heads=4)
 
 
-@pytest.mark.parametrize("blocks", [1, 4])
+@pytest.mark.parametrize("blocks", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_every_row_runs_with_any_number_of_blocks(blocks):
     with_cfg, without = sd3_rows(case(blocks))
     with torch.no_grad():
@@ -28,6 +28,7 @@ def test_less_than_one_is_refused(name):
         guidance.main(**options)
 
 
+@pytest.mark.slow
 def test_memory_of_every_processor_is_measured(capsys):
     guidance.memory(image=1024, text=8)
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines()[-5:]]

@@ -64,6 +64,7 @@ def test_the_shipped_presets_fit_the_embedded_model():
     assert not found.provenance.get("placeholder")
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_sheet_of_the_embedded_model(tmp_path, capsys):
     out = tmp_path / "out" / "sheet.png"
     assert main(["showcase", "--out", str(out), "--seed", "3", "--steps", "2"]) == 0

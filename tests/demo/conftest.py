@@ -1,13 +1,19 @@
-"""Fixtures of the demo's tests: an engine on a tiny model."""
+"""Fixtures of the demo's tests: an engine on a tiny model, and a browser on a page of it."""
 
 import asyncio
+import os
+from pathlib import Path
 
 import pytest
 
 from dit_heads.cli.generate import Settings
 from dit_heads.demo.engine import Engine
 from dit_heads.demo.limits import Limits
+from tests.demo.browsing import WIDE
 from tests.saved import tiny_pipeline
+
+CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
+QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +51,44 @@ def settings(model):
         return Settings(**{**quick, **changes})
 
     return make
+
+
+@pytest.fixture(scope="module")
+def address(model):
+    """A page of the tiny model, served while the tests of a file run."""
+    pytest.importorskip("gradio")
+    from dit_heads.demo.serve import running
+
+    with running([model], port=0, limits=Limits(steps=400), loaders={model: tiny_pipeline}) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    if not CHROMIUM.exists():
+        pytest.skip("there is no Chromium")
+    with playwright.sync_playwright() as started:
+        yield started.chromium.launch(executable_path=str(CHROMIUM), args=list(QUIET))
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Open the page in a context of its own; errors of its scripts fail the test."""
+    opened, problems = [], []
+
+    def open_page(**options):
+        context = browser.new_context(**{**WIDE, **options})
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(address)
+        page.wait_for_selector("#dh-head-map .dh-cell")
+        opened.append(context)
+        return page
+
+    yield open_page
+    for context in opened:
+        context.close()
+    assert problems == []

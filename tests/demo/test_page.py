@@ -1,84 +1,17 @@
 """The page in a browser: headless Chromium on a running demo of the tiny model."""
 
-import base64
-import io
 import json
-import os
 import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from dit_heads.demo.limits import Limits
-from dit_heads.demo.serve import running
 from dit_heads.io.pictures import png_bytes
-from tests.saved import red, tiny_pipeline
+from tests.demo.browsing import PHONE, ask, open_tabs, picture, settings_in, state
+from tests.saved import red
 
-pytest.importorskip("gradio")
-playwright = pytest.importorskip("playwright.sync_api")
-
-CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
-pytestmark = [
-    pytest.mark.skipif(not CHROMIUM.exists(), reason="there is no Chromium"),
-    pytest.mark.filterwarnings("ignore"),  # those of the server's libraries
-]
-
-
-@pytest.fixture(scope="module")
-def address(model):
-    with running([model], port=0, limits=Limits(steps=400), loaders={model: tiny_pipeline}) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as started:
-        yield started.chromium.launch(executable_path=str(CHROMIUM), args=list(QUIET))
-
-
-@pytest.fixture
-def visit(browser, address):
-    """Open the page in a context of its own; errors of its scripts fail the test."""
-    opened, problems = [], []
-
-    def open_page(**options):
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-        page = context.new_page()
-        page.set_default_timeout(60_000)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.goto(address)
-        page.wait_for_selector("#dh-head-map .dh-cell")
-        opened.append(context)
-        return page
-
-    yield open_page
-    for context in opened:
-        context.close()
-    assert problems == []
-
-
-def state(page, name):
-    page.wait_for_selector(f'.dh-stage[data-state="{name}"]')
-
-
-def ask(page, prompt="a cat", steps=None):
-    page.fill("#dh-prompt textarea", prompt)
-    if steps:
-        if not page.get_by_label("number input for Steps").is_visible():
-            page.get_by_role("button", name="More settings").click()
-        page.get_by_label("number input for Steps").fill(str(steps))
-        page.get_by_label("number input for Steps").press("Tab")
-    page.click("#dh-draw")
-
-
-def picture(page) -> bytes:
-    return base64.b64decode(page.get_attribute(".dh-after", "src").partition(",")[2])
-
-
-def settings_in(data: bytes) -> dict:
-    return json.loads(Image.open(io.BytesIO(data)).info["parameters"])
+pytestmark = pytest.mark.filterwarnings("ignore")  # those of the server's libraries
 
 
 def test_from_a_click_on_heads_to_their_picture(visit):
@@ -163,6 +96,7 @@ def test_files_that_are_no_pictures_of_the_page_are_refused_in_words(visit, name
     assert told in page.inner_text(".dh-note")
 
 
+@pytest.mark.slow
 def test_cancel_stops_the_picture_and_the_next_one_is_drawn(visit):
     page = visit()
     ask(page, steps=400)
@@ -209,12 +143,12 @@ def test_the_gallery_brings_pictures_and_settings_back(visit):
 
 @pytest.mark.slow
 def test_a_phone_needs_no_scrolling_sideways(visit):
-    page = visit(viewport={"width": 375, "height": 740}, has_touch=True, is_mobile=True)
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    page = visit(**PHONE)
     page.tap('[data-head="L1H1"]')
     ask(page)
     state(page, "done")
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    for name in open_tabs(page):
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), name
 
 
 @pytest.mark.slow

@@ -10,16 +10,12 @@ from PIL import Image
 
 from dit_heads.demo.limits import Limits
 from dit_heads.demo.serve import running
-from tests.demo.test_page import CHROMIUM, QUIET
 from tests.demo.test_set_files import sets, zipped
 from tests.saved import tiny_pipeline, tiny_vae
 
 pytest.importorskip("gradio")
-playwright = pytest.importorskip("playwright.sync_api")
-
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM.exists(), reason="there is no Chromium"),
     pytest.mark.filterwarnings("ignore"),  # those of the server's libraries
 ]
 STAGE, TRAINING = "#dh-set-stage .dh-stage", ".dh-training"
@@ -33,12 +29,6 @@ def address(tmp_path_factory):
     StableDiffusion3Pipeline(**parts).save_pretrained(folder)
     with running([folder], port=0, limits=Limits(steps=400)) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as started:
-        yield started.chromium.launch(executable_path=str(CHROMIUM), args=list(QUIET))
 
 
 @pytest.fixture
@@ -65,7 +55,7 @@ def visit(browser, address):
 def show(page, tab):
     page.wait_for_selector("#dh-head-map .dh-cell")
     page.get_by_role("tab", name=tab).click()
-    page.wait_for_selector("#dh-set-board .dh-panel" if tab == "In-context" else "#dh-train")
+    page.wait_for_selector("#dh-set-board .dh-panel" if tab == "In-context" else "#dh-train-name")
 
 
 def state(page, part, *names):

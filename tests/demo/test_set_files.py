@@ -40,7 +40,7 @@ def zipped(files: dict[str, bytes]) -> bytes:
 
 
 def sent(files: dict[str, bytes]) -> list[dict[str, str]]:
-    return [{"path": name, "data": base64.b64encode(data).decode()} for name, data in files.items()]
+    return [{"name": name, "data": base64.b64encode(data).decode()} for name, data in files.items()]
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_files_beyond_the_bounds_are_refused_and_deleted(shelf, files, told):
     assert len(shelf) == 0 and list(shelf._root.iterdir()) == []
 
 
-@pytest.mark.parametrize("files", [None, "x", [None], [{"path": "a.png"}], [{"path": "a.png", "data": 3}]])
+@pytest.mark.parametrize("files", [None, "x", [None], [{"name": "a.png"}], [{"name": "a.png", "data": 3}]])
 def test_what_is_no_list_of_files_is_refused(shelf, files):
     with pytest.raises(InputError):
         bring_sets(shelf, files, "ann", LIMITS)

@@ -76,15 +76,16 @@ def training(trainable):
 
 
 def test_what_is_trained_is_what_the_trainer_trains(engine, training, tmp_path):
-    work = training()
+    work = training(steps=12)
     found: Trained = engine.submit(ASIDE, work).wait(120)
     written(tmp_path / "sets")
     caption = "two. [LEFT] a cat [RIGHT] a dog"
     alone = train(work.config(tmp_path / "sets", tmp_path / "run", caption))
     ours, theirs = load_file(found.lora.path), load_file(alone)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert (found.done, found.lora.layout, found.caption) == (4, (1, 2), caption)
-    assert [step for step, _ in found.drawings] == [1, 2, 3, 4] and found.points[0][0] == 1
+    assert (found.done, found.lora.layout, found.caption) == (12, (1, 2), caption)
+    assert [step for step, _ in found.drawings] == [3, 6, 9, 12]
+    assert [step for step, _ in found.points] == [11]
     assert found.drawings[0][1].size == (128, 64)
 
 

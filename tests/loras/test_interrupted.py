@@ -42,6 +42,7 @@ def single() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @needs_fork
 @pytest.mark.usefixtures("single")
 def test_runs_that_are_killed_or_stopped_end_as_one_that_was_not(

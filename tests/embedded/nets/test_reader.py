@@ -54,6 +54,7 @@ def test_reading_counts_the_solids_of_every_panel(reader):
     assert 0 <= reading(reader, tokenizer, SCENES, texts, panels=2) <= 0.2  # it has learned nothing yet
 
 
+@pytest.mark.slow
 def test_a_few_captions_can_be_learned_with_the_order_of_their_solids(reader, tmp_path):
     tokenizer, captions = make_t5_tokenizer(), [caption(scene) for scene in SCENES]
     assert (labels(SCENES)["shape"] >= 0).sum() > len(SCENES)  # several solids in some
