@@ -69,7 +69,8 @@ def mask_of(segmentation: Any, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]
     try:
         if isinstance(segmentation, Mapping) and isinstance(segmentation.get("counts"), str | bytes):
             return mask.decode(dict(segmentation)).astype(bool)
-        found: Any = mask.frPyObjects(segmentation, height, width)
+        given: Any = segmentation
+        found: Any = mask.frPyObjects(given, height, width)
         return mask.decode(mask.merge(found) if isinstance(found, list) else found).astype(bool)
     except Exception as error:  # the library raises almost anything
         kind = type(segmentation).__name__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +50,15 @@ class CocoFolder:
         self.objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in self.images}
         for entry in found["annotations"]:
             self.objects[entry["image_id"]].append(entry)
+        self._masked = all(entry.get("segmentation") for entry in found["annotations"])
         there = {str(file.relative_to(root)) for file in root.rglob("*") if file.is_file()}
         if missing := [each["file_name"] for each in self.images if each["file_name"] not in there]:
             raise InputError(f"root: expected all pictures of '{path}', got none named {listed(missing)}")
 
-    @cached_property
+    @property
     def tasks(self) -> tuple[Task, ...]:
         """What can be asked: boxes, and masks where all objects have them."""
-        masked = all(entry.get("segmentation") for each in self.objects.values() for entry in each)
-        return ("segment", "instances", "detect") if masked else ("detect",)
+        return ("segment", "instances", "detect") if self._masked else ("detect",)
 
     def __len__(self) -> int:
         return len(self.images)

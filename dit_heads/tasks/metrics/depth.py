@@ -165,10 +165,11 @@ def _resized(depth: Depth, size: tuple[int, int]) -> tuple[Map, Bool[np.ndarray,
     """Distances on another grid, between known ones only, and where there are any."""
     if depth.metres.shape == size:
         return depth.metres, depth.valid
+    height, width = size
     parts = (depth.valid, np.where(depth.valid, depth.metres, 0))
     weights, sums = (
-        np.asarray(Image.fromarray(part.astype(np.float32)).resize(size[::-1], Image.Resampling.BILINEAR))
-        for part in parts
+        np.asarray(Image.fromarray(part).resize((width, height), Image.Resampling.BILINEAR))
+        for part in (each.astype(np.float32) for each in parts)
     )
     known = weights > 0.5
     return np.where(known, sums / np.maximum(weights, 1e-6), 0), known
