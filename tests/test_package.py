@@ -140,11 +140,12 @@ def settings():
 """
 
 
-def test_no_module_changes_the_settings_of_torch_when_it_is_imported():
+def test_no_module_changes_the_settings_of_torch_or_brings_a_checker_of_shapes_when_it_is_imported():
     names = [name for name, path in modules() if path.name != "__main__.py"]
-    script = f"import importlib, diffusers, torch, transformers{SETTINGS}before = settings()\n"
-    script += f"for name in {names}: importlib.import_module(name)\nprint(before == settings())"
-    assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "True"
+    script = f"import importlib, sys, diffusers, torch, transformers{SETTINGS}before = settings()\n"
+    script += f"for name in {names}: importlib.import_module(name)\n"
+    script += "print(before == settings(), 'beartype' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "True False"
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ def test_from_a_click_on_heads_to_their_picture(visit):
     assert "--heads" in page.inner_text("#dh-command")
 
 
+@pytest.mark.slow
 def test_dragging_paints_heads_and_keys_walk_over_them(visit):
     page = visit()
     page.locator('[data-head="L2H3"]').scroll_into_view_if_needed()
@@ -45,6 +46,7 @@ def test_dragging_paints_heads_and_keys_walk_over_them(visit):
     assert page.get_attribute('[data-head="L1H1"]', "aria-selected") == "true"
 
 
+@pytest.mark.slow
 def test_names_that_are_no_heads_are_told_at_once(visit):
     page = visit()
     page.fill(".dh-text", "L9")
@@ -52,6 +54,7 @@ def test_names_that_are_no_heads_are_told_at_once(visit):
     assert "Block L9 is not in this model" in page.inner_text(".dh-problem")
 
 
+@pytest.mark.slow
 def test_a_head_set_file_of_a_search_chooses_heads_and_colours_the_map(visit):
     page = visit()
     found = {"heads": ["L0H1"], "unguided": 0.5, "scores": [{"L0H1": 0.75, "L2H3": 0.25}]}
@@ -65,6 +68,7 @@ def test_a_head_set_file_of_a_search_chooses_heads_and_colours_the_map(visit):
     assert json.loads(Path(download.value.path()).read_text()) == {"heads": ["L0H1"]}
 
 
+@pytest.mark.slow
 def test_a_picture_that_is_opened_again_sets_the_page(visit):
     page = visit()
     page.click('[data-head="L2H1"]')
@@ -79,13 +83,14 @@ def test_a_picture_that_is_opened_again_sets_the_page(visit):
     assert picture(other) == data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "data", "told"),
     [
         ("a.png", b"no picture", "picture"),
         ("a.jpg", b"no picture", "Only PNG files keep their settings"),
         ("a.png", png_bytes(Image.new("RGB", (8, 8)), {"model": "other"}), "expected one of this page"),
-        pytest.param("a.png", b"0" * (21 * 2**20), "larger than 20 MB", marks=pytest.mark.slow),
+        ("a.png", b"0" * (21 * 2**20), "larger than 20 MB"),
     ],
 )
 def test_files_that_are_no_pictures_of_the_page_are_refused_in_words(visit, name, data, told):

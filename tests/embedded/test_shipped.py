@@ -91,7 +91,9 @@ def test_head_guidance_changes_its_pictures(pipe):
     assert np.array_equal(drawn(pipe, prompt), plain)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    "task", ["sky", *(pytest.param(task, marks=pytest.mark.slow) for task in TASKS if task != "sky")]
+)
 def test_a_lora_changes_pictures_by_stock_means_and_is_gone_after(pipe, task):
     said = split_sets(task, "test", 1)[0].caption
     plain = drawn(pipe, said)

@@ -115,7 +115,7 @@ def test_a_fast_search_and_an_exhaustive_one_share_a_folder(pipe, tmp_path):
     )
 
 
-@pytest.mark.parametrize("broken_at", [0, 1, 2, 4])
+@pytest.mark.parametrize("broken_at", [0, 2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4))])
 @pytest.mark.parametrize("method", ["exhaustive", "fast"])
 def test_an_interrupted_search_goes_on_to_the_same_result(pipe, tmp_path, broken_at, method):
     config = replace(CONFIG, method=method, share=1.0)

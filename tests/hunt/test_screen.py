@@ -162,7 +162,7 @@ def test_a_run_that_does_not_come_to_a_level_is_refused():
 
 
 @pytest.mark.parametrize("make", [tiny_pipeline, tiny_flux_pipeline])
-@pytest.mark.parametrize("chosen", [{}, {HeadId(1, 2): 0.7}], ids=["none chosen", "one chosen"])
+@pytest.mark.parametrize("chosen", [pytest.param({}, marks=pytest.mark.slow), {HeadId(1, 2): 0.7}])
 def test_micro_batches_give_the_slopes_of_the_whole_batch(make, chosen):
     pipe: Any = make()
     pipe.set_progress_bar_config(disable=True)

@@ -93,6 +93,7 @@ def test_a_picture_is_never_enlarged_and_needs_no_frame_of_its_own_size():
     assert torch.equal(Frame.of((32, 48), 16).framed(source), source)
 
 
+@pytest.mark.slow
 def test_a_picture_of_64_megapixels_is_scaled_or_refused(embedded: Any):
     widest = Image.new("RGB", (8000, 8000), "teal")
     edit = InstructPipeline(embedded, "tokens")
