@@ -14,7 +14,7 @@ from dit_heads.loras.sets.dataset import (
 )
 from dit_heads.loras.sets.panels import split
 
-PHOTOS = Path(os.environ.get("DIT_HEADS_PHOTOS", Path(__file__).parents[3] / "shared/photos"))
+PHOTOS = Path(os.environ.get("DIT_HEADS_PHOTOS", Path(__file__).parents[4] / "shared/photos"))
 SQUARE = [(64, 64)]
 
 
