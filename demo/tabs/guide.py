@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,14 @@ from dit_heads.demo.controls import (
     recipe_codes,
     seed_line,
     slider,
-    swapped,
 )
 from dit_heads.demo.drawing import Drawing, Drawn, check_settings
 from dit_heads.demo.facts import Facts, known_as
 from dit_heads.demo.files import opened, png_uri, quick_uri, received
-from dit_heads.demo.jobs import View
-from dit_heads.demo.page import QUIET, Page, cancelling, visitor
+from dit_heads.demo.page import QUIET, Page, cancelling
 from dit_heads.demo.recipes import command_line, python_code
-from dit_heads.demo.sentences import note_of, sentence
+from dit_heads.demo.sentences import sentence
+from dit_heads.demo.stages import drawing, whole_numbers
 from dit_heads.errors import InputError
 
 EXAMPLES = (
@@ -146,10 +145,7 @@ def settings_from(facts: Facts, heads: str, values: Sequence[Any]) -> Settings:
     given = dict(zip(NAMES, values, strict=True))
     for name in ("prompt", "negative_prompt"):
         given[name] = given[name] or ""
-    for name in ("steps", "seed"):
-        if given[name] is None:
-            raise InputError(f"{name}: expected a whole number, got nothing")
-        given[name] = int(given[name])
+    whole_numbers(given, "steps", "seed")
     if given["perturbation"] != "temperature":
         given["temperature"] = None
     return Settings(**given, model=facts.name, heads=heads or None)
@@ -173,40 +169,16 @@ def _recipe(settings: Settings, facts: Facts) -> list[str]:
 
 
 def _drawing(page: Page) -> Any:
-    async def draw(request: gr.Request, model: str, heads: Any, *values: Any) -> AsyncIterator[Any]:
-        """Stage, both recipes, and which of the buttons is shown."""
-        job = None
-        try:
-            facts = known_as(model, page.models)
-            settings = settings_from(facts, chosen_text(heads), values)
-            check_settings(settings, page.limits)
-            work = Drawing(settings, compare=True, cache=page.cache)
-            job = page.engine.submit(facts.name, work, visitor(request))
-            async for view in job.follow():
-                yield _shown(view, facts)
-        except InputError as error:
-            yield [{"state": "error", "note": sentence(error)}, *_SAME, *swapped(False)]
-        finally:
-            if job is not None:
-                job.cancel()  # does nothing to one that is over
+    def work(facts: Facts, heads: Any, *values: Any) -> Drawing:
+        settings = settings_from(facts, chosen_text(heads), values)
+        check_settings(settings, page.limits)
+        return Drawing(settings, compare=True, cache=page.cache)
 
-    return draw
+    return drawing(page, work, _finished)
 
 
-_SAME = [gr.skip(), gr.skip()]
-
-
-def _shown(view: View, facts: Facts) -> list[Any]:
-    if view.state == "done":
-        drawn: Drawn = view.result
-        return [finished(drawn, facts), *_recipe(drawn.settings, facts), *swapped(False)]
-    stage: dict[str, Any] = {"state": view.state, "note": note_of(view)}
-    if view.state == "failed":
-        stage["state"] = "error"
-    if view.state == "running":
-        preview = None if view.preview is None else quick_uri(view.preview)
-        stage |= {"step": view.step, "steps": view.steps, "preview": preview}
-    return [stage, *_SAME, *swapped(not view.over)]
+def _finished(drawn: Drawn, facts: Facts) -> list[Any]:
+    return [finished(drawn, facts), *_recipe(drawn.settings, facts)]
 
 
 def finished(drawn: Drawn, facts: Facts) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,15 @@ from dit_heads.demo.controls import (
     recipe_codes,
     seed_line,
     slider,
-    swapped,
 )
 from dit_heads.demo.facts import Facts, known_as
-from dit_heads.demo.files import opened, png_uri, quick_uri, received
+from dit_heads.demo.files import opened, png_uri, received
 from dit_heads.demo.in_context import DrawingSet, DrawnSet, check_set_settings, grid_for
-from dit_heads.demo.jobs import View
 from dit_heads.demo.lora_files import bring, chosen, entries, shipped
 from dit_heads.demo.page import QUIET, Page, cancelling, visitor
 from dit_heads.demo.recipes import given_file, set_command_line, set_python_code
-from dit_heads.demo.sentences import note_of, sentence
+from dit_heads.demo.sentences import sentence
+from dit_heads.demo.stages import drawing, whole_numbers
 from dit_heads.errors import InputError
 from dit_heads.loras.sets.panels import split
 from dit_heads.tasks.markers import PLACES
@@ -38,7 +37,6 @@ from dit_heads.tasks.markers import PLACES
 STEPS = 14
 NAMES = ("seed", "negative_prompt", "guidance_scale", "steps")
 """Settings that have a control of their own, in the order of the controls."""
-_SAME = [gr.skip(), gr.skip()]
 
 
 def build(page: Page) -> None:
@@ -101,24 +99,10 @@ def rack_lines(page: Page) -> list[dict[str, Any]]:
 
 
 def _drawing(page: Page) -> Any:
-    async def draw(
-        request: gr.Request, model: str, board: Any, rack: Any, *values: Any
-    ) -> AsyncIterator[list[Any]]:
-        """Stage, both recipes, and which of the buttons is shown."""
-        job = None
-        try:
-            facts = known_as(model, page.models)
-            work = work_from(page, facts, board, rack, values)
-            job = page.engine.submit(facts.name, work, visitor(request))
-            async for view in job.follow():
-                yield _shown(view, facts)
-        except InputError as error:
-            yield [{"state": "error", "note": sentence(error)}, *_SAME, *swapped(False)]
-        finally:
-            if job is not None:
-                job.cancel()  # does nothing to one that is over
+    def work(facts: Facts, board: Any, rack: Any, *values: Any) -> DrawingSet:
+        return work_from(page, facts, board, rack, values)
 
-    return draw
+    return drawing(page, work, _finished)
 
 
 def work_from(page: Page, facts: Facts, board: Any, rack: Any, values: Sequence[Any]) -> DrawingSet:
@@ -128,27 +112,14 @@ def work_from(page: Page, facts: Facts, board: Any, rack: Any, values: Sequence[
     files, names = chosen(rack, page.loras, facts, page.limits)
     more = dict(zip(NAMES, values, strict=True))
     more["negative_prompt"] = more["negative_prompt"] or ""
-    for name in ("seed", "steps"):
-        if more[name] is None:
-            raise InputError(f"{name}: expected a whole number, got nothing")
-        more[name] = int(more[name])
+    whole_numbers(more, "seed", "steps")
     settings = SetSettings(prompt=caption, rows=rows, columns=columns, loras=names, model=facts.name, **more)
     check_set_settings(settings, given, page.limits)
     return DrawingSet(settings, files, given)
 
 
-def _shown(view: View, facts: Facts) -> list[Any]:
-    if view.state == "done":
-        drawn: DrawnSet = view.result
-        return [finished(drawn, facts), *_recipe(drawn.settings, drawn.given, facts), *swapped(False)]
-    stage: dict[str, Any] = {"state": view.state, "note": note_of(view)}
-    if view.state == "failed":
-        stage["state"] = "error"
-    if view.state == "running":
-        preview = None if view.preview is None else quick_uri(view.preview)
-        stage |= {"step": view.step, "steps": view.steps, "preview": preview}
-        stage["size"] = None if view.preview is None else list(view.preview.size)
-    return [stage, *_SAME, *swapped(not view.over)]
+def _finished(drawn: DrawnSet, facts: Facts) -> list[Any]:
+    return [finished(drawn, facts), *_recipe(drawn.settings, drawn.given, facts)]
 
 
 def finished(drawn: DrawnSet, facts: Facts) -> dict[str, Any]:
