@@ -142,7 +142,7 @@ def _choice(names: Mapping[str, str], label: str, info: str) -> gr.Dropdown:
 
 def settings_from(facts: Facts, heads: str, values: Sequence[Any]) -> Settings:
     """The settings that the controls say. Raises InputError for what does not fit."""
-    given = dict(zip(NAMES, values, strict=True))
+    given: dict[str, Any] = dict(zip(NAMES, values, strict=True))
     for name in ("prompt", "negative_prompt"):
         given[name] = given[name] or ""
     whole_numbers(given, "steps", "seed")

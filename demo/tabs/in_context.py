@@ -110,7 +110,7 @@ def work_from(page: Page, facts: Facts, board: Any, rack: Any, values: Sequence[
     rows, columns, caption = set_form.caption_from(facts, board, page.limits)
     given = set_form.given_from(facts, board, (rows, columns), page.limits)
     files, names = chosen(rack, page.loras, facts, page.limits)
-    more = dict(zip(NAMES, values, strict=True))
+    more: dict[str, Any] = dict(zip(NAMES, values, strict=True))
     more["negative_prompt"] = more["negative_prompt"] or ""
     whole_numbers(more, "seed", "steps")
     settings = SetSettings(prompt=caption, rows=rows, columns=columns, loras=names, model=facts.name, **more)
