@@ -53,6 +53,7 @@ class InstructPipeline(VisionTasks):
     >>> edit = InstructPipeline(pipe)   # doctest: +SKIP
     >>> image = edit("street.jpg", "make it night").images[0]   # doctest: +SKIP
     >>> cubes = edit.segment("street.jpg", "cube").annotations[0]   # doctest: +SKIP
+    >>> cubes = edit.ask("street.jpg", "where are the cubes?").annotations[0]   # doctest: +SKIP
 
     The pipeline stays as it is: LoRAs, head guidance (`HeadGuidance(edit.pipe, ...)`), offloading, callbacks
     and progress bar are its own. Under head guidance with `rescale`, the standard deviation is that of all

@@ -21,6 +21,7 @@ from dit_heads.pipelines.sources import Frame, Pixels, pictures_of
 from dit_heads.pipelines.vision_output import VisionOutput, output_of
 from dit_heads.tasks.codecs import CODECS, Codec
 from dit_heads.tasks.query import ANYTHING, Query
+from dit_heads.tasks.router import route
 
 Names = str | Sequence[str]
 
@@ -54,6 +55,24 @@ class VisionTasks:
     _narrow: Callable[[int], AbstractContextManager[None]]
     _check_names: Callable[[Mapping[str, Any]], None]
     _painted: Callable[..., Tensor]
+
+    def ask(
+        self, image: Any, question: str | Query, known: Sequence[str] = (), **options: Any
+    ) -> VisionOutput:
+        """The answer to a question in free words, by the task that `tasks.router` understands; the output's
+        `query` says what was understood.
+
+        Args:
+            question: Such as "where are the cubes?", or a query that is ready.
+            known: Names of classes that may be asked for; any, by default.
+
+        Raises:
+            InputError: for a text in which no task or no name is understood, with what can be asked.
+        """
+        if not isinstance(question, str | Query):
+            raise InputError(f"question: expected text, got {type(question).__name__}")
+        query = question if isinstance(question, Query) else route(question, known)
+        return self._answered(image, query, **options)
 
     def segment(self, image: Any, classes: Names, **options: Any) -> VisionOutput:
         """Which pixels show a class, or which of several each pixel shows."""
@@ -120,7 +139,7 @@ class VisionTasks:
             joined([codec.decode(picture, query, source) for picture in pictures])
             for pictures, source in zip(painted, pixels, strict=True)
         ]
-        return output_of(answers, [np.stack(pictures) for pictures in painted], output_type)
+        return output_of(query, answers, [np.stack(pictures) for pictures in painted], output_type)
 
     def _warn_of_cuts(self, words: str, call: Mapping[str, Any]) -> None:
         """Warn of an instruction that the model does not read to its end, where names may stand."""

@@ -16,6 +16,7 @@ from dit_heads.pipelines.sources import pictures_of
 from dit_heads.tasks.annotations import Annotation, Boxes, Depth, Instances, Labels, Segmentation
 from dit_heads.tasks.coco import coco_entries
 from dit_heads.tasks.palette import instance_colours
+from dit_heads.tasks.query import Query
 
 STRENGTH = 0.5  # of colours laid over a picture
 
@@ -31,12 +32,14 @@ class VisionOutput(BaseOutput):
             [k, 4] or masks [k, h, w]. "pt" has channels first. A list, where pictures differ in size.
         uncertainty: of each number of `prediction` (of boxes: of each box), None without an ensemble.
         image: what the model painted about each picture, [members, h, w, 3] in [0, 1].
+        query: the question.
     """
 
     annotations: list[Any]
     prediction: Any
     uncertainty: Any
     image: list[np.ndarray]
+    query: Query
 
     def visualize(self, image: Any) -> list[Image.Image]:
         """Show the answers: masks and boxes on their pictures, depth in colours, classes as text.
@@ -68,13 +71,16 @@ class VisionOutput(BaseOutput):
 
 
 def output_of(
-    answers: Sequence[tuple[Annotation, np.ndarray | None]], painted: list[np.ndarray], form: str
+    query: Query,
+    answers: Sequence[tuple[Annotation, np.ndarray | None]],
+    painted: list[np.ndarray],
+    form: str,
 ) -> VisionOutput:
     """The output of joined answers, as arrays or tensors."""
     found = [annotation for annotation, _ in answers]
     doubts = [None if doubt is None else _grid(doubt) for _, doubt in answers]
     uncertain = None if any(doubt is None for doubt in doubts) else _stacked(doubts, form)
-    return VisionOutput(found, _stacked([numbers(a) for a in found], form), uncertain, painted)
+    return VisionOutput(found, _stacked([numbers(a) for a in found], form), uncertain, painted, query)
 
 
 def numbers(annotation: Annotation) -> np.ndarray:

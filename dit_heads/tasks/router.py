@@ -132,7 +132,7 @@ def _query(task: Task, names: tuple[str, ...], text: str) -> Query:
         names = (names[0], f"no {names[0]}")
     if task == "classify" and not names:
         raise InputError(f'text: {text[:200]!r} names no answers; try such as "is this a cat or a dog?"')
-    if task in ("detect", "instances") and not names:
+    if not names and (task in ("detect", "instances") or re.search(r"(?i)\b(objects?|things)\b", text)):
         names = (ANYTHING,)
     if not names:
         raise InputError(f'text: {text[:200]!r} names nothing to segment; try such as "segment the cube"')

@@ -49,6 +49,8 @@ QUESTIONS = {
     "detect everything": Query("detect", ("object",)),
     "find all objects": Query("detect", ("object",)),
     "segment the cone": Query("segment", ("cone",)),
+    "segment all objects": Query("segment", ("object",)),
+    "mask of the object": Query("segment", ("object",)),
     "mask of the white cube": Query("segment", ("white cube",)),
     "cut out the person": Query("segment", ("person",)),
     "segment cubes, cones and spheres": Query("segment", ("cube", "cone", "sphere")),
