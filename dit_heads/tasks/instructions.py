@@ -52,15 +52,25 @@ def canonical(query: Query) -> str:
     return fill(phrases(frame_of(query))[0], query)
 
 
-def instruction(query: Query, key: str, split: Split = "seen", more: Sequence[str] = ()) -> str:
+def instruction(
+    query: Query,
+    key: str,
+    split: Split = "seen",
+    more: Sequence[str] = (),
+    reads: Callable[[str], bool] = lambda text: True,
+) -> str:
     """One of the instructions for a query.
 
     Args:
         key: Decides which, such as a sample's name and epoch: the same key always takes the same one.
         more: Phrases beside our own, such as those of `rewritten`.
+        reads: Whether the text encoder knows all words of an instruction. Others are not chosen, unless it
+            cannot even read the plain one.
     """
-    choice = (*phrases(frame_of(query), split), *more)
-    return fill(choice[_number(key) % len(choice)], query)
+    every = [fill(phrase, query) for phrase in (*phrases(frame_of(query), split), *more)]
+    read = [text for text in every if reads(text)] if reads(canonical(query)) else []
+    choice = read or every
+    return choice[_number(key) % len(choice)]
 
 
 def frame_of(query: Query) -> str:

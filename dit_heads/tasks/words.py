@@ -14,6 +14,7 @@ IRREGULAR = {
     "shorts": "shorts", "pants": "pants", "jeans": "jeans",
 }  # fmt: skip
 _SINGULAR = {many: one for one, many in IRREGULAR.items()}
+_NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DETERMINERS = ("a", "an", "the", "no", "not", "some", "something", "anything", "nothing", "none", "neither")
 
 
@@ -32,8 +33,8 @@ def singular(name: str) -> str:
 
 
 def indefinite(name: str) -> str:
-    """"cube" -> "a cube"; what has an article, or denies, stays as it is."""
-    if name.split(" ")[0].lower() in _DETERMINERS or name in _SINGULAR:
+    """"cube" -> "a cube"; what has an article or a number, or denies, stays as it is."""
+    if name.split(" ")[0].lower() in (*_DETERMINERS, *_NUMBERS) or name in _SINGULAR:
         return name
     return ("an " if re.match(r"(?i)[aeio]|u(?!ni|se)|hour", name) else "a ") + name
 

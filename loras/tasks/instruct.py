@@ -6,6 +6,7 @@ Instruction, picture or both are left out of some samples, so that guidance towa
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from dit_heads.embedded.pairs import WorldPairs
 from dit_heads.embedded.world.scenes import Split
+from dit_heads.embedded.world.text import unknown_words
 from dit_heads.errors import InputError
 from dit_heads.families import pipelines_of
 from dit_heads.families.conditioning import conditioning_of, seeing
@@ -34,8 +36,9 @@ from dit_heads.loras.tasks.drawing import prompt_arguments, sampling_arguments
 from dit_heads.loras.tasks.fitted import FittedPairs
 from dit_heads.loras.tasks.pairs import Pairs, Question, Questions
 from dit_heads.loras.tasks.task import EMPTY_CAPTION, Drawing, Example
-from dit_heads.models import empty_transformer, quiet_loading
+from dit_heads.models import EMBEDDED, empty_transformer, quiet_loading
 from dit_heads.tasks.codecs import CODECS
+from dit_heads.tasks.instructions import instruction
 from dit_heads.training.generators import keyed_generator
 from dit_heads.training.loop import Part
 from dit_heads.training.widen import input_of, reading
@@ -216,5 +219,11 @@ def _questions(config: TrainConfig, pairs: Pairs) -> Questions:
     if missing := [task for task in chosen.tasks if task not in pairs.tasks]:
         raise InputError(f"tasks: expected some of {', '.join(pairs.tasks)}, got {', '.join(missing)}")
     weights = chosen.task_weights or (1.0,) * len(chosen.tasks)
-    words = lambda query, key: CODECS[query.task].prompt(query)  # noqa: E731
+    reads = _known if config.model in EMBEDDED else bool
+    words = functools.partial(instruction, reads=reads)
     return Questions(pairs, chosen.tasks, weights, chosen.questions, config.data.flip, config.seed, words)
+
+
+def _known(text: str) -> bool:
+    """Whether the embedded text encoders know every word."""
+    return not unknown_words(text)

@@ -21,8 +21,8 @@ def test_each_task_has_forty_phrases_and_a_quarter_is_kept_unseen(frame):
 @pytest.mark.parametrize("frame", FRAMES)
 def test_phrases_have_slots_of_their_task_alone(frame):
     allowed = {
-        "depth": set(), "segment": {"name", "plural"}, "instances": {"name", "plural"},
-        "detect": {"name", "plural", "colour"},
+        "depth": set(), "segment": {"name", "plural", "list"}, "instances": {"name", "plural"},
+        "detect": {"name", "plural", "colour", "list"},
     }.get(frame, {"bindings", "in_colours", "choices", "list", "or_list"})  # fmt: skip
     for phrase in phrases(frame):
         assert slots_of(phrase) <= allowed, phrase
@@ -88,3 +88,16 @@ def test_articles():
 def test_an_unknown_frame_is_refused():
     with pytest.raises(InputError, match="expected one of segment, segment_classes"):
         phrases("colour")
+
+
+def test_numbers_have_no_article():
+    assert indefinite("two") == "two"
+    assert indefinite("orange sphere") == "an orange sphere"
+
+
+def test_only_instructions_that_are_read_are_chosen():
+    every = [fill(phrase, CUBE) for phrase in phrases("detect", "seen")]
+    reads = lambda text: "cubes" not in text  # noqa: E731
+    chosen = {instruction(CUBE, str(key), reads=reads) for key in range(300)}
+    assert chosen == {text for text in every if reads(text)} < set(every)
+    assert {instruction(CUBE, str(key), reads=lambda text: False) for key in range(300)} == set(every)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from dit_heads.embedded.pairs import WorldPairs
+from dit_heads.embedded.world.text import unknown_words
 from dit_heads.errors import InputError
 from dit_heads.families.velocity import velocity_of
 from dit_heads.loras.adapter import add_adapter
@@ -24,6 +25,7 @@ from dit_heads.loras.tasks.loss import FlowLoss
 from dit_heads.loras.tasks.task import EMPTY_CAPTION, Example
 from dit_heads.loras.train import train
 from dit_heads.pipelines.instruct import InstructPipeline, with_instruct_lora
+from dit_heads.tasks.instructions import fill, frame_of, phrases
 from dit_heads.training.loop import Part
 from dit_heads.training.widen import input_of, widen
 from tests.saved import PIPELINES, tiny_pipeline
@@ -51,6 +53,16 @@ def settings(model: Path, out: Path, way: str = "channels", **sections: dict[str
     }
     merged = {name: {**chosen.get(name, {}), **sections.get(name, {})} for name in {**chosen, **sections}}
     return config_of({"task": "instruct", "model": str(model), "out": str(out), **merged})
+
+
+def test_a_run_uses_many_instructions_and_none_that_are_kept_for_tests():
+    asked = Instruct.of(config_of({"task": "instruct", "model": "embedded"})).asked
+    batch = asked.batch_at(0, 200)
+    kept = {fill(p, q.query) for q in batch for p in phrases(frame_of(q.query), "unseen")}
+    words = {q.words for q in batch}
+    assert len(words) > 100
+    assert not words & kept
+    assert not any(unknown_words(text) for text in words)
 
 
 # --- what is left out ---
