@@ -6,7 +6,7 @@ import io
 import shutil
 import stat
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -234,6 +234,7 @@ def captions_of(root: Path) -> list[str]:
     return [one.caption.strip() for one in read_sets(root) if one.caption.strip()]
 
 
-def copied(entry: Entry, folder: Path) -> None:
-    """Make a folder of an entry's sets."""
+def copied(entry: Entry, folder: Path, check: Callable[[], None] = lambda: None) -> None:
+    """Make a folder of an entry's sets, unless `check` raises."""
+    check()
     shutil.copytree(entry.folder / ROOT, folder)

@@ -72,7 +72,8 @@ class Training:
     Args:
         model: name of the model.
         name: of the LoRA's file.
-        write: makes the folder of sets that it is given the name of.
+        write: makes the folder of sets that it is given the name of; its second argument, which it calls now
+            and then, ends it when the job is cancelled.
         rows, columns, side: of a set's panels.
         shelf: where the LoRA goes.
         steps: of the training loop.
@@ -83,7 +84,7 @@ class Training:
 
     model: str
     name: str
-    write: Callable[[Path], None]
+    write: Callable[[Path, Callable[[], None]], None]
     rows: int
     columns: int
     side: int
@@ -94,18 +95,22 @@ class Training:
     precision: Any = "auto"
 
     def __call__(self, pipe: Any, job: Job) -> Trained:
+        from dit_heads.loras.stopping import Stopped
         from dit_heads.loras.train import train
 
         with tempfile.TemporaryDirectory(prefix="dit-heads-train-") as folder:
             job.update(note="Preparing the sets", steps=self.steps)
             root, out = Path(folder) / "sets", Path(folder) / "run"
-            self.write(root)
+            self.write(root, job.check)
             caption = next(iter(captions_of(root)), "")
-            job.check()
             job.update(note="Loading a copy of the model, and encoding the sets")
             watch = Watching(job, self.steps, out)
             config = self.config(root, out, caption)
-            path = train(config, watch=watch, stop=lambda: job.stopped, making=_Making(job))
+            try:
+                path = train(config, watch=watch, stop=lambda: job.stopped, making=_Making(job))
+            except Stopped as error:
+                job.check()
+                raise Cancelled from error
             return self._trained(path, watch, caption)
 
     def config(self, root: Path, out: Path, caption: str) -> TrainConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from dit_heads.loras.run_folder import (
     held,
     update_settings,
 )
+from dit_heads.loras.stopping import Stop, stopping
 from dit_heads.loras.tasks import Task, task_of
 from dit_heads.loras.tasks.loss import FlowLoss
 from dit_heads.loras.watch import Watcher, check_tracking
@@ -42,7 +43,7 @@ def train(
     config: TrainConfig,
     *,
     watch: Watch | None = None,
-    stop: Callable[[], bool] | None = None,
+    stop: Stop | None = None,
     making: AbstractContextManager[Any] | None = None,
 ) -> Path:
     """Train a LoRA.
@@ -53,8 +54,8 @@ def train(
     Args:
         config: settings of the run.
         watch: called after every step, when the run's own drawings of that step are there.
-        stop: asked after every step whether to stop early. What is learned by then is the LoRA. For a single
-            process.
+        stop: asked after every step, and before each call of a model that encodes or draws, whether to stop
+            early. What is learned by then is the LoRA. For a single process.
         making: held whenever modules are made, for processes in which others make modules too. It can be
             entered more than once.
 
@@ -64,6 +65,7 @@ def train(
     Raises:
         InputError: for settings, data and a model that do not go together. Most of it is found before weights
             are loaded.
+        Stopped: if it is to stop before there is anything to learn from.
     """
     check(config)
     check_places(config)
@@ -91,7 +93,7 @@ def _trained(
     precision: str,
     making: AbstractContextManager[Any],
     watch: Watch | None,
-    stop: Callable[[], bool] | None,
+    stop: Stop | None,
 ) -> Path:
     """The file of a LoRA, once its folder is this run's alone."""
     if state.is_main_process:
@@ -99,7 +101,8 @@ def _trained(
         update_settings(config)
     with making:
         pipe = load_base(config.model, config.optimization.base, precision, state.device)
-    task.prepare(Encoders.of(pipe, config.data, config.out, state))
+    with stopping(pipe, stop):
+        task.prepare(Encoders.of(pipe, config.data, config.out, state))
     if state.is_main_process:
         check_data(config.out, task.contents())
     if config.data.encode == "all":
@@ -109,7 +112,7 @@ def _trained(
     if config.model in EMBEDDED and precision == "bf16" and state.device.type == "cpu":
         write_attention_out(pipe.transformer)
     loss = flow_loss(pipe, task, config)
-    own = Watcher(model, pipe, loss, config, precision) if state.is_main_process else None
+    own = Watcher(model, pipe, loss, config, precision, stop) if state.is_main_process else None
     fixed, both = fixed_settings(config), _after(own, watch)
     fit(model, loss, fit_config(config, precision), config.out, settings=fixed, watch=both, stop=stop)
     path = config.out / "lora.safetensors"

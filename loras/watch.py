@@ -14,6 +14,7 @@ from dit_heads.errors import InputError
 from dit_heads.io.atomic import write_text
 from dit_heads.io.pictures import write_png
 from dit_heads.loras.config import TrainConfig, WatchConfig, as_mapping
+from dit_heads.loras.stopping import Stop, Stopped, stopping
 from dit_heads.loras.tasks.loss import FlowLoss
 from dit_heads.loras.weights.files import save_lora
 from dit_heads.training.checkpoints import load_weights
@@ -29,12 +30,19 @@ class Watcher:
         loss: of the run's task.
         config: settings of the run.
         precision: that the run trains in.
+        stop: asked before each call of the model whether to stop, which leaves out the rest of what it draws.
     """
 
     def __init__(
-        self, model: nn.Module, pipe: Any, loss: FlowLoss, config: TrainConfig, precision: str
+        self,
+        model: nn.Module,
+        pipe: Any,
+        loss: FlowLoss,
+        config: TrainConfig,
+        precision: str,
+        stop: Stop | None = None,
     ) -> None:
-        self.model, self.pipe, self.loss, self.config = model, pipe, loss, config
+        self.model, self.pipe, self.loss, self.config, self.stop = model, pipe, loss, config, stop
         self.half = HALF.get(precision)
         self.trackers = [_tracker(name, config) for name in config.watch.track]
 
@@ -55,11 +63,14 @@ class Watcher:
     def _look(self, step: int) -> None:
         """Measure and draw what the run has learned so far."""
         device = self.pipe.transformer.device.type
+        half = torch.autocast(device, self.half, enabled=self.half is not None)
         self.model.eval()
         try:
-            with torch.no_grad(), torch.autocast(device, self.half, enabled=self.half is not None):
+            with torch.no_grad(), half, stopping(self.pipe, self.stop):
                 loss = self.loss.validation()
                 figures = self._draw(step)
+        except Stopped:
+            return
         finally:
             self.model.train()
         measured = {} if loss is None else {"validation": loss}

@@ -236,10 +236,17 @@ TASKS: dict[str, Task] = {
 # --- files ---
 
 
-def write_sets(task: str, split: Split, count: int, folder: str | Path) -> None:
+def write_sets(
+    task: str, split: Split, count: int, folder: str | Path, before_set: Callable[[], None] = lambda: None
+) -> None:
     """Render sets in the format that `loras.sets` reads: `folder/set000/1.png` ... and `caption.txt`.
 
     The folder appears once it is complete.
+
+    Args:
+        task, split, count: as of `split_sets`.
+        folder: a new one.
+        before_set: called before each set; what it raises ends the work.
 
     Raises:
         InputError: for an unknown task, a count below 1 and a folder that exists already.
@@ -250,6 +257,7 @@ def write_sets(task: str, split: Split, count: int, folder: str | Path) -> None:
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         for number, one in enumerate(tqdm(sets, desc=f"rendering {task}", leave=False)):
+            before_set()
             _write_set(one, unfinished / f"set{number:03d}")
         unfinished.rename(folder)
     finally:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import threading
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -10,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from PIL import Image
 from safetensors.torch import load, load_file
+from transformers import T5EncoderModel
 
 pytest.importorskip("gradio")
 
@@ -55,8 +57,9 @@ def page(engine, trainable):
     return Page(engine, {trainable: facts_of(trainable)})
 
 
-def written(folder):
+def written(folder, check=lambda: None):
     """Three sets of two panels."""
+    check()
     for number, (name, data) in enumerate(sets(3).items()):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
@@ -132,6 +135,56 @@ def test_a_training_that_is_stopped_ends_after_its_step_and_keeps_what_it_learne
     assert engine.submit(ASIDE, lambda pipe, job: "next").wait(60) == "next"
 
 
+@contextmanager
+def counted(kind, at, act):
+    """Count the calls of all models of a kind that come to their end; before number `at`, act."""
+    begun, ended = [], []
+
+    def before(module, _):
+        if isinstance(module, kind) and not module.training:
+            begun.append(module)
+            if len(begun) == at:
+                act()
+
+    hooks = torch.nn.modules.module
+    first = hooks.register_module_forward_pre_hook(before)
+    last = hooks.register_module_forward_hook(
+        lambda module, *_: ended.append(module) if isinstance(module, kind) and not module.training else None
+    )
+    try:
+        yield ended
+    finally:
+        first.remove()
+        last.remove()
+
+
+def test_a_training_that_is_stopped_while_it_draws_ends_before_the_next_step_of_the_drawing(training):
+    job = Job(training(), None, 3600.0, lambda job: 0)
+    with counted(SD3Transformer2DModel, 5, job.cancel) as calls:
+        job.run(None)
+    found = job.wait(0)
+    assert len(calls) == 4 and (found.done, found.drawings) == (1, ())
+
+
+def test_a_training_that_is_cancelled_while_it_prepares_ends_before_the_next_set_or_caption(training):
+    seen = []
+
+    def rendering(folder, check):
+        for number in range(9):
+            check()
+            seen.append(number)
+            if number == 1:
+                job.cancel()
+
+    job = Job(replace(training(), write=rendering), None, 3600.0, lambda job: 0)
+    job.run(None)
+    assert job.view.state == "cancelled" and seen == [0, 1]
+    job = Job(training(), None, 3600.0, lambda job: 0)
+    with counted(T5EncoderModel, 2, job.cancel) as calls:
+        job.run(None)
+    assert job.view.state == "cancelled" and len(calls) == 1
+
+
 def test_a_training_that_is_cancelled_before_its_first_step_keeps_nothing(engine, training):
     work = training()
 
@@ -160,7 +213,7 @@ def test_a_training_whose_time_is_over_keeps_what_it_learned(training):
 
 
 def test_sets_that_cannot_be_used_are_told_without_a_path(engine, training):
-    def nothing(folder):
+    def nothing(folder, check):
         folder.mkdir()
         (folder / "a.txt").write_text("a")
 

@@ -220,6 +220,19 @@ def test_an_existing_folder_is_left_alone(tmp_path):
     assert not list((tmp_path / "sets").iterdir())
 
 
+def test_a_check_before_each_set_ends_the_work_and_leaves_nothing(tmp_path):
+    checked = []
+
+    def check():
+        checked.append(len(list(tmp_path.glob(".sets.*/set*"))))
+        if len(checked) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_sets("sky", "train", 9, tmp_path / "sets", check)
+    assert checked == [0, 1] and not list(tmp_path.iterdir())
+
+
 def test_a_stopped_run_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("dit_heads.embedded.sets.render", lambda scene: 1 / 0)
     with pytest.raises(ZeroDivisionError):
