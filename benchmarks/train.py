@@ -51,7 +51,7 @@ from dit_heads.loras.base import Encoders, drop_text_encoders, load_base
 from dit_heads.loras.config import AdapterConfig, TrainConfig, config_of
 from dit_heads.loras.sets.dataset import SetDataset
 from dit_heads.loras.tasks import task_of
-from dit_heads.models import quiet_loading
+from dit_heads.models import quiet_libraries
 from dit_heads.training.loop import FitConfig, fit
 from dit_heads.training.precision import training_precision
 from dit_heads.training.processes import process_state
@@ -242,7 +242,7 @@ def _now(device: torch.device) -> float:
 def peak_megabytes(row: str, case: Case, threads: int) -> float:
     """Of three steps of a row."""
     torch.set_num_threads(threads)
-    with quiet_loading(), redirect_stderr(io.StringIO()):
+    with quiet_libraries(), redirect_stderr(io.StringIO()):
         ROWS[row](case)(2)
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
@@ -251,7 +251,7 @@ def peak_megabytes(row: str, case: Case, threads: int) -> float:
 
 def compare(case: Case, steps: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of each row in each round."""
-    with quiet_loading(), redirect_stderr(io.StringIO()):  # progress bars
+    with quiet_libraries(), redirect_stderr(io.StringIO()):  # progress bars
         rows = {name: make(case) for name, make in ROWS.items()}
         for run in rows.values():
             run(1)

@@ -25,7 +25,7 @@ from dit_heads.hunt.rounds import picture_count
 from dit_heads.hunt.scorer import InProcess, Scorer
 from dit_heads.hunt.screen import Screening, Slopes
 from dit_heads.hunt.trials import TrialBatch
-from dit_heads.models import quiet_loading, text_arguments
+from dit_heads.models import quiet_libraries, text_arguments
 from dit_heads.objectives import Objective, load_objective
 
 PROMPTS = 8  # the most of a search on this page
@@ -102,7 +102,7 @@ class Hunting:
     def _objective(self) -> Objective:
         from dit_heads.embedded.objective import embedded_clip
 
-        with quiet_loading():
+        with quiet_libraries():
             return load_objective(self.objective, {"clip": embedded_clip})
 
     def _config(self, pipe: Any) -> HuntConfig:

@@ -32,7 +32,7 @@ def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> Any:
     """
     place = torch_device(device)
     number = torch_dtype(dtype, place)
-    with quiet_loading():
+    with quiet_libraries():
         if model in EMBEDDED:
             return load_embedded(EMBEDDED[model]).to(place, number)
         try:
@@ -190,8 +190,8 @@ def _location(model: str, part: str = "") -> str:
 
 
 @contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Without the progress bars and warnings of loading: the one bar is for the pictures.
+def quiet_libraries() -> Iterator[None]:
+    """Without the progress bars and warnings of diffusers and transformers, where ours say it all.
 
     What diffusers and transformers say is as before once the block is left.
     """

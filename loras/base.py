@@ -27,7 +27,7 @@ from dit_heads.families.latents import encoded
 from dit_heads.io.fingerprints import content_hash, fingerprint
 from dit_heads.loras.cache import CachedEncoder, Picture, Policy
 from dit_heads.loras.config import DataConfig
-from dit_heads.models import EMBEDDED, load_pipeline, quiet_loading
+from dit_heads.models import EMBEDDED, load_pipeline, quiet_libraries
 from dit_heads.training.optimizers import require_bitsandbytes
 from dit_heads.training.processes import wait_for_all
 
@@ -92,7 +92,7 @@ def _eight_bit(model: str, device: torch.device) -> Any:
             quant_kwargs={"load_in_8bit": True},
             components_to_quantize=_large_parts(index),
         )
-        with quiet_loading():
+        with quiet_libraries():
             pipe = DiffusionPipeline.from_pretrained(
                 model, quantization_config=quantization, dtype=torch.bfloat16, use_safetensors=True
             )
@@ -179,7 +179,8 @@ def text_encoder(
 
     @_alone(pipe)
     def encode(caption: str) -> dict[str, Tensor]:
-        text, pooled = encode_prompt(pipe, caption, length)
+        with quiet_libraries():  # of words that no encoder reads, `warn_of_cuts` has warned
+            text, pooled = encode_prompt(pipe, caption, length)
         return {"text": text[0], "pooled": pooled[0]}
 
     marks = {

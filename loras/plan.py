@@ -17,7 +17,7 @@ from dit_heads.loras.config import TrainConfig
 from dit_heads.loras.publish import DORA_NOTE
 from dit_heads.loras.tasks import Task
 from dit_heads.loras.weights.low_rank import require_peft
-from dit_heads.models import empty_transformer, pipeline_class, quiet_loading
+from dit_heads.models import empty_transformer, pipeline_class, quiet_libraries
 from dit_heads.training.optimizers import require_bitsandbytes
 from dit_heads.training.processes import process_state
 from dit_heads.training.widen import input_of
@@ -88,7 +88,7 @@ def _checks(config: TrainConfig, precision: str, found: list[nn.Module]) -> Iter
 
 
 def _transformer(model: str) -> Any:
-    with quiet_loading():
+    with quiet_libraries():
         transformer = empty_transformer(model)
     family = family_of(transformer)
     if family.training is None or family.pipelines is None:

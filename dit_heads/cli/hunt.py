@@ -91,13 +91,13 @@ def load_scorer(search: Search, device: str) -> Scorer:
     """Load the pipeline and the objective of a search in this process."""
     from dit_heads.embedded.objective import embedded_clip
     from dit_heads.hunt.scorer import Scorer
-    from dit_heads.models import load_pipeline, quiet_loading, text_arguments
+    from dit_heads.models import load_pipeline, quiet_libraries, text_arguments
     from dit_heads.objectives import load_objective
 
     if os.getcwd() not in sys.path:  # a console script does not search it for MODULE:FUNCTION
         sys.path.append(os.getcwd())
     config = search.config
-    with quiet_loading():
+    with quiet_libraries():
         objective = load_objective(search.objective, {"clip": embedded_clip})
     pipe = load_pipeline(search.model, search.dtype, device)
     pipe.set_progress_bar_config(disable=True)

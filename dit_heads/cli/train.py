@@ -26,9 +26,9 @@ class Train:
 
     def run(self) -> None:
         """Train, and say where the file is."""
-        from dit_heads.models import quiet_loading
+        from dit_heads.models import quiet_libraries
 
-        with quiet_loading():  # what `train` imports has something to say already
+        with quiet_libraries():  # what `train` imports has something to say already
             from accelerate import PartialState
 
             from dit_heads.loras.train import train

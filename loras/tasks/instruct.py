@@ -36,7 +36,7 @@ from dit_heads.loras.tasks.drawing import prompt_arguments, sampling_arguments
 from dit_heads.loras.tasks.fitted import FittedPairs
 from dit_heads.loras.tasks.pairs import Pairs, Question, Questions
 from dit_heads.loras.tasks.task import EMPTY_CAPTION, Drawing, Example
-from dit_heads.models import EMBEDDED, empty_transformer, quiet_loading
+from dit_heads.models import EMBEDDED, empty_transformer, quiet_libraries
 from dit_heads.tasks.codecs import CODECS
 from dit_heads.tasks.instructions import instruction
 from dit_heads.training.generators import keyed_generator
@@ -209,7 +209,7 @@ def _world(size: tuple[int, int], split: Split, count: int) -> WorldPairs:
 
 def latent_channels(model: str) -> int:
     """Channels of a model's latents, by its config."""
-    with quiet_loading():
+    with quiet_libraries():
         transformer: Any = empty_transformer(model)
     return transformer.config.in_channels // input_of(transformer).inputs
 

@@ -12,7 +12,7 @@ from dit_heads.cli import command, main
 from dit_heads.cli.parsing import parsed
 from dit_heads.cli.train import Train
 from dit_heads.errors import InputError
-from dit_heads.models import quiet_loading
+from dit_heads.models import quiet_libraries
 from tests.saved import BLOCKS, HEADS
 
 
@@ -166,7 +166,7 @@ def test_loading_is_quiet_and_what_comes_after_it_is_as_loud_as_before():
     libraries = (logging, transformers.utils.logging)
     state = lambda: [(each.get_verbosity(), each.is_progress_bar_enabled()) for each in libraries]  # noqa: E731
     before = state()
-    with pytest.raises(RuntimeError), quiet_loading():
+    with pytest.raises(RuntimeError), quiet_libraries():
         assert [(level, bars) for level, bars in state()] == [(40, False)] * 2
         raise RuntimeError
     assert state() == before

@@ -273,6 +273,16 @@ class Counting:
         return self.inner(*arguments, **options)
 
 
+def test_encoding_does_not_repeat_for_each_caption_that_clip_reads_less(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    pipe: Any = PIPELINES["sd3"]()
+    text_encoder(pipe, tmp_path, 8)("many words " * 50)
+    assert "truncated" not in caplog.text
+    pipe.encode_prompt("many words " * 50, None, None)
+    assert "truncated" in caplog.text
+
+
 def test_pictures_are_encoded_once_until_the_autoencoder_changes(tmp_path: Path):
     pipe, data = tiny_pipeline(), sets(tmp_path / "sets")
     counted = Counting(pipe.vae, "encode")
