@@ -14,7 +14,8 @@ from typing import Any
 from dit_heads.demo.isolation import MAKING, State, lent, state_of
 from dit_heads.demo.jobs import Job, Work
 from dit_heads.demo.limits import Limits
-from dit_heads.demo.sentences import LOG, sentence
+from dit_heads.demo.log import LOG
+from dit_heads.demo.sentences import sentence
 from dit_heads.errors import InputError
 
 Load = Callable[[], Any]

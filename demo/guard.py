@@ -9,8 +9,9 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
+from dit_heads.demo.log import log_error
 from dit_heads.demo.requests import checked_body, signed_in
-from dit_heads.demo.sentences import BUG, LOG
+from dit_heads.demo.sentences import BUG
 from dit_heads.errors import InputError
 
 Scope = MutableMapping[str, Any]
@@ -75,7 +76,7 @@ class Guard:
             await self.app(scope, await self._bounded(scope, receive), sending)
         except Exception as error:
             if not isinstance(error, Refused):
-                LOG.error("a request failed", exc_info=error)
+                log_error("a request failed", error)
                 error = Refused(500, BUG)
             if not began:
                 await _refuse(send, error)

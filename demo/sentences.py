@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from typing import TYPE_CHECKING
 
+from dit_heads.demo.log import log_error
 from dit_heads.errors import InputError
 
 if TYPE_CHECKING:
     from dit_heads.demo.jobs import View
 
-LOG = logging.getLogger("dit_heads.demo")
 BUG = "Something went wrong inside the demo, not in what you entered. It is in the log; please try again."
 FULL = "The model ran out of memory for this request. Please ask for a smaller picture or fewer heads."
 _QUOTED = re.compile(r"(['\"])/[^'\"]*/([^'\"/]+)\1")
@@ -24,7 +23,7 @@ def sentence(error: BaseException) -> str:
         return without_paths(str(error))
     if isinstance(error, MemoryError) or "out of memory" in str(error):
         return FULL
-    LOG.error("a job failed", exc_info=error)
+    log_error("a job failed", error)
     return BUG
 
 

@@ -56,11 +56,13 @@ def running(
         gradio = _importing_gradio()
         from dit_heads.demo.engine import Engine
         from dit_heads.demo.facts import facts_of
-        from dit_heads.models import load_pipeline
+        from dit_heads.models import load_pipeline, quiet_loading
 
         facts = {name: facts_of(name) for name in models}
         _check_names([each.public for each in facts.values()])
-        with Engine(loaders or {name: partial(load_pipeline, name) for name in models}, limits) as engine:
+        loaders = loaders or {name: partial(load_pipeline, name) for name in models}
+        # Libraries' warnings quote what visitors type.
+        with quiet_loading(), Engine(loaders, limits) as engine:
             engine.warm_up()
             gradio.join()
             blocks = _blocks(engine, facts)

@@ -57,3 +57,28 @@ function layoutChip({ rows, columns }, chosen, use) {
   chip.addEventListener("click", use);
   return chip;
 }
+
+// The words of a part about what went wrong.
+function tellProblem(root, state, text) {
+  state.problem = text || "";
+  const place = root.querySelector(".dh-problem");
+  place.textContent = state.problem;
+  place.hidden = !state.problem;
+}
+
+// Between a part's state and props.value. What the server sends counts once, by its stamp, and only where it says
+// something: the rest stays as the visitor has it. `take` gets what is no part of the state, and shows all of it.
+function kept(props, state, take) {
+  let seen = null;
+  const commit = () => { props.value = { ...state, stamp: seen }; };
+  const update = () => {
+    const value = props.value || {};
+    if (!value.stamp || value.stamp === seen) return;
+    seen = value.stamp;
+    for (const name of Object.keys(state)) if (name in value) state[name] = value[name];
+    take(value);
+    commit();
+    setTimeout(commit); // again, as what is set while Gradio sets it is lost
+  };
+  return { commit, update };
+}

@@ -1,36 +1,18 @@
 // LoRAs to switch on, each with a weight. props.value is {loras: [{id, name, layout, model, scale, on}], model,
-// problem}. What the server sends counts once, by its stamp: `add` holds new LoRAs, `on` the weights of those
-// that are to be on, and no others.
+// problem}. The server sends new LoRAs in `add`, and in `on` the weights of those that are to be on, and no others.
 const root = element.querySelector(".dh-rack");
 const find = (selector) => root.querySelector(selector);
 const LIMIT = 48 * 1024 * 1024;
 const state = { loras: [], model: "", problem: "" };
-let seen = null;
 
 const shown = () => state.loras.filter(({ model }) => model === state.model);
 
-function commit() {
-  props.value = { ...state, stamp: seen };
-}
-
-function update() {
-  const value = props.value || {};
-  if (!value.stamp || value.stamp === seen) return;
-  seen = value.stamp;
-  for (const name of Object.keys(state)) if (name in value) state[name] = value[name];
+const { commit, update } = kept(props, state, (value) => {
   for (const lora of value.add || []) state.loras = [...state.loras.filter(({ id }) => id !== lora.id), lora];
   if (value.on) state.loras = state.loras.map((lora) => ({ ...lora, on: lora.id in value.on, scale: value.on[lora.id] ?? lora.scale }));
   build();
-  commit();
-  setTimeout(commit); // again, as what is set while Gradio sets it is lost
-}
-
-function problem(text) {
-  state.problem = text || "";
-  const place = find(".dh-problem");
-  place.textContent = state.problem;
-  place.hidden = !state.problem;
-}
+});
+const problem = (text) => tellProblem(root, state, text);
 
 function build() {
   const on = shown().filter((lora) => lora.on);

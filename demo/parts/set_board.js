@@ -1,36 +1,19 @@
 // A joint caption panel by panel, and the panels that are given. props.value is {layouts: [{rows, columns,
-// places}], layout, summary, texts, given: {number: picture}, examples, problem}. What the server sends counts
-// once, by its stamp, and only where it says something: the rest stays as the visitor has it.
+// places}], layout, summary, texts, given: {number: picture}, examples, problem}. The server sends new
+// pictures in `add`.
 const root = element.querySelector(".dh-set");
 const find = (selector) => root.querySelector(selector);
 const LIMIT = 20 * 1024 * 1024;
 const state = { layouts: [], layout: [1, 2], summary: "", texts: [], given: {}, examples: [], problem: "" };
-let seen = null;
 
 const places = () => state.layouts.find(({ rows, columns }) => rows === state.layout[0] && columns === state.layout[1])?.places || [];
 
-function commit() {
-  props.value = { ...state, stamp: seen };
-}
-
-function update() {
-  const value = props.value || {};
-  if (!value.stamp || value.stamp === seen) return;
-  seen = value.stamp;
-  for (const name of Object.keys(state)) if (name in value) state[name] = value[name];
+const { commit, update } = kept(props, state, (value) => {
   for (const [number, picture] of Object.entries(value.add || {})) state.given = { ...state.given, [number]: picture };
   if (!places().length && state.layouts.length) state.layout = [state.layouts[0].rows, state.layouts[0].columns];
   build();
-  commit();
-  setTimeout(commit); // again, as what is set while Gradio sets it is lost
-}
-
-function problem(text) {
-  state.problem = text || "";
-  const place = find(".dh-problem");
-  place.textContent = state.problem;
-  place.hidden = !state.problem;
-}
+});
+const problem = (text) => tellProblem(root, state, text);
 
 // --- drawing ---
 

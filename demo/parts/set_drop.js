@@ -5,19 +5,8 @@ const find = (selector) => root.querySelector(selector);
 const LIMIT = 32 * 1024 * 1024, FILES = 400;
 const USED = /\.(zip|txt|caption|jsonl|csv|png|jpe?g|webp|heic|heif|bmp|gif|tiff?|avif)$/i;
 const state = { layouts: [], layout: [1, 2], id: "", told: "", problems: [], notes: [] };
-let seen = null;
 
-const commit = () => { props.value = { ...state, stamp: seen }; };
-
-function update() {
-  const value = props.value || {};
-  if (!value.stamp || value.stamp === seen) return;
-  seen = value.stamp;
-  for (const name of Object.keys(state)) if (name in value) state[name] = value[name];
-  build();
-  commit();
-  setTimeout(commit); // again, as what is set while Gradio sets it is lost
-}
+const { commit, update } = kept(props, state, build);
 
 function build() {
   find(".dh-layouts").replaceChildren(...state.layouts.map((layout) => layoutChip(layout, state.layout, () => {

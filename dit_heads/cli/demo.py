@@ -37,11 +37,13 @@ class Demo:
         if not self.model:
             raise InputError("model: expected at least one, got none")
         from dit_heads.demo.limits import Limits
+        from dit_heads.demo.log import private_log
         from dit_heads.demo.serve import running
 
         limits = Limits(queue=self.queue)
         where = {"host": self.host, "port": self.port}
-        with running(self.model, **where, auth=auth, share=self.share, limits=limits) as address:
+        page = running(self.model, **where, auth=auth, share=self.share, limits=limits)
+        with private_log(), page as address:
             print(f"the demo is at {address} (Ctrl-C ends it)", flush=True)
             while True:
                 time.sleep(3600)

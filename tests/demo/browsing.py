@@ -11,6 +11,22 @@ WIDE = {"viewport": {"width": 1280, "height": 900}}
 PHONE: dict[str, Any] = {"viewport": {"width": 375, "height": 740}, "has_touch": True, "is_mobile": True}
 
 
+TABS = {
+    "Guide": "#dh-head-map .dh-cell",
+    "Hunt": "#dh-hunt-map .dh-cell",
+    "In-context": "#dh-set-board .dh-panel",
+    "Train": "#dh-train-name",
+}
+"""What is seen of each tab once it is there."""
+
+
+def show(page, tab="Guide"):
+    """Wait for the page that was opened, and turn to a tab."""
+    page.wait_for_selector(TABS["Guide"])
+    page.get_by_role("tab", name=tab, exact=True).click()
+    page.wait_for_selector(TABS[tab])
+
+
 def state(page, name):
     """Wait until the stage of Guide says this."""
     page.wait_for_selector(f'#dh-stage .dh-stage[data-state="{name}"]')

@@ -9,7 +9,7 @@ import pytest
 from dit_heads.cli.generate import Settings
 from dit_heads.demo.engine import Engine
 from dit_heads.demo.limits import Limits
-from tests.demo.browsing import WIDE
+from tests.demo.browsing import WIDE, show
 from tests.saved import tiny_pipeline
 
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
@@ -75,16 +75,16 @@ def browser():
 
 @pytest.fixture
 def visit(browser, address):
-    """Open the page in a context of its own; errors of its scripts fail the test."""
+    """Open the page, at one of its tabs, in a context of its own; errors of its scripts fail the test."""
     opened, problems = [], []
 
-    def open_page(**options):
+    def open_page(tab="Guide", **options):
         context = browser.new_context(**{**WIDE, **options})
         page = context.new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(120_000)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.goto(address)
-        page.wait_for_selector("#dh-head-map .dh-cell")
+        show(page, tab)
         opened.append(context)
         return page
 

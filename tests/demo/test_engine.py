@@ -15,6 +15,7 @@ from dit_heads.demo.jobs import Cancelled
 from dit_heads.demo.limits import Limits
 from dit_heads.errors import InputError
 from tests.demo.lone_runs import alone, lone, visible_loras
+from tests.demo.watched import cancelled_at, watched
 from tests.saved import tiny_pipeline
 
 
@@ -126,16 +127,7 @@ def test_a_cancelled_job_frees_the_queue_within_one_step(roomy, model, settings)
     def count(pipe, job):
         hook = pipe.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
         try:
-            second = len(calls) + 2
-            original = job.update
-
-            def update(**changes):
-                original(**changes)
-                if changes.get("step") == second:
-                    job.cancel()
-
-            job.update = update
-            return Drawing(settings(steps=50, heads="L1"))(pipe, job)
+            return cancelled_at(2, Drawing(settings(steps=50, heads="L1")))(pipe, job)
         finally:
             hook.remove()
 
@@ -227,18 +219,8 @@ def test_the_unguided_picture_comes_along_and_is_found_again(roomy, model, setti
 
 def test_previews_show_the_picture_that_is_coming(roomy, model, settings):
     seen = []
-
-    def watched(pipe, job):
-        original = job.update
-
-        def update(**changes):
-            seen.append(changes)
-            original(**changes)
-
-        job.update = update
-        return Drawing(settings(steps=4, seed=2))(pipe, job)
-
-    drawn = roomy.submit(model, watched).wait(60)
+    work = watched(Drawing(settings(steps=4, seed=2)), lambda job, changes: seen.append(changes))
+    drawn = roomy.submit(model, work).wait(60)
     previews = [changes["preview"] for changes in seen if "preview" in changes]
     assert [changes["step"] for changes in seen if "step" in changes][-1] == 4
     assert previews and previews[0].size == drawn.image.size
@@ -248,13 +230,9 @@ def test_the_last_preview_of_all_is_the_picture(model, settings, monkeypatch):
     monkeypatch.setattr("dit_heads.demo.preview.SHARE", 1e9)
     with Engine({model: tiny_pipeline}) as engine:
         last = []
-
-        def watched(pipe, job):
-            original = job.update
-            job.update = lambda **changes: (last.append(changes.get("preview")), original(**changes))
-            return Drawing(settings(steps=3, seed=2))(pipe, job)
-
-        drawn = engine.submit(model, watched).wait(60)
+        work = Drawing(settings(steps=3, seed=2))
+        shown = watched(work, lambda job, changes: last.append(changes.get("preview")))
+        drawn = engine.submit(model, shown).wait(60)
     assert [image for image in last if image is not None][-1].tobytes() == drawn.image.tobytes()
 
 

@@ -28,6 +28,7 @@ from dit_heads.loras import Grid, LowRank, write_lora
 from dit_heads.loras import Lora as Change
 from dit_heads.loras.sets.panels import join
 from dit_heads.pipelines import InContextPipeline
+from tests.demo.watched import cancelled_at, watched
 from tests.saved import tiny_pipeline
 
 PAIR = Grid.equal(1, 2, height=32, width=32)
@@ -104,18 +105,7 @@ def test_the_lora_of_a_set_reaches_no_other_job(roomy, model, set_settings, sett
 
 
 def test_a_cancelled_set_frees_the_model_within_one_step(roomy, model, set_settings, lora):
-    def cancelling(pipe, job):
-        original = job.update
-
-        def update(**changes):
-            original(**changes)
-            if changes.get("step") == 2:
-                job.cancel()
-
-        job.update = update
-        return DrawingSet(set_settings(steps=50), [Lora(lora)])(pipe, job)
-
-    long = roomy.submit(model, cancelling)
+    long = roomy.submit(model, cancelled_at(2, DrawingSet(set_settings(steps=50), [Lora(lora)])))
     after = roomy.submit(model, DrawingSet(set_settings(seed=9)))
     assert after.wait(60).image.tobytes() == alone(set_settings(seed=9))
     assert long.view.state == "cancelled" and long._view.step == 2
@@ -123,13 +113,8 @@ def test_a_cancelled_set_frees_the_model_within_one_step(roomy, model, set_setti
 
 def test_previews_have_the_size_of_the_set(roomy, model, set_settings):
     seen = []
-
-    def watched(pipe, job):
-        original = job.update
-        job.update = lambda **changes: (seen.append(changes.get("preview")), original(**changes))
-        return DrawingSet(set_settings(steps=4), given={0: colour("blue")})(pipe, job)
-
-    roomy.submit(model, watched).wait(60)
+    work = DrawingSet(set_settings(steps=4), given={0: colour("blue")})
+    roomy.submit(model, watched(work, lambda job, changes: seen.append(changes.get("preview")))).wait(60)
     previews = [image for image in seen if image is not None]
     assert previews and previews[0].size == (64, 32)
 

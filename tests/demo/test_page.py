@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dit_heads.io.pictures import png_bytes
-from tests.demo.browsing import PHONE, ask, open_tabs, picture, settings_in, state
+from tests.demo.browsing import PHONE, ask, open_tabs, picture, settings_in, show, state
 from tests.saved import red
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of the server's libraries
@@ -118,7 +118,7 @@ def test_leaving_the_page_frees_the_queue(visit):
     ask(page, steps=400)
     state(page, "running")
     page.reload()
-    page.wait_for_selector("#dh-head-map .dh-cell")
+    show(page)
     ask(page, steps=2)
     state(page, "done")
 
@@ -166,14 +166,12 @@ def test_dark_mode_is_dark(visit):
 @pytest.mark.slow
 def test_a_search_outlives_its_page_and_its_heads_go_to_guide(visit, monkeypatch):
     monkeypatch.setattr("dit_heads.demo.hunting.load_objective", lambda name, known: red)
-    page = visit()
-    page.get_by_role("tab", name="Hunt").click()
+    page = visit("Hunt")
     page.fill("#dh-hunt-prompts textarea", "a cat\na dog")
     page.click("#dh-hunt")
     page.wait_for_selector('.dh-board[data-state="running"]')
     page.reload()
-    page.wait_for_selector("#dh-head-map .dh-cell")
-    page.get_by_role("tab", name="Hunt").click()
+    show(page, "Hunt")
     page.wait_for_selector('.dh-board[data-state="done"]')
     found = page.input_value("#dh-hunt-map .dh-text")
     page.click("#dh-hunt-use")

@@ -10,6 +10,7 @@ from PIL import Image
 
 from dit_heads.demo.limits import Limits
 from dit_heads.demo.serve import running
+from tests.demo.browsing import PHONE, show
 from tests.demo.test_set_files import sets, zipped
 from tests.saved import tiny_pipeline, tiny_vae
 
@@ -29,33 +30,6 @@ def address(tmp_path_factory):
     StableDiffusion3Pipeline(**parts).save_pretrained(folder)
     with running([folder], port=0, limits=Limits(steps=400)) as address:
         yield address
-
-
-@pytest.fixture
-def visit(browser, address):
-    """Open a tab in a context of its own; errors of its scripts fail the test."""
-    opened, problems = [], []
-
-    def open_page(tab, **options):
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-        page = context.new_page()
-        page.set_default_timeout(120_000)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.goto(address)
-        show(page, tab)
-        opened.append(context)
-        return page
-
-    yield open_page
-    for context in opened:
-        context.close()
-    assert problems == []
-
-
-def show(page, tab):
-    page.wait_for_selector("#dh-head-map .dh-cell")
-    page.get_by_role("tab", name=tab).click()
-    page.wait_for_selector("#dh-set-board .dh-panel" if tab == "In-context" else "#dh-train-name")
 
 
 def state(page, part, *names):
@@ -150,7 +124,7 @@ def test_files_of_another_kind_are_refused_in_words(visit, part, file, told):
 
 
 def test_a_missing_text_is_told_and_a_phone_needs_no_scrolling_sideways(visit):
-    page = visit("In-context", viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
+    page = visit("In-context", **PHONE)
     page.tap("#dh-set-draw")
     state(page, STAGE, "error")
     assert "please describe each panel" in page.inner_text(f"{STAGE} .dh-note")

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -31,6 +30,7 @@ from dit_heads.demo.training import Learning, Trained, Training, check_training
 from dit_heads.errors import InputError
 from dit_heads.loras.train import train
 from tests.demo.test_set_files import sent, sets
+from tests.demo.watched import cancelled_at, watched
 from tests.saved import tiny_pipeline, tiny_vae
 
 ANN = SimpleNamespace(session_hash="ann")
@@ -95,22 +95,14 @@ def test_what_is_trained_is_what_the_trainer_trains(engine, training, tmp_path):
 def test_a_training_changes_no_picture_and_others_draw_meanwhile(engine, trainable, training, settings):
     asked = settings(model=trainable, seed=3)
     before = engine.submit(trainable, Drawing(asked)).wait(60).image.tobytes()
-    meanwhile, gate = [], threading.Event()
+    meanwhile = []
 
-    def held(pipe, job):
-        original = job.update
+    def draw(job, changes):
+        if changes.get("step") == 2:
+            meanwhile.append(engine.submit(trainable, Drawing(asked)).wait(60).image.tobytes())
 
-        def update(**changes):
-            original(**changes)
-            if changes.get("step") == 2:
-                meanwhile.append(engine.submit(trainable, Drawing(asked)).wait(60).image.tobytes())
-                gate.set()
-
-        job.update = update
-        return training()(pipe, job)
-
-    found = engine.submit(ASIDE, held).wait(120)
-    assert gate.is_set() and meanwhile == [before]
+    found = engine.submit(ASIDE, watched(training(), draw)).wait(120)
+    assert meanwhile == [before]
     assert engine.submit(trainable, Drawing(asked)).wait(60).image.tobytes() == before
     used = engine.submit(trainable, Drawing(asked, [Lora(found.lora.path, 4.0)])).wait(60).image.tobytes()
     assert used != before
@@ -118,18 +110,7 @@ def test_a_training_changes_no_picture_and_others_draw_meanwhile(engine, trainab
 
 
 def test_a_training_that_is_stopped_ends_after_its_step_and_keeps_what_it_learned(engine, training, tmp_path):
-    def stopping(pipe, job):
-        original = job.update
-
-        def update(**changes):
-            original(**changes)
-            if changes.get("step") == 2:
-                job.cancel()
-
-        job.update = update
-        return training(steps=400)(pipe, job)
-
-    found = engine.submit(ASIDE, stopping).wait(120)
+    found = engine.submit(ASIDE, cancelled_at(2, training(steps=400))).wait(120)
     assert (found.done, found.steps) == (2, 400)
     assert load_file(found.lora.path)
     assert engine.submit(ASIDE, lambda pipe, job: "next").wait(60) == "next"
@@ -199,15 +180,11 @@ def test_a_training_that_is_cancelled_before_its_first_step_keeps_nothing(engine
 
 
 def test_a_training_whose_time_is_over_keeps_what_it_learned(training):
-    job = Job(training(steps=400), None, 3600.0, lambda job: 0)
-    original = job.update
-
-    def update(**changes):
-        original(**changes)
+    def end(job, changes):
         if changes.get("step") == 1:
             job._deadline = 0.0
 
-    job.update = update  # pyright: ignore[reportAttributeAccessIssue]
+    job = Job(watched(training(steps=400), end), None, 3600.0, lambda job: 0)
     job.run(None)
     assert job.wait(0).done == 1
 
