@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -12,9 +13,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import psutil
@@ -29,11 +30,13 @@ class Measure:
     """Start `dit-heads demo` and measure it."""
 
     starts: int = 3
-    """Number of starts; their median counts."""
+    """Number of starts, whose median counts; 0 measures none."""
     rounds: int = 5
     """Number of times that each event handler is called."""
     model: tuple[str, ...] = ("embedded", "embedded/flux")
     """Models of the page."""
+    during: tuple[Literal["drawing", "hunt", "training"], ...] = ("drawing", "hunt", "training")
+    """Jobs that run while event handlers are called, one kind after the other."""
 
 
 @contextmanager
@@ -92,45 +95,64 @@ def answers(client: httpx.Client, rounds: int) -> dict[str, list[float]]:
     return found
 
 
-def answer(client: httpx.Client, number: int, data: list[Any], session: str) -> float:
-    """Seconds until the first answer to an event."""
+def answer(
+    client: httpx.Client, number: int, data: list[Any], session: str, first: str = "process_generating"
+) -> float:
+    """Seconds until an event answers: at first, or with "process_completed" at last."""
     body = {"data": data, "fn_index": number, "session_hash": session, "event_data": {}, "trigger_id": None}
     began = time.perf_counter()
     client.post(f"{API}/queue/join", json=body).raise_for_status()
     with client.stream("GET", f"{API}/queue/data", params={"session_hash": session}) as reply:
         for line in reply.iter_lines():
             message = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {}
-            if message.get("msg") in ("process_generating", "process_completed"):
+            if message.get("msg") in (first, "process_completed"):
                 return time.perf_counter() - began
     raise RuntimeError(f"event {number} has no answer")
 
 
-def busy(client: httpx.Client, stop: threading.Event) -> None:
-    """Keep the model drawing."""
-    seed = 0
-    while not stop.is_set():
-        seed += 1
-        draw(client, seed=seed, steps=60)
+def busy(client: httpx.Client, stop: threading.Event, kind: str = "drawing") -> None:
+    """Keep one job of a kind under way, until it is to stop or the server has gone."""
+    with suppress(httpx.HTTPError):
+        for number in itertools.takewhile(lambda _: not stop.is_set(), itertools.count(1)):
+            if kind == "drawing":
+                draw(client, seed=number, steps=60)
+            else:
+                press(client, {"hunt": "dh-hunt", "training": "dh-train"}[kind], f"busy{number}")
+
+
+def press(client: httpx.Client, button: str, session: str) -> None:
+    """Press a button of the page, and wait until all that it does is done."""
+    config = client.get("/config").json()
+    values = {part["id"]: part["props"].get("value") for part in config["components"]}
+    (part,) = (p["id"] for p in config["components"] if p["props"].get("elem_id") == button)
+    event = next(e for e in config["dependencies"] if [part, "click"] in e["targets"])
+    answer(client, event["id"], [values[key] for key in event["inputs"]], session, "process_completed")
 
 
 def main(measure: Measure) -> None:
     """Print what was measured."""
-    starts = [start(measure.model) for _ in range(measure.starts)]
-    page, first, used, second = (statistics.median(each) for each in zip(*starts, strict=True))
-    print(f"page after {page:.1f} s, first picture after {first:.1f} s ({used:.1f} s of all cores)")
-    print(f"another picture in {second:.1f} s")
-    with demo(measure.model) as (address, _, _), httpx.Client(base_url=address, timeout=300) as client:
+    if starts := [start(measure.model) for _ in range(measure.starts)]:
+        page, first, used, second = (statistics.median(each) for each in zip(*starts, strict=True))
+        print(f"page after {page:.1f} s, first picture after {first:.1f} s ({used:.1f} s of all cores)")
+        print(f"another picture in {second:.1f} s", flush=True)
+    for kind in measure.during:
+        print(f"event handlers during a {kind}:" if kind != "drawing" else "event handlers during drawings:")
+        print_answers(measure, kind)
+
+
+def print_answers(measure: Measure, kind: str) -> None:
+    """How soon each event handler answers while a job of a kind runs."""
+    stop = threading.Event()
+    with demo(measure.model) as (address, _, _), httpx.Client(base_url=address, timeout=600) as client:
         draw(client)
-        stop = threading.Event()
-        drawing = threading.Thread(target=busy, args=(client, stop))
-        drawing.start()
-        time.sleep(1)
+        threading.Thread(target=busy, args=(client, stop, kind), daemon=True).start()
+        time.sleep(1 if kind == "drawing" else 20)  # a search and a training take a while to begin
         found = answers(client, measure.rounds)
         stop.set()
-        drawing.join()
     for name, seconds in found.items():
         print(f"{name:24} {1000 * statistics.median(seconds):6.0f} ms, at most {1000 * max(seconds):6.0f} ms")
-    print(f"slowest median: {1000 * max(statistics.median(each) for each in found.values()):.0f} ms")
+    slowest = max(statistics.median(each) for each in found.values())
+    print(f"slowest median: {1000 * slowest:.0f} ms", flush=True)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,12 @@ function dropping(place, use) {
   });
 }
 
-// State, note and progress bar of a part that shows a job.
+// State, note and progress bar of a part that shows a job; on a phone it comes into sight when the job begins.
 function report(root, value) {
+  const busy = (state) => state === "running" || state === "waiting";
+  const begins = busy(value.state) && !busy(root.dataset.state);
   root.dataset.state = value.state || "empty";
+  if (begins && matchMedia("(max-width: 640px)").matches) root.scrollIntoView({ block: "nearest" });
   root.querySelector(".dh-note").textContent = value.note || "";
   const share = value.steps ? Math.round((100 * value.step) / value.steps) : 0;
   const bar = root.querySelector(".dh-progress");

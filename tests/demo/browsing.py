@@ -13,7 +13,7 @@ PHONE: dict[str, Any] = {"viewport": {"width": 375, "height": 740}, "has_touch":
 
 TABS = {
     "Guide": "#dh-head-map .dh-cell",
-    "Hunt": "#dh-hunt-map .dh-cell",
+    "Hunt": "#dh-hunt-prompts",
     "In-context": "#dh-set-board .dh-panel",
     "Train": "#dh-train-name",
 }

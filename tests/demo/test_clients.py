@@ -2,10 +2,13 @@
 
 import asyncio
 import base64
+import gc
 import io
 import json
 import socket
 
+import httpx
+import psutil
 import pytest
 from PIL import Image
 
@@ -17,6 +20,7 @@ from gradio_client.exceptions import AppError, AuthenticationError
 from mcp import ClientSession
 from mcp.client.streamable_http import streamablehttp_client
 
+from benchmarks.demo import draw
 from dit_heads.cli import main
 from dit_heads.demo.serve import running
 from dit_heads.errors import InputError
@@ -92,6 +96,24 @@ def test_mcp_lists_one_tool_which_draws_the_same_picture(address):
 def test_mcp_is_told_why_a_picture_is_not_drawn(address, asked, told):
     drawn = tell(address, lambda session: session.call_tool("draw", asked))
     assert drawn.isError and told in drawn.content[0].text
+
+
+@pytest.mark.slow
+def test_memory_is_level_after_100_requests_by_http(address):
+    process = psutil.Process()
+
+    def used(count):
+        with httpx.Client(base_url=address, timeout=120) as client:
+            for seed in range(count):
+                assert draw(client, seed=seed, steps=2, heads=f"L{seed % 3}").startswith("event: complete")
+        gc.collect()
+        return process.memory_info().rss
+
+    used(100)
+    before = used(20)
+    grown = used(100) - before
+    print(f"memory grew by {grown / 2**20:.1f} MiB")
+    assert grown < 16 * 2**20
 
 
 def test_with_a_password_nobody_draws_without_it(guarded):

@@ -146,7 +146,7 @@ def test_from_a_zip_to_a_lora_that_is_used_by_one_click_after_a_reload(visit):
     bring(page, sets(2, (128, 128)))
     page.get_by_text("2 sets, ready to learn from.").wait_for()
     page.fill("#dh-train-name input, #dh-train-name textarea", "mine")
-    steps(page, 600, "#dh-train")
+    steps(page, 200, "#dh-train")
     page.click("#dh-train")
     state(page, TRAINING, "running")
     page.reload()
