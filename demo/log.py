@@ -47,13 +47,10 @@ def private_log() -> Iterator[None]:
         LOG.removeHandler(handler)
 
 
-class _Tracebacks(io.TextIOBase):
+class _Tracebacks(io.StringIO):
     """A stream that logs the error being handled when its traceback is written, and drops everything else."""
 
-    def writable(self) -> bool:
-        return True
-
-    def write(self, text: str) -> int:
+    def write(self, text: str, /) -> int:
         error = sys.exc_info()[1]
         if error is not None and text.startswith("Traceback"):
             log_error("a handler failed", error)

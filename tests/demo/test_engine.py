@@ -58,7 +58,7 @@ def test_requests_at_once_get_the_pictures_of_lone_runs(roomy, model, settings, 
         thread.start()
     for thread in threads:
         thread.join()
-    pictures = [job.wait(120).image.tobytes() for job in jobs]
+    pictures = [job.wait(900).image.tobytes() for job in jobs]
     expected = {}
     for drawing, picture in zip(drawings, pictures, strict=True):
         key = repr(drawing)
