@@ -56,13 +56,13 @@ def running(
         gradio = _importing_gradio()
         from dit_heads.demo.engine import Engine
         from dit_heads.demo.facts import facts_of
-        from dit_heads.models import load_pipeline, quiet_loading
+        from dit_heads.models import load_pipeline, quiet_libraries
 
         facts = {name: facts_of(name) for name in models}
         _check_names([each.public for each in facts.values()])
         loaders = loaders or {name: partial(load_pipeline, name) for name in models}
         # Libraries' warnings quote what visitors type.
-        with quiet_loading(), Engine(loaders, limits) as engine:
+        with quiet_libraries(), Engine(loaders, limits) as engine:
             engine.warm_up()
             gradio.join()
             blocks = _blocks(engine, facts)
