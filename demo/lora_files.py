@@ -45,16 +45,17 @@ class LoraFile:
 
 @cache
 def shipped(model: str) -> tuple[LoraFile, ...]:
-    """The LoRAs that ship for a model."""
+    """The In-Context LoRAs that ship for a model."""
     if model not in EMBEDDED:
         return ()
     files = sorted((WEIGHTS / "loras").glob(f"*/{FILE}"))
-    own = [path for path in files if _made_for(path) == EMBEDDED[model]]
+    own = [path for path in files if _made_for(run_settings(path)) == ("in_context", EMBEDDED[model])]
     return tuple(LoraFile(path.parent.name, path.parent.name, path, layout_in(path)) for path in own)
 
 
-def _made_for(path: Path) -> str | None:
-    return EMBEDDED.get(str(run_settings(path).get("model", "embedded")))
+def _made_for(settings: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The task and the model of the run with these settings."""
+    return settings.get("task", "in_context"), EMBEDDED.get(str(settings.get("model", "embedded")))
 
 
 def layout_in(path: Path) -> tuple[int, int] | None:

@@ -48,6 +48,8 @@ COMMANDS = {
     "demo": Entry("demo", "Demo", "open the demo: a page in the browser"),
     "train": Entry("train", "Train", "train a LoRA on sets of images"),
     "in-context": Entry("in_context", "InContext", "generate a set of pictures, or fill in its panels"),
+    "see": Entry("see", "See", "answer a question about a picture: masks, boxes, depth, classes"),
+    "score": Entry("score", "Score", "score predictions of any model against the truth"),
 }
 TRACEBACK = "--traceback"
 REPORT = f"dit-heads {__version__}: this is a bug. Please report it with the command and the lines above."

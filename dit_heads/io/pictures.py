@@ -52,18 +52,19 @@ def read_image(path: Path, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_
         raise InputError(f"image: '{path}' {error}") from error
 
 
-def read_levels(path: Path) -> UInt16[np.ndarray, "h w"]:
+def read_levels(path: Path, *, palette: bool = False) -> UInt16[np.ndarray, "h w"]:
     """The numbers in a grey PNG of 8 or 16 bits as they are, such as those of depth maps.
 
     Args:
         path: the file.
+        palette: whether numbers of colours in a palette will do too, as data sets have them for classes.
 
     Raises:
         InputError: as `read_image`, and for a picture that is not grey.
     """
 
     def levels(image: Image.Image) -> Any:
-        if image.mode not in ("L", "I", "I;16", "I;16B"):
+        if image.mode not in ("1", "L", "I", "I;16", "I;16B", *(["P"] if palette else [])):
             raise InputError(f"expected grey of 8 or 16 bits, got a picture of mode {image.mode}")
         return np.asarray(image).astype(np.uint16)
 

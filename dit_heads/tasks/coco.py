@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,34 @@ def coco_entries(
             entry["segmentation"] = run_lengths(annotation.masks[k])
         entries.append(entry)
     return entries
+
+
+def coco_file(
+    pictures: Sequence[tuple[str, Boxes | Instances]], names: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Boxes or masks of pictures as the contents of an annotation file, with their scores.
+
+    Args:
+        pictures: The name of each picture, and what is known of it.
+        names: Of classes that may be in none of them; the others are added.
+    """
+    there = {kind for _, found in pictures for kind in found.classes}
+    categories = {name: k for k, name in enumerate(dict.fromkeys([*names, *sorted(there)]), 1)}
+    images = [
+        {"id": k, "file_name": name, "height": found.size[0], "width": found.size[1]}
+        for k, (name, found) in enumerate(pictures, 1)
+    ]
+    entries = [e for k, (_, found) in enumerate(pictures, 1) for e in coco_entries(found, k, categories)]
+    for k, entry in enumerate(entries, 1):
+        entry |= {"id": k, "iscrowd": 0, "area": _area(entry)}
+    kinds = [{"id": k, "name": name} for name, k in categories.items()]
+    return {"images": images, "categories": kinds, "annotations": entries}
+
+
+def _area(entry: Mapping[str, Any]) -> float:
+    if "segmentation" in entry:
+        return float(np.sum(entry["segmentation"]["counts"][1::2]))
+    return entry["bbox"][2] * entry["bbox"][3]
 
 
 def run_lengths(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def options(text: str) -> list[str]:
     match = re.search(r"((?:[\w' -]+,\s*)*[\w' -]+?),?\s+or\s+([\w' -]+)", lower)
     if match is None:
         return [singular(name) for name in noun_phrases(text)]
-    lead = r"^.*\b(?:is|are|does|do|did|see|show|shows|between|whether|it|this|that|these|if|as)\b"
+    lead = r"^.*\b(?:is|are|does|do|did|see|show|shows|between|whether|it|this|that|these|if|as|classify)\b"
     first = re.split(r",\s*", match[1])
     first[0] = re.sub(lead, "", first[0])
     return [name for each in (*first, match[2]) if (name := _bare(each))]
@@ -89,7 +89,7 @@ def options(text: str) -> list[str]:
 def noun_phrases(text: str) -> list[str]:
     """Noun phrases behind a determiner or a verb of looking, in order, without those about the picture."""
     lower = text.lower().replace("grey", "gray")
-    verbs = "find|segment|detect|mask|locate|box|spot|count"
+    verbs = "find|segment|instances|detect|mask|locate|box|spot|count"
     starts = rf"{_WHERE}\b(?:{_DETERMINER}|{verbs}|for|of|class|how many)\s+"
     found: list[str] = []
     for match in re.finditer(starts, lower):

@@ -10,26 +10,14 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from dit_heads.embedded.pairs import WorldPairs
 from dit_heads.errors import InputError
 from dit_heads.pipelines.ensembles import joined
-from dit_heads.pipelines.instruct import InstructPipeline
-from dit_heads.pipelines.sources import Frame
 from dit_heads.pipelines.vision_output import numbers
 from dit_heads.tasks.annotations import Boxes, Depth, Instances, Labels, Segmentation
 from dit_heads.tasks.codecs import CODECS, DepthCodec
 from dit_heads.tasks.depth_files import read_depth_png, save_depth_png
-from dit_heads.tasks.query import Query
-from tests.saved import tiny_pipeline
+from tests.pipelines.seen import FAST, QUERIES, answer, seeing
 
-PAIRS = WorldPairs("train", 8)
-QUERIES: dict[Any, Query] = {
-    "segment": Query("segment", ("object",)),
-    "instances": Query("instances", ("object",)),
-    "detect": Query("detect", ("object",)),
-    "depth": Query("depth"),
-    "classify": Query("classify", ("day", "sunset", "night")),
-}
 ASKED: dict[str, Any] = {
     "segment": lambda see, image, **o: see.segment(image, "object", **o),
     "instances": lambda see, image, **o: see.instances(image, **o),
@@ -39,34 +27,6 @@ ASKED: dict[str, Any] = {
 }
 # The tokenizers of tiny pipelines read letters, so that an instruction is longer than their limit.
 pytestmark = pytest.mark.filterwarnings("ignore:.*these words are lost")
-FAST: dict[str, Any] = {"num_inference_steps": 1, "max_sequence_length": 8}
-
-
-def seeing(monkeypatch: pytest.MonkeyPatch, paint: Any = None) -> InstructPipeline:
-    """A pipeline of random weights, or one that paints what `paint` says for each picture in turn."""
-    pipe: Any = tiny_pipeline()
-    pipe.set_progress_bar_config(disable=True)
-    see = InstructPipeline(pipe, "tokens")
-    if paint is not None:
-        answers = iter(paint)
-
-        def painted(source: Any, size: tuple[int, int], scale: float, call: dict[str, Any]) -> torch.Tensor:
-            out = torch.zeros(len(source), 3, *size)
-            for row in out:
-                picture = torch.from_numpy(np.array(next(answers))).permute(2, 0, 1) / 255
-                row[:, : picture.shape[1], : picture.shape[2]] = picture
-            return out
-
-        monkeypatch.setattr(see, "_painted", painted)
-        monkeypatch.setattr(see, "_noise", lambda frames, n, g: [[torch.zeros(1)] * n] * len(frames))
-        monkeypatch.setattr(see, "frame", lambda s, longest: Frame.of(tuple(s[0].shape[1:]), 16))
-    return see
-
-
-def answer(index: int, task: Any, size: tuple[int, int] = (128, 128)) -> tuple[Image.Image, Any, np.ndarray]:
-    """A picture, the answer to the query of a task, and that painted."""
-    picture, found = PAIRS.picture(index), PAIRS.answer(index, QUERIES[task])
-    return picture, found, CODECS[task].encode(found, QUERIES[task], np.asarray(picture))
 
 
 @pytest.mark.parametrize("task", QUERIES)
@@ -186,69 +146,6 @@ def test_an_ensemble_gives_an_uncertainty_of_the_same_shape(task: str, monkeypat
         assert len(output.uncertainty[0]) == len(output.prediction[0])
     else:
         assert output.uncertainty.shape == output.prediction.shape
-
-
-# --- free words ---
-
-TEXTS = {
-    "segment the object": ("segment", lambda see, x, **o: see.segment(x, "object", **o)),
-    "segment every cube individually": ("instances", lambda see, x, **o: see.instances(x, "cube", **o)),
-    "where are the cubes?": ("detect", lambda see, x, **o: see.detect(x, "cube", **o)),
-    "how far is everything?": ("depth", lambda see, x, **o: see.depth(x, **o)),
-    "is it day or night?": ("classify", lambda see, x, **o: see.classify(x, ["day", "night"], **o)),
-}
-
-
-@pytest.mark.parametrize(
-    "text", [pytest.param(t, marks=[] if "how" in t else [pytest.mark.slow]) for t in TEXTS]
-)
-def test_a_question_in_free_words_is_answered_by_its_task(text: str, monkeypatch: pytest.MonkeyPatch):
-    see, (task, asked) = seeing(monkeypatch), TEXTS[text]
-    pictures = [torch.rand(3, 16, 24), torch.rand(3, 20, 16)]
-    made: Any = {"generator": None, "ensemble_size": 1, **FAST}
-    one, other = (
-        call(generator=[torch.Generator().manual_seed(k) for k in (1, 2)])
-        for call in (
-            lambda **o: see.ask(pictures, text, **{**made, **o}),
-            lambda **o: asked(see, pictures, **{**made, **o}),
-        )
-    )
-    assert one.query == other.query and one.query.task == task
-    assert len(one.annotations) == 2
-    for a, b in zip(one.prediction, other.prediction, strict=True):
-        assert np.array_equal(a, b, equal_nan=task == "depth")
-
-
-def test_colours_in_the_words_are_those_that_are_read(monkeypatch: pytest.MonkeyPatch):
-    painted = np.full((16, 16, 3), (40, 70, 220), np.uint8)
-    see = seeing(monkeypatch, [painted, painted])
-    for colours, right in (("red for cat, blue for dog", "dog"), ("blue for cat, red for dog", "cat")):
-        found = see.ask(torch.rand(3, 16, 16), f"Answer with a colour: {colours}.").annotations[0]
-        assert isinstance(found, Labels) and found.best == right
-
-
-def test_a_ready_query_is_a_question_too(monkeypatch: pytest.MonkeyPatch):
-    picture, _, painted = answer(1, "detect")
-    output = seeing(monkeypatch, [painted]).ask(picture, QUERIES["detect"])
-    assert output.query == QUERIES["detect"] and isinstance(output.annotations[0], Boxes)
-
-
-@pytest.mark.parametrize(
-    ("text", "known", "message"),
-    [
-        ("make it prettier", (), 'no task is understood in .*; try such as "segment the cube'),
-        ("segment", (), "names nothing to segment"),
-        ("what is it?", (), "names no answers"),
-        ("where is the dog?", ("cube", "cone"), "'dog' is not known; there are cube, cone"),
-        ("", (), "no task is understood in ''"),
-        (None, (), "question: expected text, got NoneType"),
-    ],
-)
-def test_words_that_are_not_understood_are_answered_with_what_can_be_asked(
-    text: Any, known: Any, message: str, monkeypatch: pytest.MonkeyPatch
-):
-    with pytest.raises(InputError, match=message):
-        seeing(monkeypatch).ask(torch.rand(3, 16, 16), text, known)
 
 
 # --- out of the program ---

@@ -58,6 +58,7 @@ QUESTIONS = {
     "which pixels belong to the road?": Query("segment", ("road",)),
     "separate each cube by a different colour": Query("instances", ("cube",)),
     "instance masks for all sheep": Query("instances", ("sheep",)),
+    "instances cube": Query("instances", ("cube",)),
     "segment every cube individually": Query("instances", ("cube",)),
     "is this a cat or a dog?": Query("classify", ("cat", "dog")),
     "Is it a cube, a cone or a sphere?": Query("classify", ("cube", "cone", "sphere")),
@@ -65,6 +66,7 @@ QUESTIONS = {
     "Does the picture show grass, sand or snow?": Query("classify", ("grass", "sand", "snow")),
     "Is there a cube?": Query("classify", ("cube", "no cube")),
     "Show red if there is a cat, else blue": Query("classify", ("cat", "no cat"), ("red", "blue")),
+    "classify day or night": Query("classify", ("day", "night")),
     "classify this as day or night": Query("classify", ("day", "night")),
 }
 

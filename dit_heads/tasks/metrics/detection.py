@@ -9,7 +9,7 @@ import numpy as np
 
 from dit_heads.errors import InputError
 from dit_heads.tasks.annotations import Boxes, Instances
-from dit_heads.tasks.coco import checked_truth, coco_entries
+from dit_heads.tasks.coco import checked_truth, coco_file
 from dit_heads.tasks.metrics.scores import Scores
 
 Kind = Literal["bbox", "segm"]
@@ -36,21 +36,9 @@ def score_detection(pairs: Iterable[tuple[str, Boxes | Instances, Boxes | Instan
     for name, truth, found in known:
         if truth.size != found.size:
             raise InputError(f"prediction: expected the size {truth.size}, got {found.size} ({name})")
-    names = sorted({kind for _, truth, found in known for kind in (*truth.classes, *found.classes)})
-    categories = {name: k for k, name in enumerate(names, 1)}
-    truth = {
-        "images": [
-            {"id": k, "file_name": name, "height": part.size[0], "width": part.size[1]}
-            for k, (name, part, _) in enumerate(known, 1)
-        ],
-        "categories": [{"id": k, "name": name} for name, k in categories.items()],
-        "annotations": [],
-    }
-    for k, (_, part, _) in enumerate(known, 1):
-        truth["annotations"] += coco_entries(part, k, categories)
-    for k, entry in enumerate(truth["annotations"], 1):
-        entry |= {"id": k, "iscrowd": 0, "area": _area(entry)}
-    results = [e for k, (*_, part) in enumerate(known, 1) for e in coco_entries(part, k, categories)]
+    names = sorted({kind for _, *parts in known for part in parts for kind in part.classes})
+    truth = coco_file([(name, part) for name, part, _ in known], names)
+    results = coco_file([(name, part) for name, _, part in known], names)["annotations"]
     return score_coco(truth, results, "bbox" if kinds == {Boxes} else "segm")
 
 
@@ -84,12 +72,6 @@ def score_coco(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], k
         PROTOCOL,
     )
     return Scores(f"detection by {KINDS[kind]}", about, dict(zip(FIGURES, values, strict=True)), {})
-
-
-def _area(entry: Mapping[str, Any]) -> float:
-    if "segmentation" in entry:
-        return float(np.sum(entry["segmentation"]["counts"][1::2]))
-    return entry["bbox"][2] * entry["bbox"][3]
 
 
 def _check(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind) -> None:
