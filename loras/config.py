@@ -223,6 +223,12 @@ class InstructConfig:
     """How often each task comes, relative to the others. By default all come equally often."""
     questions: Count = 4
     """Number of different questions of a task about a picture."""
+    paraphrase: bool = True
+    """Whether instructions vary: three quarters of our phrasings of each task (for embedded models, of those
+    that they can read); the others are kept for tests. Without it, each task has one phrasing."""
+    phrases: Path | None = None
+    """JSON file of more phrasings, such as a language model writes: a list for each of segment,
+    segment_classes, instances, detect, detect_classes, depth, classify."""
     dropout: Annotated[float, Field(ge=0, le=1 / 3)] = 0.05
     """Share of samples without the instruction, as many without the picture, and as many without both."""
     mask_shift: Positive = 1.0

@@ -9,7 +9,7 @@ import pytest
 from dit_heads.cli import main
 
 ROOT = Path(__file__).parent.parent
-MANUAL = ("README.md", "docs/guidance.md", "docs/hunt.md", "docs/loras.md")
+MANUAL = ("README.md", "docs/guidance.md", "docs/hunt.md", "docs/loras.md", "docs/vision.md")
 BLOCK = re.compile(
     r"^(?:<!-- (?P<mark>.*?) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )

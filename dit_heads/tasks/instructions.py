@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import re
 from collections.abc import Callable, Sequence
 from importlib import resources
+from pathlib import Path
 from string import Formatter
 from typing import Literal
 
@@ -21,6 +23,8 @@ from dit_heads.tasks.words import indefinite, listed, plural
 Split = Literal["seen", "unseen"]
 Writer = Callable[[str], str]
 """Text of a prompt -> what a language model writes after it."""
+Reads = Callable[[str], bool]
+"""Text -> whether a model knows all of its words."""
 FRAMES = ("segment", "segment_classes", "instances", "detect", "detect_classes", "depth", "classify")
 _ASK = (
     "Write {count} different ways to give the instruction below to an image model. Vary wording, length and "
@@ -57,7 +61,7 @@ def instruction(
     key: str,
     split: Split = "seen",
     more: Sequence[str] = (),
-    reads: Callable[[str], bool] = lambda text: True,
+    reads: Reads = bool,
 ) -> str:
     """One of the instructions for a query.
 
@@ -67,10 +71,16 @@ def instruction(
         reads: Whether the text encoder knows all words of an instruction. Others are not chosen, unless it
             cannot even read the plain one.
     """
-    every = [fill(phrase, query) for phrase in (*phrases(frame_of(query), split), *more)]
-    read = [text for text in every if reads(text)] if reads(canonical(query)) else []
-    choice = read or every
+    choice = _choice(query, split, tuple(more), reads)
     return choice[_number(key) % len(choice)]
+
+
+@functools.lru_cache(4096)
+def _choice(query: Query, split: Split, more: tuple[str, ...], reads: Reads) -> tuple[str, ...]:
+    slots = _slots(query)
+    every = tuple(phrase.format(**slots) for phrase in (*phrases(frame_of(query), split), *more))
+    read = tuple(text for text in every if reads(text)) if reads(canonical(query)) else ()
+    return read or every
 
 
 def frame_of(query: Query) -> str:
@@ -110,6 +120,34 @@ def rewritten(query_frame: str, write: Writer, *, rounds: int = 3, count: int = 
     return kept
 
 
+def read_phrases(path: Path) -> dict[str, tuple[str, ...]]:
+    """More phrases from a JSON file, by their frames: {"depth": ["How deep is it?", ...], ...}.
+
+    Args:
+        path: Of the file, such as one that holds what `rewritten` gave for each frame.
+
+    Raises:
+        InputError: for another file, frames that do not exist, phrases that the router takes for another
+            task or that have other slots than the task, and phrases that are kept for tests.
+    """
+    from dit_heads.tasks.router import means
+
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"phrases: expected a JSON file, cannot read '{path}': {error}") from error
+    if not isinstance(found, dict) or not all(_texts(each) for each in found.values()):
+        raise InputError(f"phrases: expected lists of phrases by {', '.join(FRAMES)} in '{path}'")
+    for frame, given in found.items():
+        slots = set[str]().union(*map(slots_of, phrases(frame)))
+        for phrase in given:
+            if phrase in phrases(frame, "unseen"):
+                raise InputError(f"phrases: expected none that is kept for tests, got {phrase!r} in '{path}'")
+            if not _slots_within(phrase, slots) or not means(phrase, frame):
+                raise InputError(f"phrases: expected such as mean {frame}, got {phrase!r} in '{path}'")
+    return {frame: tuple(given) for frame, given in found.items()}
+
+
 def language_model(name: str, max_new_tokens: int = 512) -> Writer:
     """A writer from a text-generation model of transformers; greedy, so the same every time."""
     from transformers import pipeline
@@ -127,6 +165,17 @@ def language_model(name: str, max_new_tokens: int = 512) -> Writer:
 def slots_of(phrase: str) -> set[str]:
     """The names in braces. Raises ValueError for braces that do not match."""
     return {name for _, name, _, _ in Formatter().parse(phrase) if name is not None}
+
+
+def _texts(found: object) -> bool:
+    return isinstance(found, list) and all(isinstance(each, str) for each in found)
+
+
+def _slots_within(phrase: str, slots: set[str]) -> bool:
+    try:
+        return slots_of(phrase) <= slots
+    except ValueError:
+        return False
 
 
 def _keeps(new: str, phrase: str) -> bool:

@@ -66,11 +66,11 @@ def _rest(name: str, colour: str) -> bool:
 
 
 def _backward(text: str) -> list[tuple[str, str]]:
-    """"cube in red and cone in blue"."""
+    """ "cube in red and cone in blue"."""
     found = re.findall(rf"([a-z' -]+?) in ({_COLOUR})\b", text)
     if len(found) < 2:
         return []
-    lead = r"\b(?:and|that|where|has|see|shows?|colou?r|paint|highlight|you)\b"
+    lead = r"\b(?:and|that|where|has|see|shows?|colou?r|paint|highlight|you|segment|mark|fill|with)\b"
     return [(_bare(re.split(lead, name)[-1]), colour) for name, colour in found]
 
 
@@ -122,7 +122,9 @@ def _head(words: list[str]) -> tuple[str, bool]:
         if word in _STOP or (kept and word in _PAINT and kept[-1] not in _PAINT):
             break
         kept.append(word)
-    if not kept or kept[-1] in _GENERIC or all(word in _PAINT or word in _GENERIC for word in kept):
+    if not kept or kept[-1] in _GENERIC or _NOTHING.match(kept[0]):
+        return "", False
+    if all(word in _PAINT or word in _GENERIC for word in kept):
         return "", False
     if re.search(r"[^\w' -]", " ".join(kept)):
         return "", False

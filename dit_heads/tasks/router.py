@@ -24,6 +24,7 @@ SIGNS: dict[Task, dict[str, float]] = {
     "depth": {
         r"\bdepths?\b|\bdeep\b": 5, r"\bdistan\w+": 4, r"\bfar(ther)?\b|\bnear\b|\bcloser?\b": 3,
         r"\bmet(re|er)s?\b": 2, r"\brange\b|\bgeometry\b|three-dimensional|\b3-?d\b": 3, r"\baway\b": 1,
+        r"\bhow (far|close|near|deep)\b": 2,
     },
     "detect": {
         r"\bbox\w*|\bbounding\b|\brectang\w+": 5, r"\bdetect\w*|\blocat\w+|\bspot\b": 4, r"\bframe[sd]?\b": 3,

@@ -6,7 +6,6 @@ Instruction, picture or both are left out of some samples, so that guidance towa
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +37,8 @@ from dit_heads.loras.tasks.pairs import Pairs, Question, Questions
 from dit_heads.loras.tasks.task import EMPTY_CAPTION, Drawing, Example
 from dit_heads.models import EMBEDDED, empty_transformer, quiet_libraries
 from dit_heads.tasks.codecs import CODECS
-from dit_heads.tasks.instructions import instruction
+from dit_heads.tasks.instructions import frame_of, instruction, read_phrases
+from dit_heads.tasks.query import Query
 from dit_heads.training.generators import keyed_generator
 from dit_heads.training.loop import Part
 from dit_heads.training.widen import input_of, reading
@@ -70,7 +70,9 @@ class Instruct:
         """The task of a run."""
         trained, measured = (_pairs(config, split) for split in ("train", "validation"))
         channels = latent_channels(config.model) if config.instruct.conditioning == "channels" else 0
-        held_out = None if measured is None else replace(_questions(config, measured), flip=False)
+        held_out = None if measured is None else _questions(config, measured)
+        if held_out is not None:  # as users ask, so that runs can be compared
+            held_out = replace(held_out, flip=False, words=_plain)
         assert trained is not None
         return cls(config, _questions(config, trained), held_out, channels)
 
@@ -105,7 +107,9 @@ class Instruct:
     def contents(self) -> Mapping[str, Mapping[str, list[str]]]:
         """Hashes of the pictures and of the answers."""
         codecs = content_hash(*(f"{name} {CODECS[name]}" for name in self.asked.tasks))
-        return {"root": {self.config.instruct.pairs: [self.asked.pairs.key, codecs]}}
+        path = self.config.instruct.phrases
+        more = [] if path is None else [content_hash(path.read_text("utf-8"))]
+        return {"root": {self.config.instruct.pairs: [self.asked.pairs.key, codecs, *more]}}
 
     def parts(self) -> Mapping[str, nn.Module]:
         """None beside the transformer."""
@@ -219,9 +223,20 @@ def _questions(config: TrainConfig, pairs: Pairs) -> Questions:
     if missing := [task for task in chosen.tasks if task not in pairs.tasks]:
         raise InputError(f"tasks: expected some of {', '.join(pairs.tasks)}, got {', '.join(missing)}")
     weights = chosen.task_weights or (1.0,) * len(chosen.tasks)
-    reads = _known if config.model in EMBEDDED else bool
-    words = functools.partial(instruction, reads=reads)
+    words = _phrased(config) if chosen.paraphrase else _plain
     return Questions(pairs, chosen.tasks, weights, chosen.questions, config.data.flip, config.seed, words)
+
+
+def _plain(query: Query, key: str) -> str:
+    return CODECS[query.task].prompt(query)
+
+
+def _phrased(config: TrainConfig) -> Callable[[Query, str], str]:
+    """Instructions in the phrases for training, of which the embedded models get those that they can read."""
+    path = config.instruct.phrases
+    more = {} if path is None else read_phrases(path)
+    reads = _known if config.model in EMBEDDED else bool
+    return lambda query, key: instruction(query, key, "seen", more.get(frame_of(query), ()), reads)
 
 
 def _known(text: str) -> bool:

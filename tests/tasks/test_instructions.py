@@ -1,7 +1,18 @@
+import json
+
 import pytest
 
 from dit_heads.errors import InputError
-from dit_heads.tasks.instructions import FRAMES, canonical, fill, instruction, phrases, rewritten, slots_of
+from dit_heads.tasks.instructions import (
+    FRAMES,
+    canonical,
+    fill,
+    instruction,
+    phrases,
+    read_phrases,
+    rewritten,
+    slots_of,
+)
 from dit_heads.tasks.query import Query
 from dit_heads.tasks.words import indefinite, plural, singular
 
@@ -42,6 +53,28 @@ def test_a_key_always_takes_the_same_phrase_and_keys_take_all():
     drawn = {instruction(CUBE, str(k), "unseen") for k in range(400)}
     assert drawn == {fill(phrase, CUBE) for phrase in phrases("detect", "unseen")}
     assert "Ring each cube." in {instruction(CUBE, str(k), more=["Ring each {name}."]) for k in range(400)}
+
+
+def test_phrases_of_a_file_are_checked(tmp_path):
+    path = tmp_path / "more.json"
+    good = {"depth": ["How deep is it all?"], "detect": ["Hunt down each {name}, then box it in {colour}."]}
+    path.write_text(json.dumps(good))
+    assert read_phrases(path) == {frame: tuple(given) for frame, given in good.items()}
+    unseen = phrases("depth", "unseen")[0]
+    for wrong, message in (
+        ({"colour": ["a"]}, "frame: expected one of segment"),
+        ({"depth": "How deep?"}, "phrases: expected lists of phrases by"),
+        ({"depth": [unseen]}, "expected none that is kept for tests, got"),
+        ({"depth": ["Where is the cube?"]}, "expected such as mean depth, got 'Where is the cube"),
+        ({"depth": ["How deep is the {name}?"]}, "expected such as mean depth"),
+        ({"detect": ["Box each {name"]}, "expected such as mean detect"),
+        ([], "phrases: expected lists of phrases by"),
+    ):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(InputError, match=message):
+            read_phrases(path)
+    with pytest.raises(InputError, match="phrases: expected a JSON file, cannot read"):
+        read_phrases(tmp_path / "none.json")
 
 
 def test_only_faithful_and_new_phrases_of_a_language_model_are_kept():

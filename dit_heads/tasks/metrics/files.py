@@ -113,12 +113,13 @@ def coco_results(truth: Any, predictions: Any) -> tuple[list[dict[str, Any]], li
     if isinstance(predictions, list) and all(isinstance(entry, Mapping) for entry in predictions):
         return [dict(entry) for entry in predictions], []
     checked_truth(predictions, "predictions")
-    images = _matched(predictions["images"], truth["images"], "file_name")
-    classes = _matched(predictions["categories"], truth["categories"], "name")
-    there = {image["file_name"] for image in predictions["images"]}
+    given: Any = predictions
+    images = _matched(given["images"], truth["images"], "file_name")
+    classes = _matched(given["categories"], truth["categories"], "name")
+    there = {image["file_name"] for image in given["images"]}
     entries = [
         {**entry, "image_id": images[entry["image_id"]], "category_id": classes[entry["category_id"]]}
-        for entry in predictions["annotations"]
+        for entry in given["annotations"]
     ]
     return entries, [each["file_name"] for each in truth["images"] if each["file_name"] not in there]
 

@@ -102,7 +102,8 @@ def test_a_batch_in_parts_is_the_batch(models: dict[str, Path], tmp_path: Path):
 
 
 def test_flat_answers_get_noisier_levels(models: dict[str, Path], tmp_path: Path):
-    task = Instruct.of(settings(models["sd3"], tmp_path, instruct={"mask_shift": 3.0, "dropout": 0.0}))
+    chosen = {"mask_shift": 3.0, "dropout": 0.0, "paraphrase": False}
+    task = Instruct.of(settings(models["sd3"], tmp_path, instruct=chosen))
     task.encoders = StandIn()  # pyright: ignore[reportAttributeAccessIssue]
     for example in task.examples(Part(0, 0, 1), 5):
         assert example.shift == (1.0 if "depth" in example.prompt.lower() else 3.0)
