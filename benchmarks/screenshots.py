@@ -15,14 +15,14 @@ from typing import Any
 
 import tyro
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import ViewportSize, sync_playwright
 
 from benchmarks.demo import demo
 from dit_heads.io.atomic import atomic_file
 
 WAIT = 20 * 60 * 1000  # milliseconds that a search or a training may take
-WIDE = {"width": 1280, "height": 900}
-PHONE = {"width": 390, "height": 1180}
+WIDE: ViewportSize = {"width": 1280, "height": 900}
+PHONE: ViewportSize = {"width": 390, "height": 1180}
 GAP = 24
 
 
@@ -96,7 +96,7 @@ SHOTS: dict[str, Callable[[Any], None]] = {
 }
 
 
-def shot(page: Any, screen: dict[str, int], *, dark: bool = False, whole: bool = True) -> Image.Image:
+def shot(page: Any, screen: ViewportSize, *, dark: bool = False, whole: bool = True) -> Image.Image:
     """The page as it is now on a screen, as far as it goes down or as much as the screen shows."""
     page.set_viewport_size(screen)
     page.emulate_media(color_scheme="dark" if dark else "light")
