@@ -114,7 +114,7 @@ class InstructPipeline(VisionTasks):
         """
         scale = self._image_scale(image_guidance_scale)
         self._check_names(call)
-        _check_call(output_type, num_images_per_prompt, processing_resolution)
+        check_call(output_type, num_images_per_prompt, processing_resolution)
         sources = pictures_of(image)
         frame = self.frame(sources, processing_resolution)
         sources, call = _paired(sources, prompt, call)
@@ -255,7 +255,7 @@ def _check_arguments(pipe: Any, call: Mapping[str, Any]) -> None:
     whole_number("num_inference_steps", call.get("num_inference_steps", 1), 1)
 
 
-def _check_call(output_type: str, count: Any, longest: Any) -> None:
+def check_call(output_type: str, count: Any, longest: Any) -> None:
     if output_type not in OUTPUT_TYPES:
         raise InputError(f"output_type: expected {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
     whole_number("num_images_per_prompt", count, 1)

@@ -53,12 +53,22 @@ class ImageTower:
         Args:
             images: pictures in [0, 1].
         """
+        seen = self._seen(images).pooler_output
+        return F.normalize(self.model.visual_projection(seen).float(), dim=-1)
+
+    def tokens(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
+        """The last hidden states of all tokens of pictures, that of the class included.
+
+        Args:
+            images: pictures in [0, 1].
+        """
+        return self._seen(images).last_hidden_state
+
+    def _seen(self, images: Float[Tensor, "b 3 h w"]) -> Any:
         self.model.to(images.device)
-        weight = self.model.visual_projection.weight
         pixels = self.fit(images.float().clamp(0, 1))
         pixels = (pixels - self.mean.to(pixels)) / self.std.to(pixels)
-        seen = self.model.vision_model(pixel_values=pixels.to(weight.dtype)).pooler_output
-        return F.normalize(self.model.visual_projection(seen).float(), dim=-1)
+        return self.model.vision_model(pixel_values=pixels.to(self.model.visual_projection.weight.dtype))
 
 
 def middle(images: Float[Tensor, "b 3 h w"], edge: int, crop: int) -> Float[Tensor, "b 3 s s"]:

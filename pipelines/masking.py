@@ -1,0 +1,84 @@
+"""Edits inside of a mask: what lies outside stays as it is, bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from dit_heads.errors import InputError, whole_number
+from dit_heads.pipelines.sources import Frame, pictures_of
+
+THRESHOLD = 0.5
+
+
+class EditMask:
+    """Where a picture may change.
+
+    Args:
+        change: true where it may, [1, 1, h, w], on the grid of the picture.
+        feather: pixels over which the edit fades out, beyond the mask.
+    """
+
+    def __init__(self, change: Tensor, feather: int) -> None:
+        self.change, self.feather = change, feather
+        self.opacity = faded(change, feather)
+
+    @classmethod
+    def of(cls, mask: Any, size: tuple[int, int], feather: int) -> EditMask:
+        """A mask for a picture.
+
+        Args:
+            mask: White where the picture may change: an image, an array or tensor, or a path.
+            size: Height and width of the picture.
+            feather: See the class.
+
+        Raises:
+            InputError: for several masks, one of another size, one without white, and a feather below 0.
+        """
+        whole_number("mask_feather", feather, 0)
+        if isinstance(mask, np.ndarray) and mask.dtype == bool:
+            mask = mask.astype(np.float32)
+        try:
+            pictures = pictures_of(mask)
+        except InputError as error:
+            raise InputError(str(error).replace("image:", "mask:", 1)) from error
+        if len(pictures) != 1:
+            raise InputError(f"mask: expected one, got {len(pictures)}")
+        if (found := tuple(pictures[0].shape[1:])) != size:
+            wanted = f"{size[0]} x {size[1]}"
+            raise InputError(f"mask: expected the size of the picture, {wanted}, got {found[0]} x {found[1]}")
+        change = pictures[0].mean(0)[None, None] >= THRESHOLD
+        if not change.any():
+            raise InputError("mask: expected white where the picture may change, got one that is all black")
+        return cls(change, feather)
+
+    def kept(self, frame: Frame, step: int) -> Tensor:
+        """Latents that stay, [1, 1, h, w]: those of which no pixel may change.
+
+        Args:
+            frame: How the model reads the picture.
+            step: Pixels along the side of a latent.
+        """
+        seen = frame.framed((self.opacity[0] > 0).float().expand(3, -1, -1))[None, :1]
+        return F.max_pool2d(seen, step) == 0
+
+    def pasted(
+        self, source: Float[Tensor, "3 h w"], edited: Float[Tensor, "3 h w"]
+    ) -> Float[Tensor, "3 h w"]:
+        """The edit on its picture. Pixels outside of the mask and its fading are those of the source."""
+        opacity = self.opacity[0].to(edited)
+        mixed = torch.lerp(source.to(edited), edited, opacity)
+        return torch.where(opacity > 0, mixed, source.to(edited))
+
+
+def faded(change: Tensor, feather: int) -> Float[Tensor, "1 1 h w"]:
+    """1 inside of a mask, less with the distance from it, 0 beyond `feather` pixels."""
+    from scipy.ndimage import distance_transform_edt
+
+    apart = distance_transform_edt(~change[0, 0].numpy())
+    return torch.from_numpy(np.clip(1 - apart / (feather + 1), 0, 1)).float()[None, None]
