@@ -45,13 +45,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dit_heads.embedded.sets import write_sets
+from dit_heads.io.quiet import quiet_libraries
 from dit_heads.loras import train as trainer
 from dit_heads.loras.adapter import add_adapter
 from dit_heads.loras.base import Encoders, drop_text_encoders, load_base
 from dit_heads.loras.config import AdapterConfig, TrainConfig, config_of
 from dit_heads.loras.sets.dataset import SetDataset
 from dit_heads.loras.tasks import task_of
-from dit_heads.models import quiet_libraries
 from dit_heads.training.loop import FitConfig, fit
 from dit_heads.training.precision import training_precision
 from dit_heads.training.processes import process_state

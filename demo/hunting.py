@@ -25,7 +25,8 @@ from dit_heads.hunt.rounds import picture_count
 from dit_heads.hunt.scorer import InProcess, Scorer
 from dit_heads.hunt.screen import Screening, Slopes
 from dit_heads.hunt.trials import TrialBatch
-from dit_heads.models import quiet_libraries, text_arguments
+from dit_heads.io.quiet import quiet_libraries
+from dit_heads.models import text_arguments
 from dit_heads.objectives import Objective, load_objective
 
 PROMPTS = 8  # the most of a search on this page

@@ -1,20 +1,19 @@
 """The model that a command names: the embedded one, a folder in diffusers' format, or an id of the hub."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import diffusers
 import torch
-import transformers
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, DiffusionPipeline
 
 from dit_heads.embedded import TEXT_TOKENS, WEIGHTS, load_embedded
 from dit_heads.errors import InputError
 from dit_heads.families import FAMILIES, HeadLayout, family_of, layout_of
+from dit_heads.io.quiet import quiet_libraries
+from dit_heads.objectives.image_tower import ImageTower
 
 EMBEDDED = {"embedded": "sd3", "embedded/sd3": "sd3", "embedded/flux": "flux"}
 
@@ -41,6 +40,21 @@ def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> Any:
         except Exception as error:
             raise InputError(f"model: cannot load '{model}': {_one_line(error)}") from error
         return pipe.to(place)
+
+
+def load_image_tower(name: str) -> ImageTower:
+    """The image tower of a CLIP.
+
+    Args:
+        name: "embedded", or a folder or hub id of a CLIP in the format of transformers.
+
+    Raises:
+        InputError: for a CLIP that cannot be read, lacks weights, or prepares pictures in another way.
+    """
+    from dit_heads.embedded.objective import embedded_clip
+    from dit_heads.objectives.clip import clip
+
+    return (embedded_clip() if name == "embedded" else clip(name)).image
 
 
 def text_arguments(model: str) -> dict[str, Any]:
@@ -187,25 +201,6 @@ def _location(model: str, part: str = "") -> str:
             f"model: expected {', '.join(EMBEDDED)}, a folder, or an id such as 'owner/name', got '{model}'"
         )
     return str(path) if path.exists() else model
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Without the progress bars and warnings of diffusers and transformers, where ours say it all.
-
-    What diffusers and transformers say is as before once the block is left.
-    """
-    libraries: Any = [diffusers.utils.logging, transformers.utils.logging]
-    before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
-    try:
-        for library in libraries:
-            library.set_verbosity_error()
-            library.disable_progress_bar()
-        yield
-    finally:
-        for library, verbosity, bars in before:
-            library.set_verbosity(verbosity)
-            (library.enable_progress_bar if bars else library.disable_progress_bar)()
 
 
 def _one_line(error: Exception) -> str:

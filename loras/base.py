@@ -25,9 +25,10 @@ from dit_heads.families import (
 )
 from dit_heads.families.latents import encoded
 from dit_heads.io.fingerprints import content_hash, fingerprint
+from dit_heads.io.quiet import quiet_libraries
 from dit_heads.loras.cache import CachedEncoder, Picture, Policy
 from dit_heads.loras.config import DataConfig
-from dit_heads.models import EMBEDDED, load_pipeline, quiet_libraries
+from dit_heads.models import EMBEDDED, load_pipeline
 from dit_heads.training.optimizers import require_bitsandbytes
 from dit_heads.training.processes import wait_for_all
 

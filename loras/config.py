@@ -19,6 +19,7 @@ __all__ = [
     "DataConfig",
     "InstructConfig",
     "LossConfig",
+    "MultimodalConfig",
     "OptimizerConfig",
     "TrainConfig",
     "WatchConfig",
@@ -245,12 +246,56 @@ class InstructConfig:
 
 
 @settings
+class MultimodalConfig:
+    """Instructions with pictures in them; read for the task multimodal alone."""
+
+    pairs: Literal["world", "folder"] = "world"
+    """Where instructions and results come from: world, the renderer of the embedded models; or the folder
+    `root`, and likewise `validation`, with a folder for each pair (docs/edit.md)."""
+    scenes: Count = 4000
+    """Number of scenes of the world."""
+    kinds: Annotated[tuple[Literal["subject", "edit", "compositional"], ...], Field(min_length=1)] = (
+        "subject",
+        "edit",
+        "compositional",
+    )
+    """Tasks of the world to learn together: a subject in a new scene, an edit, or both at once."""
+    kind_weights: tuple[NotNegative, ...] = ()
+    """How often each task comes, relative to the others. By default all come equally often."""
+    features: Annotated[tuple[Literal["semantic", "latents"], ...], Field(min_length=1)] = (
+        "semantic",
+        "latents",
+    )
+    """What is read of a reference: semantic, the tokens of the vision tower; latents, how it looks."""
+    tower: str = "embedded"
+    """Vision tower: embedded, or a folder or hub id of a CLIP."""
+    tokens: Count = 32
+    """Number of tokens of text that a reference becomes."""
+    width: Count = 768
+    """Width of the encoder of references."""
+    heads: Count = 8
+    """Attention heads in each layer of the encoder of references."""
+    layers: Count = 2
+    """Layers in which the encoder of references reads the vision tower."""
+    dropout: Annotated[float, Field(ge=0, le=1 / 3)] = 0.05
+    """Share of samples without the instruction, as many without the source, and as many without both."""
+    validation_pairs: CountOrNone = 6
+    """Number of instructions that are carried out and measured during the run."""
+
+    def __post_init__(self) -> None:
+        weights = self.kind_weights
+        if weights and (len(weights) != len(self.kinds) or not any(weights)):
+            wanted = f"{len(self.kinds)}, one a kind, not all of them 0"
+            raise InputError(f"kind_weights: expected {wanted}, got {list(weights)}")
+
+
+@settings
 class TrainConfig:
     """A LoRA training run."""
 
     task: str = "in_context"
     """What the LoRA learns: in_context, to generate sets of pictures; instruct, to answer questions about
-    pictures with pictures."""
+    pictures with pictures; multimodal, to follow instructions with pictures in them."""
     model: str = "embedded"
     """Model to train on: embedded, embedded/flux, a folder in diffusers' format, or a model id of the hub."""
     out: Folder = Path("runs/lora")
@@ -267,6 +312,7 @@ class TrainConfig:
     optimization: Annotated[OptimizerConfig, Inline] = field(default_factory=OptimizerConfig)
     watch: Annotated[WatchConfig, Inline] = field(default_factory=WatchConfig)
     instruct: Annotated[InstructConfig, Inline] = field(default_factory=InstructConfig)
+    multimodal: MultimodalConfig = field(default_factory=MultimodalConfig)
 
 
 def read_config(path: Path) -> TrainConfig:

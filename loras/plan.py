@@ -11,13 +11,14 @@ from torch import nn
 
 from dit_heads.errors import InputError
 from dit_heads.families import family_of
+from dit_heads.io.quiet import quiet_libraries
 from dit_heads.loras.adapter import targeted
 from dit_heads.loras.base import base_format
 from dit_heads.loras.config import TrainConfig
 from dit_heads.loras.publish import DORA_NOTE
 from dit_heads.loras.tasks import Task
 from dit_heads.loras.weights.low_rank import require_peft
-from dit_heads.models import empty_transformer, pipeline_class, quiet_libraries
+from dit_heads.models import empty_transformer, pipeline_class
 from dit_heads.training.optimizers import require_bitsandbytes
 from dit_heads.training.processes import process_state
 from dit_heads.training.widen import input_of

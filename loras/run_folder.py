@@ -30,7 +30,7 @@ CHECKPOINT, CONFIG, DATA, LOG = "checkpoint.safetensors", "config.json", "data.j
 # Settings that are known by content, or that change no weight of the LoRA.
 FREE = {"root", "cache", "encode", "prior", "on_error", "steps", "precision", "base"}
 FREE |= {"gradient_checkpointing", "validation_scenes"}
-PARTS = ("data", "adapter", "loss", "optimization", "instruct")  # sections that a run keeps
+PARTS = ("data", "adapter", "loss", "optimization", "instruct", "multimodal")  # sections that a run keeps
 MADE = ("lora-*.safetensors", "samples/step-*.png")  # files of a run beside those of READERS
 DRAWN = ("prompts", "sample_every", "sample_steps", "guidance_scale", "validation", "keep_every")
 

@@ -6,10 +6,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dit_heads.errors import InputError, whole_number
@@ -17,7 +20,11 @@ from dit_heads.families import pipelines_of
 from dit_heads.families.latents import encoded
 from dit_heads.fusion.encoder import ReferenceEncoder, patches_of
 from dit_heads.fusion.splice import spliced
+from dit_heads.loras.config import config_of
 from dit_heads.loras.sets.captions import warn_of_cuts
+from dit_heads.loras.tasks.multimodal import REFERENCES, fusion_config
+from dit_heads.loras.weights.files import load_lora, run_settings
+from dit_heads.models import load_image_tower
 from dit_heads.objectives.image_tower import ImageTower, letterbox
 from dit_heads.pipelines.filling import keeping
 from dit_heads.pipelines.instruct import InstructPipeline, InstructPipelineOutput, check_call
@@ -59,14 +66,21 @@ class MultimodalInstructPipeline(InstructPipeline):
             source.
         encoder: Turns references into text embeddings.
         tower: The vision tower that the encoder was trained with.
+        features: What the encoder reads of a reference: "semantic", the tower's tokens, "latents", or both.
 
     Raises:
         InputError: as of `InstructPipeline`.
     """
 
-    def __init__(self, pipe: Any, encoder: ReferenceEncoder, tower: ImageTower) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        encoder: ReferenceEncoder,
+        tower: ImageTower,
+        features: Sequence[str] = ("semantic", "latents"),
+    ) -> None:
         super().__init__(pipe, "channels")
-        self.encoder, self.tower = encoder.eval(), tower
+        self.encoder, self.tower, self.features = encoder.eval(), tower, tuple(features)
 
     @torch.no_grad()
     def __call__(
@@ -167,8 +181,9 @@ class MultimodalInstructPipeline(InstructPipeline):
         weight = self.encoder.project.weight
         self.encoder.to(square.device)
         latents = encoded(pipe.vae, (2 * square - 1).to(pipe.vae.dtype))
-        patches = patches_of(pipe.transformer, latents)
-        return self.encoder(self.tower.tokens(square).to(weight.dtype), patches.to(weight.dtype))[0]
+        patches = patches_of(pipe.transformer, latents).to(weight) if "latents" in self.features else None
+        vision = self.tower.tokens(square).to(weight) if "semantic" in self.features else None
+        return self.encoder(vision, patches)[0]
 
     def _blank(self, count: int, height: int | None, width: int | None) -> Canvas:
         usual, step = self.pipe.default_sample_size * self.pipe.vae_scale_factor, self.token_side
@@ -239,3 +254,34 @@ def instructions(prompt: Any, references: Any) -> list[MultimodalInstruction]:
             f"{len(each)} {type(each[0]).__name__}"
         )
     return [MultimodalInstruction.of(*pair) for pair in zip(prompt, each, strict=True)]
+
+
+def with_multimodal_lora(pipe: Any, path: str | Path, name: str = "multimodal") -> MultimodalInstructPipeline:
+    """A pipeline with a LoRA of the task multimodal and the encoder of references that lies beside it.
+
+    Args:
+        pipe: A `StableDiffusion3Pipeline` or `FluxPipeline`; it gets the LoRA as its only active adapter.
+        path: The LoRA's file.
+        name: Of the adapter.
+
+    Raises:
+        InputError: for a file that was not trained for this task, that does not fit, or that lacks its
+            encoder.
+    """
+    settings = run_settings(path)
+    if settings.get("task") != "multimodal":
+        raise InputError(f"path: expected a LoRA of the task multimodal, got '{path}'")
+    file = Path(path).with_name(f"{REFERENCES}.safetensors")
+    if not file.is_file():
+        raise InputError(f"path: expected the encoder of references as '{file}', got none")
+    chosen = config_of({"multimodal": settings["multimodal"]}).multimodal
+    tower = load_image_tower(chosen.tower)
+    encoder = ReferenceEncoder(fusion_config(pipe, tower, chosen))
+    try:
+        encoder.load_state_dict(load_file(file))
+    except (RuntimeError, SafetensorError, OSError) as error:
+        raise InputError(f"path: cannot read the encoder of references '{file}': {error}") from error
+    load_lora(pipe, path, name)
+    paint = MultimodalInstructPipeline(pipe, encoder, tower, chosen.features)
+    paint.text_tokens = settings["data"]["text_tokens"]
+    return paint

@@ -91,7 +91,8 @@ def load_scorer(search: Search, device: str) -> Scorer:
     """Load the pipeline and the objective of a search in this process."""
     from dit_heads.embedded.objective import embedded_clip
     from dit_heads.hunt.scorer import Scorer
-    from dit_heads.models import load_pipeline, quiet_libraries, text_arguments
+    from dit_heads.io.quiet import quiet_libraries
+    from dit_heads.models import load_pipeline, text_arguments
     from dit_heads.objectives import load_objective
 
     if os.getcwd() not in sys.path:  # a console script does not search it for MODULE:FUNCTION

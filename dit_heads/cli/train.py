@@ -26,7 +26,7 @@ class Train:
 
     def run(self) -> None:
         """Train, and say where the file is."""
-        from dit_heads.models import quiet_libraries
+        from dit_heads.io.quiet import quiet_libraries
 
         with quiet_libraries():  # what `train` imports has something to say already
             from accelerate import PartialState

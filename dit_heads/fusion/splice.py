@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dit_heads.errors import InputError
 from dit_heads.families import training_of
+from dit_heads.io.quiet import quiet_libraries
 from dit_heads.tasks.multimodal import MultimodalInstruction
 
 SLOT = -1  # in place of a token's id
@@ -41,7 +42,8 @@ def spliced(
         raise InputError(
             f"pictures: expected {len(instruction.pictures)}, one a placeholder, got {len(pictures)}"
         )
-    text, pooled = training_of(pipe.transformer).encode_prompt(pipe, instruction.text, tokens)
+    with quiet_libraries():  # of words that are cut, callers warn by `warn_of_cuts`
+        text, pooled = training_of(pipe.transformer).encode_prompt(pipe, instruction.text, tokens)
     if not pictures:
         return text, pooled
     tokenizer, encoder = last_text_encoder(pipe)

@@ -56,6 +56,11 @@ class ImageTower:
         seen = self._seen(images).pooler_output
         return F.normalize(self.model.visual_projection(seen).float(), dim=-1)
 
+    @property
+    def width(self) -> int:
+        """Width of the hidden states."""
+        return self.model.vision_model.config.hidden_size
+
     def tokens(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
         """The last hidden states of all tokens of pictures, that of the class included.
 

@@ -6,6 +6,7 @@ from dit_heads.errors import InputError
 from dit_heads.loras.config import TrainConfig
 from dit_heads.loras.tasks.in_context import InContext
 from dit_heads.loras.tasks.instruct import Instruct
+from dit_heads.loras.tasks.multimodal import Multimodal
 from dit_heads.loras.tasks.task import EMPTY_CAPTION, Drawing, Example, Task
 
 __all__ = ["EMPTY_CAPTION", "TASKS", "Drawing", "Example", "Task", "task_of"]
@@ -13,6 +14,7 @@ __all__ = ["EMPTY_CAPTION", "TASKS", "Drawing", "Example", "Task", "task_of"]
 TASKS: dict[str, Callable[[TrainConfig], Task]] = {
     "in_context": InContext.of,
     "instruct": Instruct.of,
+    "multimodal": Multimodal.of,
 }
 """How each task is made from the settings of a run, by the name that `task` has there."""
 

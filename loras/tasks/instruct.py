@@ -24,6 +24,7 @@ from dit_heads.errors import InputError
 from dit_heads.families import pipelines_of
 from dit_heads.families.conditioning import conditioning_of, seeing
 from dit_heads.io.fingerprints import content_hash
+from dit_heads.io.quiet import quiet_libraries
 from dit_heads.loras.base import Encoders
 from dit_heads.loras.config import InstructConfig, TrainConfig
 from dit_heads.loras.sets.captions import warn_of_cuts
@@ -35,7 +36,7 @@ from dit_heads.loras.tasks.drawing import prompt_arguments, sampling_arguments
 from dit_heads.loras.tasks.fitted import FittedPairs
 from dit_heads.loras.tasks.pairs import Pairs, Question, Questions
 from dit_heads.loras.tasks.task import EMPTY_CAPTION, Drawing, Example
-from dit_heads.models import EMBEDDED, empty_transformer, quiet_libraries
+from dit_heads.models import EMBEDDED, empty_transformer
 from dit_heads.tasks.codecs import CODECS
 from dit_heads.tasks.instructions import frame_of, instruction, read_phrases
 from dit_heads.tasks.query import Query

@@ -12,7 +12,7 @@ from dit_heads.cli import command, main
 from dit_heads.cli.parsing import parsed
 from dit_heads.cli.train import Train
 from dit_heads.errors import InputError
-from dit_heads.models import quiet_libraries
+from dit_heads.io.quiet import quiet_libraries
 from tests.saved import BLOCKS, HEADS
 
 
