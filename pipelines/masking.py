@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from torch import Tensor
 
 from dit_heads.errors import InputError, whole_number
+from dit_heads.families.velocity import velocity_of
 from dit_heads.pipelines.sources import Frame, pictures_of
 
 THRESHOLD = 0.5
+Text = tuple[Float[Tensor, "n L D"], Float[Tensor, "n P"]]
 
 
 class EditMask:
@@ -74,6 +77,38 @@ class EditMask:
         opacity = self.opacity[0].to(edited)
         mixed = torch.lerp(source.to(edited), edited, opacity)
         return torch.where(opacity > 0, mixed, source.to(edited))
+
+
+@torch.no_grad()
+def difference(
+    transformer: Any,
+    source: Float[Tensor, "n C h w"],
+    instruction: Text,
+    null: Text,
+    *,
+    level: float,
+    samples: int,
+    generator: torch.Generator | None,
+) -> Float[Tensor, "n 1 h w"]:
+    """How far an instruction moves the prediction of each latent of a noised source, relative to the
+    largest movement in its picture (DiffEdit, arXiv 2210.11427, section 3.2).
+
+    Args:
+        transformer: one that reads the source beside the noisy latents.
+        source: latents of the sources.
+        instruction, null: text embeddings and pooled ones, with a row for each source.
+        level: noise level, from 0 to 1.
+        samples: number of noises over which the movement is averaged.
+        generator: of the noises.
+    """
+    predictions = [velocity_of(transformer, *text, source=source) for text in (instruction, null)]
+    sigmas = source.new_full((len(source),), level)
+    moved = torch.zeros_like(source[:, :1])
+    for _ in range(samples):
+        noise = randn_tensor(source.shape, generator, source.device, source.dtype)
+        one, other = (predict((1 - level) * source + level * noise, sigmas) for predict in predictions)
+        moved += (one - other).abs().mean(1, keepdim=True) / samples
+    return moved / moved.amax((1, 2, 3), keepdim=True).clamp(min=torch.finfo(moved.dtype).tiny)
 
 
 def faded(change: Tensor, feather: int) -> Float[Tensor, "1 1 h w"]:

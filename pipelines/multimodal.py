@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -33,6 +36,7 @@ from dit_heads.pipelines.sources import Frame, Pixels, pictures_of
 from dit_heads.tasks.multimodal import MultimodalInstruction, References
 
 FEATHER = 8  # pixels
+EMPTY = MultimodalInstruction(("",))
 
 
 @dataclass(frozen=True)
@@ -223,6 +227,12 @@ class MultimodalInstructPipeline(InstructPipeline):
             "callback_on_step_end": keeping(form.pack(canvas.latents), form.pack(kept), noise, user, names),
             "callback_on_step_end_tensor_inputs": ["latents", *(n for n in names if n != "latents")],
         }
+
+
+def _shown(moved: Float[Tensor, "1 h w"], frame: Frame, threshold: float) -> Image.Image:
+    """What changes, on the grid of the picture, as a mask."""
+    pixels = F.interpolate(moved[None].float().cpu(), frame.padded, mode="bilinear")[0]
+    return Image.fromarray((frame.restored(pixels)[0] >= threshold).numpy().astype(np.uint8) * 255)
 
 
 def _finished(images: Any, canvas: Canvas, edit: EditMask | None) -> Float[Tensor, "n 3 h w"]:

@@ -11,12 +11,14 @@ from torch.testing import assert_close
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from dit_heads.errors import InputError
+from dit_heads.families.velocity import velocity_of
 from dit_heads.fusion.encoder import FusionConfig, ReferenceEncoder
 from dit_heads.fusion.splice import spliced
 from dit_heads.guidance import HeadGuidance
 from dit_heads.objectives.image_tower import ImageTower
 from dit_heads.pipelines.instruct import InstructPipeline
 from dit_heads.pipelines.multimodal import MultimodalInstructPipeline
+from dit_heads.pipelines.sources import pictures_of
 from dit_heads.tasks.multimodal import MultimodalInstruction
 from dit_heads.training.widen import widen
 from tests.saved import PIPELINES
@@ -135,6 +137,36 @@ def test_a_white_mask_is_none(paint: MultimodalInstructPipeline):
     whole = np.ones((SIDE, SIDE), np.float32)
     found = paint("a", image=picture(0), mask=whole, generator=seed(), **CALL).images
     assert_close(found, paint("a", image=picture(0), generator=seed(), **CALL).images)
+
+
+def test_a_mask_is_found_where_the_instruction_moves_the_prediction(paint: MultimodalInstructPipeline):
+    source, instruction = picture(0), MultimodalInstruction.of("a b c")
+    options: dict[str, Any] = {"max_sequence_length": 16, "noise_level": 0.5, "samples": 2}
+    (found,) = paint.find_mask("a b c", (), source, threshold=0.7, generator=seed(), **options)
+    latents = paint.latents(pictures_of(source))
+    generator, moved = seed(), torch.zeros(1, 16, 16)
+    with torch.no_grad():
+        texts = [spliced(paint.pipe, one, [], 16) for one in (instruction, MultimodalInstruction.of(""))]
+        for _ in range(2):
+            x = (latents + torch.randn(latents.shape, generator=generator)) / 2
+            one, other = (
+                velocity_of(paint.pipe.transformer, *text, source=latents)(x, torch.tensor([0.5]))
+                for text in texts
+            )
+            moved += (one - other).abs().mean(1)
+    wide = torch.nn.functional.interpolate(moved[None], (SIDE, SIDE), mode="bilinear")[0, 0] / moved.max()
+    assert np.array_equal(np.asarray(found) > 0, (wide >= 0.7).numpy())
+    assert 0 < (np.asarray(found) > 0).mean() < 1
+    paint("a b c", image=source, mask=found, generator=seed(), **CALL)
+
+
+def test_a_mask_needs_a_picture_and_numbers_in_range(paint: MultimodalInstructPipeline):
+    with pytest.raises(InputError, match="image: expected a picture to edit, got none"):
+        paint.find_mask("a")
+    with pytest.raises(InputError, match="threshold: expected 0 < threshold < 1, got 1"):
+        paint.find_mask("a", (), picture(0), threshold=1)
+    with pytest.raises(InputError, match="samples: expected"):
+        paint.find_mask("a", (), picture(0), samples=0)
 
 
 def test_callbacks_see_the_latents_that_are_kept(paint: MultimodalInstructPipeline):
