@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from dit_heads.errors import InputError, whole_number
@@ -109,6 +110,19 @@ def difference(
         one, other = (predict((1 - level) * source + level * noise, sigmas) for predict in predictions)
         moved += (one - other).abs().mean(1, keepdim=True) / samples
     return moved / moved.amax((1, 2, 3), keepdim=True).clamp(min=torch.finfo(moved.dtype).tiny)
+
+
+def mask_of(moved: Float[Tensor, "1 h w"], frame: Frame, threshold: float) -> Image.Image:
+    """Where latents move by a share of the largest movement or more, on the grid of their picture."""
+    pixels = F.interpolate(moved[None].float().cpu(), frame.padded, mode="bilinear")[0]
+    return Image.fromarray((frame.restored(pixels)[0] >= threshold).numpy().astype(np.uint8) * 255)
+
+
+def check_fractions(**values: float) -> None:
+    """Raise InputError for numbers that are not between 0 and 1."""
+    for name, value in values.items():
+        if not 0 < value < 1:
+            raise InputError(f"{name}: expected 0 < {name} < 1, got {value}")
 
 
 def faded(change: Tensor, feather: int) -> Float[Tensor, "1 1 h w"]:

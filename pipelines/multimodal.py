@@ -5,13 +5,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
 from safetensors import SafetensorError
@@ -19,7 +16,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dit_heads.errors import InputError, whole_number
-from dit_heads.families import pipelines_of
 from dit_heads.families.latents import encoded
 from dit_heads.fusion.encoder import ReferenceEncoder, patches_of
 from dit_heads.fusion.splice import spliced
@@ -29,31 +25,14 @@ from dit_heads.loras.tasks.multimodal import REFERENCES, fusion_config
 from dit_heads.loras.weights.files import load_lora, run_settings
 from dit_heads.models import load_image_tower
 from dit_heads.objectives.image_tower import ImageTower, letterbox
-from dit_heads.pipelines.filling import keeping
+from dit_heads.pipelines.canvas import BlankCanvas, Canvas
 from dit_heads.pipelines.instruct import InstructPipeline, InstructPipelineOutput, check_call
-from dit_heads.pipelines.masking import EditMask
-from dit_heads.pipelines.sources import Frame, Pixels, pictures_of
+from dit_heads.pipelines.masking import EditMask, check_fractions, difference, mask_of
+from dit_heads.pipelines.sources import Pixels, pictures_of
 from dit_heads.tasks.multimodal import MultimodalInstruction, References
 
 FEATHER = 8  # pixels
 EMPTY = MultimodalInstruction(("",))
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """What a picture is painted on.
-
-    Attributes:
-        latents: of the source of each picture; zeros are a blank canvas.
-        size: height and width in pixels that the model works at.
-        sources: the pixels of the sources, None for a blank canvas.
-        frame: how sources lie in these pixels.
-    """
-
-    latents: Float[Tensor, "n C h w"]
-    size: tuple[int, int]
-    sources: list[Pixels] | None = None
-    frame: Frame | None = None
 
 
 class MultimodalInstructPipeline(InstructPipeline):
@@ -114,8 +93,7 @@ class MultimodalInstructPipeline(InstructPipeline):
             mask: White where the source may change. Everything else stays as it is, bit for bit.
             mask_feather: Pixels over which the edit fades into the source, outside of the mask.
             height, width: Of pictures without a source; by default the model's usual size.
-            image_guidance_scale: How closely the result follows the source, s_I; 1 spares a third of the
-                work.
+            image_guidance_scale: How closely the result follows the source, s_I.
             num_images_per_prompt: Results of each instruction.
             processing_resolution, output_type, return_dict, call: As in `InstructPipeline`.
 
@@ -125,44 +103,23 @@ class MultimodalInstructPipeline(InstructPipeline):
         """
         self._check_names(call)
         check_call(output_type, num_images_per_prompt, processing_resolution)
-        asked = instructions(prompt, references)
-        asked = [one for one in asked for _ in range(num_images_per_prompt)]
-        call |= self._embedded(asked, call)
+        asked = [one for one in instructions(prompt, references) for _ in range(num_images_per_prompt)]
+        call |= _embedded(self, asked, call)
         if image is None:
-            canvas = self._blank(len(asked), height, width)
-            if mask is not None:
-                raise InputError("mask: expected none without a picture to edit, got one")
+            canvas = BlankCanvas.of(self, len(asked), height, width, mask)
         else:
-            if (height, width) != (None, None):
-                raise InputError("height, width: expected none, since the picture has the size of the result")
-            canvas = self._drawn_on(image, len(asked), processing_resolution)
-        scale = self._image_scale(image_guidance_scale) if canvas.sources else 1.0
+            canvas = Canvas.of(self, image, len(asked), processing_resolution, height, width)
+        scale = 1.0 if image is None else self._image_scale(image_guidance_scale)
         edit = None
-        if mask is not None:
-            assert canvas.frame is not None
+        if isinstance(canvas, Canvas) and mask is not None:
             edit = EditMask.of(mask, canvas.frame.size, mask_feather)
-            call |= self._keeping(edit, canvas, call)
+            call |= canvas.keeping(self, edit, call)
         form = "latent" if output_type == "latent" else "pt"
         images = self._painted(canvas.latents, canvas.size, scale, {**call, "output_type": form})
         if form == "pt":
-            images = _finished(images, canvas, edit)
+            images = canvas.finished(images, edit)
             images = self.pipe.image_processor.postprocess(images, output_type, [False] * len(images))
         return InstructPipelineOutput(images) if return_dict else (images,)
-
-    def _embedded(self, asked: Sequence[MultimodalInstruction], call: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The embeddings of instructions, as the pipeline takes them."""
-        usual = inspect.signature(self.pipe.__call__).parameters["max_sequence_length"].default
-        tokens = call.get("max_sequence_length") or self.text_tokens or usual
-        texts, pooled = [], []
-        for one in asked:
-            pictures = [self.embedding(picture) for picture in one.pictures]
-            room = tokens - sum(map(len, pictures))
-            warn_of_cuts(self.pipe, {one.text: "the instruction"}, max(room, 1))
-            text, short = spliced(self.pipe, one, pictures, tokens)
-            texts.append(text)
-            pooled.append(short)
-        self.pipe.maybe_free_model_hooks()
-        return {"prompt_embeds": torch.cat(texts), "pooled_prompt_embeds": torch.cat(pooled)}
 
     @torch.no_grad()
     def embedding(self, picture: Any) -> Float[Tensor, "t d"]:
@@ -174,76 +131,81 @@ class MultimodalInstructPipeline(InstructPipeline):
         Raises:
             InputError: for what is no picture, or several.
         """
-        try:
-            pixels = pictures_of(picture)
-        except InputError as error:
-            raise InputError(str(error).replace("image:", "references:", 1)) from error
-        if len(pixels) != 1:
-            raise InputError(f"references: expected one picture for a placeholder, got {len(pixels)}")
         pipe, side = self.pipe, self.pipe.default_sample_size * self.pipe.vae_scale_factor
-        square = letterbox(pixels[0][None].to(pipe._execution_device), side).clamp(0, 1)
-        weight = self.encoder.project.weight
-        self.encoder.to(square.device)
+        square = letterbox(_reference(picture)[None].to(pipe._execution_device), side).clamp(0, 1)
+        weight = self.encoder.to(square.device).project.weight
         latents = encoded(pipe.vae, (2 * square - 1).to(pipe.vae.dtype))
         patches = patches_of(pipe.transformer, latents).to(weight) if "latents" in self.features else None
         vision = self.tower.tokens(square).to(weight) if "semantic" in self.features else None
         return self.encoder(vision, patches)[0]
 
-    def _blank(self, count: int, height: int | None, width: int | None) -> Canvas:
-        usual, step = self.pipe.default_sample_size * self.pipe.vae_scale_factor, self.token_side
-        size = height or usual, width or usual
-        for name, side in zip(("height", "width"), size, strict=True):
-            if whole_number(name, side, step) % step:
-                raise InputError(f"{name}: expected a multiple of {step}, got {side}")
-        self.frame([torch.empty(3, *size)], 0)  # raises for a size that the model cannot place
-        pipe = self.pipe
-        shape = count, pipe.vae.config.latent_channels, *(side // pipe.vae_scale_factor for side in size)
-        return Canvas(torch.zeros(shape, device=pipe._execution_device, dtype=pipe.vae.dtype), size)
+    @torch.no_grad()
+    def find_mask(
+        self,
+        prompt: str | list[str],
+        references: References | list[References] = (),
+        image: Any = None,
+        *,
+        threshold: float = 0.5,
+        noise_level: float = 0.6,
+        samples: int = 8,
+        generator: torch.Generator | None = None,
+        **call: Any,
+    ) -> list[Image.Image]:
+        """Where an instruction would change each source: masks to look at, adjust and give to a call.
 
-    def _drawn_on(self, image: Any, count: int, resolution: int) -> Canvas:
-        sources = pictures_of(image)
-        if count % len(sources):
-            raise InputError(f"image: expected one, or one an instruction, got {len(sources)}")
-        sources = [source for source in sources for _ in range(count // len(sources))]
-        frame = self.frame(sources, resolution)
-        latents = self.latents([frame.framed(each) for each in sources])
-        return Canvas(latents, frame.padded, sources, frame)
+        Args:
+            prompt, references, image: As of a call.
+            threshold: Share of the largest change in a picture from which on a place counts.
+            noise_level: At which predictions with and without the instruction are compared.
+            samples: Number of noises over which they are averaged.
+            generator: Of the noises.
+            call: `max_sequence_length`, as of a call.
 
-    def _keeping(self, edit: EditMask, canvas: Canvas, call: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments that put the latents outside of a mask back after each step."""
-        pipe, frame = self.pipe, canvas.frame
-        assert frame is not None
-        form = pipelines_of(pipe.transformer)
-        noise = call.get("latents")
-        if noise is None:
-            dtype = call["prompt_embeds"].dtype
-            with self._narrow(pipe.vae.config.latent_channels):
-                noise = form.noise(pipe, len(canvas.latents), frame.padded, dtype, call.get("generator"))
-        kept = edit.kept(frame, pipe.vae_scale_factor).to(canvas.latents.device).expand_as(canvas.latents)
-        names = call.get("callback_on_step_end_tensor_inputs", ["latents"])
-        user = call.get("callback_on_step_end")
-        return {
-            "latents": noise,
-            "callback_on_step_end": keeping(form.pack(canvas.latents), form.pack(kept), noise, user, names),
-            "callback_on_step_end_tensor_inputs": ["latents", *(n for n in names if n != "latents")],
-        }
+        Returns:
+            A mask of each source, of its size: white where it would change.
 
-
-def _shown(moved: Float[Tensor, "1 h w"], frame: Frame, threshold: float) -> Image.Image:
-    """What changes, on the grid of the picture, as a mask."""
-    pixels = F.interpolate(moved[None].float().cpu(), frame.padded, mode="bilinear")[0]
-    return Image.fromarray((frame.restored(pixels)[0] >= threshold).numpy().astype(np.uint8) * 255)
+        Raises:
+            InputError: as of a call, without a source, and for numbers out of range.
+        """
+        check_fractions(threshold=threshold, noise_level=noise_level)
+        whole_number("samples", samples, 1)
+        self._check_names(call)
+        asked = instructions(prompt, references)
+        canvas = Canvas.of(self, image, len(asked), 0)
+        texts = [_embedded(self, each, call) for each in (asked, [EMPTY] * len(asked))]
+        words, null = ((text["prompt_embeds"], text["pooled_prompt_embeds"]) for text in texts)
+        options: Any = {"level": noise_level, "samples": samples, "generator": generator}
+        moved = difference(self.pipe.transformer, canvas.latents, words, null, **options)
+        return [mask_of(one, canvas.frame, threshold) for one in moved]
 
 
-def _finished(images: Any, canvas: Canvas, edit: EditMask | None) -> Float[Tensor, "n 3 h w"]:
-    """Results on the grid of their sources."""
-    frame, sources = canvas.frame, canvas.sources
-    if frame is None or sources is None:
-        return images
-    restored = [frame.restored(each).float().cpu() for each in images]
-    if edit is not None:
-        restored = [edit.pasted(source, one) for source, one in zip(sources, restored, strict=True)]
-    return torch.stack(restored)
+def _embedded(
+    paint: MultimodalInstructPipeline, asked: Sequence[MultimodalInstruction], call: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """The embeddings of instructions, as the pipeline takes them."""
+    usual = inspect.signature(paint.pipe.__call__).parameters["max_sequence_length"].default
+    tokens = call.get("max_sequence_length") or paint.text_tokens or usual
+    texts, pooled = [], []
+    for one in asked:
+        pictures = [paint.embedding(picture) for picture in one.pictures]
+        room = tokens - sum(map(len, pictures))
+        warn_of_cuts(paint.pipe, {one.text: "the instruction"}, max(room, 1))
+        text, short = spliced(paint.pipe, one, pictures, tokens)
+        texts.append(text)
+        pooled.append(short)
+    paint.pipe.maybe_free_model_hooks()
+    return {"prompt_embeds": torch.cat(texts), "pooled_prompt_embeds": torch.cat(pooled)}
+
+
+def _reference(picture: Any) -> Pixels:
+    try:
+        pixels = pictures_of(picture)
+    except InputError as error:
+        raise InputError(str(error).replace("image:", "references:", 1)) from error
+    if len(pixels) != 1:
+        raise InputError(f"references: expected one picture for a placeholder, got {len(pixels)}")
+    return pixels[0]
 
 
 def instructions(prompt: Any, references: Any) -> list[MultimodalInstruction]:
