@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         with_instruct_lora,
     )
     from dit_heads.pipelines.modular import HeadPerturbationGuidance
+    from dit_heads.pipelines.multimodal import MultimodalInstructPipeline, with_multimodal_lora
     from dit_heads.pipelines.vision_output import VisionOutput
 
 __all__ = [
@@ -35,11 +36,13 @@ __all__ = [
     "InContextPipelineOutput",
     "InstructPipeline",
     "InstructPipelineOutput",
+    "MultimodalInstructPipeline",
     "StableDiffusion3HeadsImg2ImgPipeline",
     "StableDiffusion3HeadsInpaintPipeline",
     "StableDiffusion3HeadsPipeline",
     "VisionOutput",
     "with_instruct_lora",
+    "with_multimodal_lora",
 ]
 
 _HOME = dict.fromkeys(__all__, "dit_heads.pipelines.guided") | {
@@ -48,7 +51,9 @@ _HOME = dict.fromkeys(__all__, "dit_heads.pipelines.guided") | {
     "InContextPipelineOutput": "dit_heads.pipelines.in_context",
     "InstructPipeline": "dit_heads.pipelines.instruct",
     "InstructPipelineOutput": "dit_heads.pipelines.instruct",
+    "MultimodalInstructPipeline": "dit_heads.pipelines.multimodal",
     "VisionOutput": "dit_heads.pipelines.vision_output",
     "with_instruct_lora": "dit_heads.pipelines.instruct",
+    "with_multimodal_lora": "dit_heads.pipelines.multimodal",
 }
 __getattr__, __dir__ = lazy_exports(globals(), _HOME)
