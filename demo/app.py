@@ -9,7 +9,7 @@ import gradio as gr
 
 from dit_heads.demo.api import add_api
 from dit_heads.demo.page import QUIET, Page, visitor
-from dit_heads.demo.tabs import guide, hunt, in_context, train
+from dit_heads.demo.tabs import guide, hunt, in_context, see, train
 from dit_heads.demo.theme import part
 
 TABS: dict[str, Callable[[Page], None]] = {
@@ -17,6 +17,7 @@ TABS: dict[str, Callable[[Page], None]] = {
     "Hunt": hunt.build,
     "In-context": in_context.build,
     "Train": train.build,
+    "See": see.build,
 }
 """Every tab by its name; a new one is a module and a line here."""
 
@@ -52,7 +53,7 @@ def _dots(chosen: Sequence[tuple[int, int]] = ((0, 2), (1, 0), (2, 3), (3, 1))) 
     """The sign: a few heads among many."""
     return "".join(
         f'<circle cx="{5 + 8 * x}" cy="{5 + 8 * y}" r="{3.4 if (y, x) in chosen else 2}"'
-        f'{" class=dh-on" if (y, x) in chosen else ""}></circle>'
+        f"{' class=dh-on' if (y, x) in chosen else ''}></circle>"
         for y in range(4)
         for x in range(4)
     )

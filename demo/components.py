@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -11,12 +11,15 @@ from dit_heads.demo.facts import Facts
 from dit_heads.demo.theme import part
 
 
-def component(name: str, value: Mapping[str, Any], elem_id: str = "", **options: Any) -> gr.HTML:
-    """A component of `parts/NAME.html` and `parts/NAME.js`, whose value is JSON."""
+def component(
+    name: str, value: Mapping[str, Any], elem_id: str = "", scripts: Sequence[str] = (), **options: Any
+) -> gr.HTML:
+    """A component of `parts/NAME.html` and `parts/NAME.js`, whose value is JSON. `scripts` of `parts/` stand
+    before its own."""
     return gr.HTML(
         value=value,
         html_template=part(f"{name}.html"),
-        js_on_load=part("common.js") + part(f"{name}.js"),
+        js_on_load="".join(part(f"{each}.js") for each in ("common", *scripts, name)),
         apply_default_css=False,
         elem_id=elem_id or f"dh-{name.replace('_', '-')}",
         elem_classes=["dh-part"],

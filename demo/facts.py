@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dit_heads.cli.see import shipped_lora
 from dit_heads.errors import InputError
 from dit_heads.families import layout_of, pipelines_of
 from dit_heads.heads.presets import PresetFile, shipped_presets
@@ -29,6 +30,7 @@ class Facts:
         embedded: whether it ships with the package.
         side, largest: of its pictures in pixels; `largest` is None for any.
         parameters: of its transformer.
+        instruct: the LoRA with which it answers questions about pictures, None where there is none.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Facts:
     side: int
     largest: int | None
     parameters: int
+    instruct: Path | None = None
 
 
 def facts_of(name: str) -> Facts:
@@ -61,7 +64,23 @@ def facts_of(name: str) -> Facts:
         side=side,
         largest=largest,
         parameters=sum(parameter.numel() for parameter in transformer.parameters()),
+        instruct=shipped_lora(name),
     )
+
+
+def with_lora(facts: Facts, path: Path) -> Facts:
+    """A model that answers questions with another LoRA.
+
+    Raises:
+        InputError: for a file that is not there, is no LoRA of the task instruct, or does not fit.
+    """
+    from dit_heads.loras.weights.files import run_settings
+    from dit_heads.loras.weights.formats import read_lora
+
+    if run_settings(path).get("task") != "instruct":
+        raise InputError(f"instruct_lora: expected a LoRA of the task instruct, got '{path}'")
+    read_lora(path, empty_transformer(facts.name))
+    return replace(facts, instruct=path)
 
 
 def public_name(name: str) -> str:

@@ -20,6 +20,13 @@ def png_uri(image: Image.Image, settings: Mapping[str, Any]) -> str:
     return "data:image/png;base64," + base64.b64encode(png_bytes(image, settings)).decode()
 
 
+def plain_uri(image: Image.Image) -> str:
+    """A PNG of a visitor's own picture, as a data URI, which says nothing of where it is from."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
 def quick_uri(image: Image.Image) -> str:
     """A picture to look at for a moment."""
     buffer = io.BytesIO()

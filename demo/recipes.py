@@ -1,4 +1,4 @@
-"""The command line and the Python that draw a picture, or a set of pictures, again."""
+"""The command line and the Python that draw a picture or a set of pictures, or answer a question, again."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from dit_heads.cli.draw_set import caption_arguments
 from dit_heads.cli.generate import GUIDANCE, Settings
 from dit_heads.cli.in_context import MISSING, SetSettings
 from dit_heads.cli.loras import SUFFIX, parsed_lora
+from dit_heads.cli.see import SeeSettings
+from dit_heads.demo.seeing import ANSWER, PICTURE
 from dit_heads.loras.sets.grid import Grid
 from dit_heads.models import text_arguments
 
@@ -32,6 +34,17 @@ pipe = load_pipeline({model!r}{dtype})
 {call})
 drawn.images[0].save("set.png")
 """
+_SEE = """\
+import torch
+{imports}from dit_heads.models import load_pipeline
+from dit_heads.pipelines import with_instruct_lora
+
+see = with_instruct_lora(load_pipeline({model!r}), {lora})
+answer = see.ask(
+{call})
+print(answer.annotations[0])
+answer.visualize({picture!r}, scale={scale})[0].save({file!r})
+"""
 _LORAS = """\
 loras = [{files}]
 parts = [(read_lora(path, pipe.transformer), scale) for path, scale in loras]
@@ -45,7 +58,7 @@ def command_line(settings: Settings) -> str:
     return shlex.join([*words, "--out", "picture.png"])
 
 
-def _flags(settings: Settings | SetSettings, *without: str) -> list[str]:
+def _flags(settings: Settings | SetSettings | SeeSettings, *without: str) -> list[str]:
     """The settings that are not the usual ones."""
     usual = type(settings)()
     changed = {each.name: getattr(settings, each.name) for each in fields(settings)}
@@ -148,3 +161,40 @@ def _set_call(settings: SetSettings, grid: Grid, given: Sequence[int]) -> list[s
         *(f"{name}={value!r}" for name, value in options.items()),
         f'generator=torch.Generator("cpu").manual_seed({settings.seed})',
     ]
+
+
+# --- answers ---
+
+
+def see_command_line(question: str, settings: SeeSettings) -> str:
+    """`dit-heads see` with every setting that is not the usual one."""
+    plain = f" {question}" if question.startswith("-") else question  # else it would be taken for a flag
+    return shlex.join(["dit-heads", "see", PICTURE, plain, *_flags(settings), "--out", ANSWER])
+
+
+def see_python_code(question: str, settings: SeeSettings, shipped: str, scale: int) -> str:
+    """A script that answers the question, and shows the answer as the page does.
+
+    Args:
+        question: about `picture.png`.
+        settings: of the answer.
+        shipped: name of the LoRA that ships, which answers where the settings name none.
+        scale: how many times as large as the picture it is shown.
+    """
+    lora = f"embedded_lora({shipped!r})" if settings.lora is None else repr(settings.lora)
+    call = {
+        "num_inference_steps": settings.steps,
+        "guidance_scale": settings.guidance_scale,
+        "image_guidance_scale": settings.image_guidance_scale,
+    }
+    lines = [repr(PICTURE), repr(question), *(f"{name}={value!r}" for name, value in call.items())]
+    lines.append(f'generator=torch.Generator("cpu").manual_seed({settings.seed})')
+    return _SEE.format(
+        imports="from dit_heads.embedded import embedded_lora\n" if settings.lora is None else "",
+        model=settings.model,
+        lora=lora,
+        call="".join(f"    {line},\n" for line in lines),
+        picture=PICTURE,
+        scale=scale,
+        file=ANSWER,
+    )

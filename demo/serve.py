@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from dit_heads.demo.limits import Limits
@@ -30,6 +31,7 @@ def running(
     share: bool = False,
     limits: Limits | None = None,
     loaders: Any = None,
+    instruct_lora: Path | None = None,
 ) -> Iterator[str]:
     """The page, served while the block runs; what it keeps on the disk is deleted after it.
 
@@ -40,13 +42,14 @@ def running(
         share: also give it a public address, through Gradio's tunnel.
         limits: of everything.
         loaders: what loads the pipeline of each model. Default: `models.load_pipeline`.
+        instruct_lora: with which the first model answers questions. Default: the one that ships for it.
 
     Yields:
         The address of the page.
 
     Raises:
-        InputError: if Gradio is missing, a model is not supported, two of them have one name, the port is
-            taken, or there is no public address.
+        InputError: if Gradio is missing, a model is not supported, two of them have one name, the LoRA does
+            not fit, the port is taken, or there is no public address.
     """
     limits = limits or Limits()
     port = _usable_port(host, port)
@@ -55,10 +58,12 @@ def running(
         start.enter_context(_without_collecting())
         gradio = _importing_gradio()
         from dit_heads.demo.engine import Engine
-        from dit_heads.demo.facts import facts_of
+        from dit_heads.demo.facts import facts_of, with_lora
         from dit_heads.models import load_pipeline, quiet_libraries
 
         facts = {name: facts_of(name) for name in models}
+        if instruct_lora is not None:
+            facts[models[0]] = with_lora(facts[models[0]], instruct_lora)
         _check_names([each.public for each in facts.values()])
         loaders = loaders or {name: partial(load_pipeline, name) for name in models}
         # Libraries' warnings quote what visitors type.

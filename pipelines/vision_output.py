@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.utils import BaseOutput
+from jaxtyping import Float
 from PIL import Image, ImageDraw
 
-from dit_heads.errors import InputError
+from dit_heads.errors import InputError, whole_number
 from dit_heads.pipelines.sources import pictures_of
 from dit_heads.tasks.annotations import Annotation, Boxes, Depth, Instances, Labels, Segmentation
 from dit_heads.tasks.coco import coco_entries
@@ -41,14 +42,16 @@ class VisionOutput(BaseOutput):
     image: list[np.ndarray]
     query: Query
 
-    def visualize(self, image: Any) -> list[Image.Image]:
+    def visualize(self, image: Any, scale: int = 1) -> list[Image.Image]:
         """Show the answers: masks and boxes on their pictures, depth in colours, classes as text.
 
         Args:
             image: The pictures that were asked about, as they were given.
+            scale: How many times as large; lines and text of small pictures are then readable.
         """
+        whole_number("scale", scale, 1)
         pairs = zip(self.annotations, pictures_of(image), strict=True)
-        return [visualized(found, source.permute(1, 2, 0).numpy()) for found, source in pairs]
+        return [visualized(found, source.permute(1, 2, 0).numpy(), scale) for found, source in pairs]
 
     def coco(self, ids: Sequence[int], categories: Mapping[str, int]) -> list[dict[str, Any]]:
         """Give boxes and masks in the form of COCO's results.
@@ -124,52 +127,79 @@ def _stacks(array: np.ndarray) -> bool:
 # --- to look at ---
 
 
-def visualized(annotation: Annotation, picture: np.ndarray) -> Image.Image:
-    """An annotation of a picture, [h, w, 3] in [0, 1], to look at."""
+def visualized(annotation: Annotation, picture: np.ndarray, scale: int = 1) -> Image.Image:
+    """An annotation of a picture, [h, w, 3] in [0, 1], to look at, `scale` times as large."""
     if isinstance(annotation, Depth):
-        return coloured_depth(annotation)
+        return _larger(coloured_depth(annotation), scale, Image.Resampling.NEAREST)
     levels = np.round(255 * picture).astype(np.uint8)
+    image = _larger(Image.fromarray(levels), scale, Image.Resampling.BICUBIC)
     if isinstance(annotation, Segmentation | Instances):
-        return _overlaid(annotation, levels)
-    image = Image.fromarray(levels)
+        return _overlaid(annotation, image, scale)
     draw = ImageDraw.Draw(image)
     if isinstance(annotation, Labels):
         text = f"{annotation.best} {annotation.probabilities.max():.0%}"
-        draw.text((2, 2), text, fill="white", stroke_width=1, stroke_fill="black")
+        _write(draw, (2, 2), text, (255, 255, 255), scale)
         return image
-    colours = _colours(annotation.classes)
-    for box, name, score in zip(annotation.boxes, annotation.classes, annotation.scores, strict=True):
-        x0, y0, x1, y1 = box
-        draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colours[name])
-        draw.text((x0 + 2, y0), f"{name} {score:.2f}", fill=colours[name])
+    colours = part_colours(annotation)
+    found = zip(annotation.boxes, annotation.classes, annotation.scores, colours, strict=True)
+    for box, name, score, colour in found:
+        x0, y0, x1, y1 = scale * box
+        draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=-(-scale // 2))
+        _write(draw, (x0 / scale + 2, y0 / scale), f"{name} {score:.2f}", colour, scale)
     return image
+
+
+def part_colours(annotation: Segmentation | Instances | Boxes) -> list[tuple[int, int, int]]:
+    """The colours in which `visualized` shows the classes, or each of the objects."""
+    if isinstance(annotation, Boxes):
+        each = list(dict.fromkeys(annotation.classes))
+        own = dict(zip(each, instance_colours(max(len(each), 1)), strict=False))
+        return [own[name] for name in annotation.classes]
+    return list(instance_colours(max(len(annotation.classes), 1)))[: len(annotation.classes)]
 
 
 def coloured_depth(depth: Depth) -> Image.Image:
     """Near in red, far in violet, logarithmic within the picture's own range; sky white, unknown black."""
-    from matplotlib import colormaps
-
     shown = np.zeros((*depth.metres.shape, 3))
     if depth.valid.any():
         known = depth.metres[depth.valid].astype(float)
         values = np.log(known) if depth.metric else known
         low, high = values.min(), values.max()
-        shown[depth.valid] = colormaps["turbo_r"]((values - low) / max(high - low, 1e-12))[:, :3]
+        shown[depth.valid] = depth_colours((values - low) / max(high - low, 1e-12))
     shown[depth.sky] = 1
     return Image.fromarray(np.round(255 * shown).astype(np.uint8))
 
 
-def _overlaid(annotation: Segmentation | Instances, levels: np.ndarray) -> Image.Image:
+def depth_colours(share: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 3"]:
+    """The colours, in [0, 1], of shares of the way from near to far."""
+    from matplotlib import colormaps
+
+    return colormaps["turbo_r"](share)[:, :3]
+
+
+def _overlaid(annotation: Segmentation | Instances, image: Image.Image, scale: int) -> Image.Image:
     if isinstance(annotation, Segmentation):
         masks = [annotation.labels == k for k in range(1, len(annotation.classes) + 1)]
     else:
         masks = list(annotation.masks)
-    out = levels.astype(float)
-    for mask, colour in zip(masks, instance_colours(max(len(masks), 1)), strict=False):
-        out[mask] = (1 - STRENGTH) * out[mask] + STRENGTH * np.array(colour)
+    out = np.asarray(image).astype(float)
+    for mask, colour in zip(masks, part_colours(annotation), strict=True):
+        inside = mask.repeat(scale, 0).repeat(scale, 1)
+        out[inside] = (1 - STRENGTH) * out[inside] + STRENGTH * np.array(colour)
     return Image.fromarray(np.round(out).astype(np.uint8))
 
 
-def _colours(names: Sequence[str]) -> dict[str, tuple[int, int, int]]:
-    each = list(dict.fromkeys(names))
-    return dict(zip(each, instance_colours(max(len(each), 1)), strict=False))
+def _larger(image: Image.Image, scale: int, how: Image.Resampling) -> Image.Image:
+    return image if scale == 1 else image.resize((scale * image.width, scale * image.height), how)
+
+
+def _write(
+    draw: ImageDraw.ImageDraw,
+    place: tuple[float, float],
+    text: str,
+    colour: tuple[int, int, int],
+    scale: int,
+) -> None:
+    """Text at a place of the picture that is shown, with a dark rim."""
+    at = (scale * place[0], scale * place[1])
+    draw.text(at, text, fill=colour, font_size=8 + 2 * scale, stroke_width=1, stroke_fill="black")

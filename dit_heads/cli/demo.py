@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -29,6 +30,9 @@ class Demo:
     """Also give the page a public address, through Gradio's tunnel."""
     queue: int = 32
     """Number of requests that may wait for one model."""
+    instruct_lora: Annotated[Path | None, Flag(metavar="FILE.safetensors")] = None
+    """LoRA of the task instruct with which the first model answers questions in See. Default: the one that
+    ships for it."""
 
     def run(self) -> None:
         auth = credentials(self.auth)
@@ -41,9 +45,9 @@ class Demo:
         from dit_heads.demo.serve import running
 
         limits = Limits(queue=self.queue)
-        where = {"host": self.host, "port": self.port}
-        page = running(self.model, **where, auth=auth, share=self.share, limits=limits)
-        with private_log(), page as address:
+        where = {"host": self.host, "port": self.port, "share": self.share}
+        more = {"auth": auth, "limits": limits, "instruct_lora": self.instruct_lora}
+        with private_log(), running(self.model, **where, **more) as address:
             print(f"the demo is at {address} (Ctrl-C ends it)", flush=True)
             while True:
                 time.sleep(3600)

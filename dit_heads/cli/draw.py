@@ -125,6 +125,14 @@ def lost_words(pipe: Any, prompt: str, max_sequence_length: int) -> dict[str, st
     return lost
 
 
+def unread_end(pipe: Any, prompt: str, max_sequence_length: int) -> str:
+    """The end of a prompt that no text encoder of a pipeline reads; "" for none. Arguments as of
+    `lost_words`."""
+    lost = lost_words(pipe, prompt, max_sequence_length)
+    encoders = [name for name, part in pipe.components.items() if name.startswith("text_encoder") and part]
+    return min(lost.values(), key=len) if len(lost) == len(encoders) else ""
+
+
 def warn_of_lost_words(pipe: Any, settings: Settings) -> None:
     """Warn of words in the prompts that a text encoder truncates."""
     length = signature(pipe.__call__).parameters["max_sequence_length"].default

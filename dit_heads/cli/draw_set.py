@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from dit_heads.cli.draw import lost_words
+from dit_heads.cli.draw import unread_end
 from dit_heads.cli.in_context import SetSettings
 from dit_heads.errors import InputError
 from dit_heads.loras.sets.grid import PIXELS, Grid
@@ -98,6 +98,4 @@ def draw_set(
 def unread_words(pipe: Any, settings: SetSettings) -> str:
     """The end of a caption that no text encoder of a pipeline reads; "" for none."""
     length = caption_arguments(settings.model).get("max_sequence_length", 256)
-    lost = lost_words(pipe, settings.prompt, length)
-    encoders = [name for name, part in pipe.components.items() if name.startswith("text_encoder") and part]
-    return min(lost.values(), key=len) if len(lost) == len(encoders) else ""
+    return unread_end(pipe, settings.prompt, length)

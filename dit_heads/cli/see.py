@@ -152,6 +152,16 @@ def lora_of(chosen: SeeSettings) -> Path:
         if path.suffix != SUFFIX or not path.is_file():
             raise InputError(f"lora: expected a {SUFFIX} file, got '{path}'")
         return path
+    if (shipped := shipped_lora(chosen.model)) is None:
+        raise InputError(
+            f"lora: expected a LoRA of the task instruct, since none ships for the model '{chosen.model}'; "
+            "`dit-heads train` with `task: instruct` makes one"
+        )
+    return shipped
+
+
+def shipped_lora(model: str) -> Path | None:
+    """The LoRA of the task instruct that ships for a model, if any."""
     from dit_heads.embedded import WEIGHTS
     from dit_heads.loras.weights.files import run_settings
     from dit_heads.models import EMBEDDED
@@ -159,28 +169,30 @@ def lora_of(chosen: SeeSettings) -> Path:
     for path in sorted((WEIGHTS / "loras").glob(f"*/lora{SUFFIX}")):
         found = run_settings(path)
         made_for = EMBEDDED.get(str(found.get("model")))
-        if found.get("task") == "instruct" and made_for and made_for == EMBEDDED.get(chosen.model):
+        if found.get("task") == "instruct" and made_for and made_for == EMBEDDED.get(model):
             return path
-    raise InputError(
-        f"lora: expected a LoRA of the task instruct, since none ships for the model '{chosen.model}'; "
-        "`dit-heads train` with `task: instruct` makes one"
-    )
+    return None
 
 
 def answered(see: Any, image: Any, query: Query, chosen: SeeSettings) -> VisionOutput:
     """Ask a pipeline; its warnings become the command's."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        output = see.ask(image, query, **call_arguments(chosen))
+    for each in told:
+        if each.category is UserWarning:
+            warn(str(each.message))
+    return output
+
+
+def call_arguments(chosen: SeeSettings) -> dict[str, Any]:
+    """What `InstructPipeline.ask` is given beside picture and question."""
     import torch
 
     names = ("guidance_scale", "image_guidance_scale", "ensemble_size", "processing_resolution")
     call = {name: getattr(chosen, name) for name in names}
     noise = torch.Generator("cpu").manual_seed(chosen.seed)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always", UserWarning)
-        output = see.ask(image, query, num_inference_steps=chosen.steps, generator=noise, **call)
-    for each in told:
-        if each.category is UserWarning:
-            warn(str(each.message))
-    return output
+    return {**call, "num_inference_steps": chosen.steps, "generator": noise}
 
 
 # --- the answer in words ---

@@ -16,6 +16,7 @@ TABS = {
     "Hunt": "#dh-hunt-prompts",
     "In-context": "#dh-set-board .dh-panel",
     "Train": "#dh-train-name",
+    "See": "#dh-see-board .dh-scenes button",
 }
 """What is seen of each tab once it is there."""
 
@@ -41,6 +42,14 @@ def ask(page, prompt="a cat", steps=None):
         page.get_by_label("number input for Steps").fill(str(steps))
         page.get_by_label("number input for Steps").press("Tab")
     page.click("#dh-draw")
+
+
+def ask_about(page, question):
+    """Ask about the picture that See shows at first, and wait for the answer."""
+    show(page, "See")
+    page.fill("#dh-see-question", question)
+    page.click("#dh-see-ask")
+    page.wait_for_selector('#dh-see-stage .dh-stage[data-state="done"]')
 
 
 def picture(page) -> bytes:

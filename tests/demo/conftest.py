@@ -1,14 +1,17 @@
 """Fixtures of the demo's tests: an engine on a tiny model, and a browser on a page of it."""
 
 import asyncio
+import json
 import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from dit_heads.cli.generate import Settings
 from dit_heads.demo.engine import Engine
 from dit_heads.demo.limits import Limits
+from dit_heads.loras import Lora, LowRank, write_lora
 from tests.demo.browsing import WIDE, show
 from tests.saved import tiny_pipeline
 
@@ -42,6 +45,19 @@ def roomy(model):
         yield engine
 
 
+@pytest.fixture(scope="package")
+def instruct_lora(tmp_path_factory) -> Path:
+    """A LoRA of the task instruct for the tiny model: it reads a source, and changes pictures visibly."""
+    g = torch.Generator().manual_seed(0)
+    run = {"task": "instruct", "instruct": {"conditioning": "channels"}, "data": {"text_tokens": 256}}
+    read = LowRank(torch.eye(32), torch.randn(32, 32, generator=g) / 4, kernel=(8, 2, 2))
+    turned = LowRank(torch.randn(2, 32, generator=g), torch.randn(32, 2, generator=g))
+    path = tmp_path_factory.mktemp("instruct") / "seeing.safetensors"
+    changes = {"pos_embed.proj": read, "transformer_blocks.1.attn.to_q": turned}
+    write_lora(path, Lora(changes), {"dit_heads": json.dumps(run)})
+    return path
+
+
 @pytest.fixture
 def settings(model):
     """Settings of a quick picture, some of them others."""
@@ -54,12 +70,13 @@ def settings(model):
 
 
 @pytest.fixture(scope="module")
-def address(model):
+def address(model, instruct_lora):
     """A page of the tiny model, served while the tests of a file run."""
     pytest.importorskip("gradio")
     from dit_heads.demo.serve import running
 
-    with running([model], port=0, limits=Limits(steps=400), loaders={model: tiny_pipeline}) as address:
+    how = {"limits": Limits(steps=400), "loaders": {model: tiny_pipeline}, "instruct_lora": instruct_lora}
+    with running([model], port=0, **how) as address:
         yield address
 
 

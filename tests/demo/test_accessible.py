@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.demo.browsing import PHONE, WIDE, ask, findings, open_tabs, picture, settings_in, state
+from tests.demo.browsing import PHONE, WIDE, ask, ask_about, findings, open_tabs, picture, settings_in, state
 
 pytest.importorskip("gradio")
 pytest.importorskip("axe_playwright_python")
@@ -20,6 +20,7 @@ def test_axe_finds_nothing_serious_on_any_tab(visit, scheme, screen):
     page = visit(color_scheme=scheme, **screen)
     ask(page)
     state(page, "done")
+    ask_about(page, "Is it day or night?" if scheme == "dark" else "How far is everything?")
     found = {name: findings(page) for name in open_tabs(page)}
     assert len(found) >= 2 and {name: each for name, each in found.items() if each} == {}
 
@@ -59,6 +60,7 @@ def test_every_picture_and_control_of_a_tab_has_a_name(visit):
     page = visit()
     ask(page)
     state(page, "done")
+    ask_about(page, "Where are the cubes?")
     nameless = """() => [...document.querySelectorAll('img, button, input, textarea, select, a')].filter(
         (each) => each.checkVisibility() && !each.closest('[aria-hidden=true]') && !each.alt && !each.title
             && !each.ariaLabel && !each.innerText?.trim() && !each.labels?.length

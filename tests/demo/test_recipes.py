@@ -28,9 +28,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_command_and_the_code_draw_the_picture_again(
-    roomy, model, settings, tmp_path, monkeypatch, name
-):
+def test_the_command_and_the_code_draw_the_picture_again(roomy, model, settings, tmp_path, monkeypatch, name):
     asked = settings(**KINDS[name])
     expected = roomy.submit(model, Drawing(asked)).wait(60).image.tobytes()
     monkeypatch.chdir(tmp_path)

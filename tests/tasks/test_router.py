@@ -55,6 +55,7 @@ QUESTIONS = {
     "cut out the person": Query("segment", ("person",)),
     "segment cubes, cones and spheres": Query("segment", ("cube", "cone", "sphere")),
     "Give me a mask for the sky": Query("segment", ("sky",)),
+    "how far is it?": Query("depth"),
     "which pixels belong to the road?": Query("segment", ("road",)),
     "separate each cube by a different colour": Query("instances", ("cube",)),
     "instance masks for all sheep": Query("instances", ("sheep",)),
