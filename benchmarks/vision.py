@@ -155,7 +155,8 @@ def _seen_in_training(count: int = 200) -> tuple[tuple[Scene, Rendering], ...]:
 @cache
 def mean_box() -> np.ndarray:
     query = Query("detect", ("object",))
-    return np.concatenate([ANSWERS["detect"](*one, query).boxes for one in _seen_in_training()]).mean(0)
+    answer: Any = ANSWERS["detect"]
+    return np.concatenate([answer(*one, query).boxes for one in _seen_in_training()]).mean(0)
 
 
 @cache
@@ -193,10 +194,10 @@ def table(task: Task, asked: Sequence[Case], answers: Mapping[str, list[Annotati
     """The lines of a task's table."""
     shown = SHOWN[task]
     yield f"| {task} | {' | '.join(shown)} |\n|---|{'---|' * len(shown)}"
-    for name, found in answers.items():
-        scores = scored(asked, found)
+    every = {name: scored(asked, found) for name, found in answers.items()}
+    for name, scores in every.items():
         yield row(name, scores, shown)
-    yield "\n" + "; ".join(scores.protocol) + "\n"
+    yield "\n" + "; ".join([*every.values()][-1].protocol) + "\n"
 
 
 def sheet(asked: Sequence[Case], answers: Mapping[str, list[Annotation]]) -> Image.Image:

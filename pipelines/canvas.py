@@ -51,7 +51,7 @@ class BlankCanvas:
         shape = count, pipe.vae.config.latent_channels, *(side // pipe.vae_scale_factor for side in size)
         return cls(torch.zeros(shape, device=pipe._execution_device, dtype=pipe.vae.dtype), size)
 
-    def finished(self, images: Float[Tensor, "n 3 h w"], edit: None) -> Float[Tensor, "n 3 h w"]:
+    def finished(self, images: Float[Tensor, "n 3 h w"], edit: EditMask | None) -> Float[Tensor, "n 3 h w"]:
         """The pictures as they are."""
         return images
 

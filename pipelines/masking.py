@@ -129,5 +129,5 @@ def faded(change: Tensor, feather: int) -> Float[Tensor, "1 1 h w"]:
     """1 inside of a mask, less with the distance from it, 0 beyond `feather` pixels."""
     from scipy.ndimage import distance_transform_edt
 
-    apart = distance_transform_edt(~change[0, 0].numpy())
+    apart: Any = distance_transform_edt(~change[0, 0].numpy())
     return torch.from_numpy(np.clip(1 - apart / (feather + 1), 0, 1)).float()[None, None]

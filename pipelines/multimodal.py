@@ -66,7 +66,7 @@ class MultimodalInstructPipeline(InstructPipeline):
         self.encoder, self.tower, self.features = encoder.eval(), tower, tuple(features)
 
     @torch.no_grad()
-    def __call__(
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         prompt: str | list[str],
         references: References | list[References] = (),

@@ -7,7 +7,7 @@ import pytest
 
 from dit_heads.embedded.edits import EDITS, KINDS, Edit, edit_of
 from dit_heads.embedded.world.render import render
-from dit_heads.embedded.world.scenes import HELD_OUT, Scene
+from dit_heads.embedded.world.scenes import HELD_OUT, Scene, Solid
 from dit_heads.embedded.world.text import unknown_words
 from dit_heads.tasks.codecs.pixels import dilated
 from dit_heads.tasks.multimodal import PLACEHOLDER, MultimodalInstruction
@@ -20,7 +20,7 @@ def edits() -> dict[str, list[Edit]]:
     return {kind: [edit_of("validation", kind, k) for k in range(COUNT)] for kind in KINDS}
 
 
-def solids(scene: Scene) -> set[object]:
+def solids(scene: Scene) -> set[Solid]:
     return set(scene.solids)
 
 
