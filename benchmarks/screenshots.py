@@ -36,7 +36,7 @@ class Shots:
     """Folder of the pictures."""
     chromium: Path = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
     """The browser."""
-    tabs: tuple[str, ...] = ("Guide", "Hunt", "In-context", "Train")
+    tabs: tuple[str, ...] = ("Guide", "Hunt", "In-context", "Train", "See")
     """Tabs to show; the pictures of several tabs need all of them."""
 
 
@@ -88,11 +88,21 @@ def train(page: Any) -> None:
     done(page, ".dh-training")
 
 
+def see(page: Any) -> None:
+    """How far everything in a scene is, as points in space."""
+    page.click("#dh-see-board .dh-scenes button:nth-child(2)")
+    page.wait_for_function("document.querySelector('#dh-see-question').value.startsWith('How far')")
+    page.click("#dh-see-ask")
+    done(page, "#dh-see-stage .dh-stage")
+    page.get_by_role("button", name="In 3-D").click()
+
+
 SHOTS: dict[str, Callable[[Any], None]] = {
     "Guide": guide,
     "Hunt": hunt,
     "In-context": in_context,
     "Train": train,
+    "See": see,
 }
 
 

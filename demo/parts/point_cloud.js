@@ -42,7 +42,7 @@ function pointCloud(canvas) {
       const tx = cy * x + sy * away, tz = cy * away - sy * x;
       const ty = cp * y - sp * tz, z = sp * y + cp * tz + middle / view.zoom;
       if (z < 0.05 * middle) continue;
-      const size = Math.min(24, Math.max(1, Math.ceil((1.25 * side * place[3 * n + 2]) / (longest * z))));
+      const size = Math.min(24, Math.max(1, Math.ceil((1.6 * side * place[3 * n + 2]) / (longest * z))));
       const left = Math.round(side / 2 + (focal * tx) / z - size / 2), top = Math.round(side / 2 + (focal * ty) / z - size / 2);
       for (let row = Math.max(0, top); row < Math.min(side, top + size); row++) {
         for (let at = row * side + Math.max(0, left), end = row * side + Math.min(side, left + size); at < end; at++) {
