@@ -23,6 +23,8 @@ class Limits:
     """Time that a job may run."""
     kept: Count = 64
     """Finished jobs that can still be asked for."""
+    pages: Count = 100
+    """Pages, and calls of programs, whose state Gradio keeps; each takes a fifth of a megabyte."""
     characters: Count = 1000
     """Length of a prompt."""
     steps: Count = 60

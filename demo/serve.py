@@ -172,6 +172,7 @@ def _options(limits: Limits) -> dict[str, Any]:
         "mcp_server": find_spec("mcp") is not None,
         "app_kwargs": {"middleware": [guard]},
         "prevent_thread_lock": True,
+        "state_session_capacity": limits.pages,
         "show_error": False,
         "quiet": True,
         "ssr_mode": False,
