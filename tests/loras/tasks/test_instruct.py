@@ -146,10 +146,8 @@ def test_encoding_all_before_or_each_when_needed_trains_the_same(
     for encode in ("all", "lazy"):
         watch = {"sample_every": 0}
         train(settings(models[kind], tmp_path / encode, data={"encode": encode}, watch=watch))
-    one, other = ((tmp_path / encode / "lora.safetensors").stat().st_size for encode in ("all", "lazy"))
-    assert one == other
     a, b = (load_file(tmp_path / encode / "lora.safetensors") for encode in ("all", "lazy"))
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize(("kind", "way"), WAYS)
