@@ -26,7 +26,7 @@ from dit_heads.embedded.pairs import ANSWERS, QUESTIONS
 from dit_heads.embedded.world.data import scene_of
 from dit_heads.embedded.world.render import Rendering, render
 from dit_heads.embedded.world.scenes import HELD_OUT, Scene, sample_scene, split_seed
-from dit_heads.embedded.world.text import unknown_words
+from dit_heads.embedded.world.text import is_known
 from dit_heads.io.pictures import write_png
 from dit_heads.io.sheets import Column, contact_sheet
 from dit_heads.pipelines.instruct import InstructPipeline, with_instruct_lora
@@ -70,7 +70,7 @@ class Case:
         """The instruction that a model gets."""
         if phrasing == "plain":
             return CODECS[self.query.task].prompt(self.query)
-        return instruction(self.query, self.name, phrasing, reads=lambda text: not unknown_words(text))
+        return instruction(self.query, self.name, phrasing, reads=is_known)
 
 
 def cases(task: Task, count: int, held_out: bool = False) -> list[Case]:

@@ -24,6 +24,7 @@ from dit_heads.tasks.annotations import (
     box_of,
 )
 from dit_heads.tasks.query import Query
+from dit_heads.tasks.words import listed
 
 USUAL_HALF_VIEW = math.tan(math.radians(30.0))  # of a photo whose camera is not known
 POINTS = 128  # along the longer side of a picture in depth
@@ -34,14 +35,15 @@ _ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")
 
 def understood(query: Query) -> str:
     """The sentence that says what is done."""
-    names = list(query.names)
-    return {
-        "segment": f"Understood: which pixels show {listed(names, 'or')}.",
-        "instances": f"Understood: a mask for each {listed(names, 'and')}.",
-        "detect": f"Understood: a box around each {listed(names, 'and each')}.",
-        "depth": "Understood: how far each pixel is.",
-        "classify": f"Understood: which of these it is: {listed(names, 'or')}.",
+    if not query.names:
+        return "Understood: how far each pixel is."
+    opening, word = {
+        "segment": ("which pixels show", "or"),
+        "instances": ("a mask for each", "and"),
+        "detect": ("a box around each", "and each"),
+        "classify": ("which of these it is:", "or"),
     }[query.task]
+    return f"Understood: {opening} {listed(query.names, word)}."
 
 
 def in_words(found: Annotation, names: Sequence[str]) -> str:
@@ -91,11 +93,6 @@ def _depth_in_words(found: Depth) -> str:
     nearest = place_of(np.array(pixel), metres.shape)  # pyright: ignore[reportArgumentType]
     told = f"From {_length(low, found)}, {nearest}, to {_length(high, found)}."
     return f"{told} {sky}".strip()
-
-
-def listed(parts: Sequence[str], word: str) -> str:
-    """a, b and c."""
-    return f" {word} ".join([*([", ".join(parts[:-1])] if len(parts) > 1 else []), *parts[-1:]])
 
 
 # --- what stands beside the picture ---

@@ -256,6 +256,7 @@ def _check_arguments(pipe: Any, call: Mapping[str, Any]) -> None:
 
 
 def check_call(output_type: str, count: Any, longest: Any) -> None:
+    """Raise InputError for an unknown type of output, no pictures, and a longest side below 0."""
     if output_type not in OUTPUT_TYPES:
         raise InputError(f"output_type: expected {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
     whole_number("num_images_per_prompt", count, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,23 +15,21 @@ from torch import Tensor
 
 from dit_heads.errors import InputError, whole_number
 from dit_heads.families.velocity import velocity_of
-from dit_heads.pipelines.sources import Frame, pictures_of
+from dit_heads.pipelines.sources import Frame, named_pictures
 
 THRESHOLD = 0.5
 Text = tuple[Float[Tensor, "n L D"], Float[Tensor, "n P"]]
 
 
+@dataclass(frozen=True)
 class EditMask:
     """Where a picture may change.
 
-    Args:
-        change: true where it may, [1, 1, h, w], on the grid of the picture.
-        feather: pixels over which the edit fades out, beyond the mask.
+    Attributes:
+        opacity: of the edit, on the grid of the picture: 1 inside of the mask, 0 where nothing changes.
     """
 
-    def __init__(self, change: Tensor, feather: int) -> None:
-        self.change, self.feather = change, feather
-        self.opacity = faded(change, feather)
+    opacity: Float[Tensor, "1 1 h w"]
 
     @classmethod
     def of(cls, mask: Any, size: tuple[int, int], feather: int) -> EditMask:
@@ -39,7 +38,7 @@ class EditMask:
         Args:
             mask: White where the picture may change: an image, an array or tensor, or a path.
             size: Height and width of the picture.
-            feather: See the class.
+            feather: Pixels over which the edit fades out, beyond the mask.
 
         Raises:
             InputError: for several masks, one of another size, one without white, and a feather below 0.
@@ -47,10 +46,7 @@ class EditMask:
         whole_number("mask_feather", feather, 0)
         if isinstance(mask, np.ndarray) and mask.dtype == bool:
             mask = mask.astype(np.float32)
-        try:
-            pictures = pictures_of(mask)
-        except InputError as error:
-            raise InputError(str(error).replace("image:", "mask:", 1)) from error
+        pictures = named_pictures("mask", mask)
         if len(pictures) != 1:
             raise InputError(f"mask: expected one, got {len(pictures)}")
         if (found := tuple(pictures[0].shape[1:])) != size:
@@ -59,7 +55,7 @@ class EditMask:
         change = pictures[0].mean(0)[None, None] >= THRESHOLD
         if not change.any():
             raise InputError("mask: expected white where the picture may change, got one that is all black")
-        return cls(change, feather)
+        return cls(faded(change, feather))
 
     def kept(self, frame: Frame, step: int) -> Tensor:
         """Latents that stay, [1, 1, h, w]: those of which no pixel may change.

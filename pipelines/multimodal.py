@@ -3,7 +3,6 @@ arXiv 2502.21291)."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,22 +16,21 @@ from torch import Tensor
 
 from dit_heads.errors import InputError, whole_number
 from dit_heads.families.latents import encoded
-from dit_heads.fusion.encoder import ReferenceEncoder, patches_of
+from dit_heads.fusion.encoder import ReferenceEncoder, reference_embedding
 from dit_heads.fusion.splice import spliced
 from dit_heads.loras.config import config_of
 from dit_heads.loras.sets.captions import warn_of_cuts
-from dit_heads.loras.tasks.multimodal import REFERENCES, fusion_config
+from dit_heads.loras.tasks.multimodal import EMPTY, REFERENCES, fusion_config
 from dit_heads.loras.weights.files import load_lora, run_settings
 from dit_heads.models import load_image_tower
 from dit_heads.objectives.image_tower import ImageTower, letterbox
 from dit_heads.pipelines.canvas import BlankCanvas, Canvas
 from dit_heads.pipelines.instruct import InstructPipeline, InstructPipelineOutput, check_call
 from dit_heads.pipelines.masking import EditMask, check_fractions, difference, mask_of
-from dit_heads.pipelines.sources import Pixels, pictures_of
+from dit_heads.pipelines.sources import Pixels, named_pictures
 from dit_heads.tasks.multimodal import MultimodalInstruction, References
 
 FEATHER = 8  # pixels
-EMPTY = MultimodalInstruction(("",))
 
 
 class MultimodalInstructPipeline(InstructPipeline):
@@ -133,11 +131,9 @@ class MultimodalInstructPipeline(InstructPipeline):
         """
         pipe, side = self.pipe, self.pipe.default_sample_size * self.pipe.vae_scale_factor
         square = letterbox(_reference(picture)[None].to(pipe._execution_device), side).clamp(0, 1)
-        weight = self.encoder.to(square.device).project.weight
         latents = encoded(pipe.vae, (2 * square - 1).to(pipe.vae.dtype))
-        patches = patches_of(pipe.transformer, latents).to(weight) if "latents" in self.features else None
-        vision = self.tower.tokens(square).to(weight) if "semantic" in self.features else None
-        return self.encoder(vision, patches)[0]
+        encoder = self.encoder.to(square.device)
+        return reference_embedding(encoder, pipe.transformer, self.tower, square, latents, self.features)
 
     @torch.no_grad()
     def find_mask(
@@ -184,8 +180,7 @@ def _embedded(
     paint: MultimodalInstructPipeline, asked: Sequence[MultimodalInstruction], call: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     """The embeddings of instructions, as the pipeline takes them."""
-    usual = inspect.signature(paint.pipe.__call__).parameters["max_sequence_length"].default
-    tokens = call.get("max_sequence_length") or paint.text_tokens or usual
+    tokens = paint.tokens_read(call)
     texts, pooled = [], []
     for one in asked:
         pictures = [paint.embedding(picture) for picture in one.pictures]
@@ -199,10 +194,7 @@ def _embedded(
 
 
 def _reference(picture: Any) -> Pixels:
-    try:
-        pixels = pictures_of(picture)
-    except InputError as error:
-        raise InputError(str(error).replace("image:", "references:", 1)) from error
+    pixels = named_pictures("references", picture)
     if len(pixels) != 1:
         raise InputError(f"references: expected one picture for a placeholder, got {len(pixels)}")
     return pixels[0]

@@ -38,6 +38,14 @@ def pictures_of(image: Any) -> list[Pixels]:
     return [_pixels(one) for one in several]
 
 
+def named_pictures(name: str, image: Any) -> list[Pixels]:
+    """As `pictures_of`, with errors that name another argument than `image`."""
+    try:
+        return pictures_of(image)
+    except InputError as error:
+        raise InputError(str(error).replace("image:", f"{name}:", 1)) from error
+
+
 def _pixels(picture: Any) -> Pixels:
     if isinstance(picture, str | Path):
         picture = read_image(Path(picture))

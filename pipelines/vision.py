@@ -143,9 +143,13 @@ class VisionTasks:
 
     def _warn_of_cuts(self, words: str, call: Mapping[str, Any]) -> None:
         """Warn of an instruction that the model does not read to its end, where names may stand."""
+        warn_of_cuts(self.pipe, {words: "the instruction"}, self.tokens_read(call))
+
+    def tokens_read(self, call: Mapping[str, Any]) -> int:
+        """Number of tokens that the last text encoder reads in a call."""
+        given = call.get("max_sequence_length")
         usual = inspect.signature(self.pipe.__call__).parameters["max_sequence_length"].default
-        tokens = call.get("max_sequence_length", self.text_tokens or usual)
-        warn_of_cuts(self.pipe, {words: "the instruction"}, tokens)
+        return (self.text_tokens or usual) if given is None else given
 
     def _longest(self, resolution: int | None) -> int:
         if resolution is None:

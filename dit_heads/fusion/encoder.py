@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -98,6 +99,31 @@ class ReferenceEncoder(nn.Module):
             seen = self.read_patches(patches + positions(patches))
             tokens = tokens + self.look(tokens, seen, seen, need_weights=False)[0]
         return self.project(self.norm(tokens))
+
+
+def reference_embedding(
+    encoder: ReferenceEncoder,
+    transformer: Any,
+    tower: Any,
+    pixels: Float[Tensor, "1 3 H W"],
+    latents: Float[Tensor, "1 C h w"],
+    features: Sequence[str],
+) -> Float[Tensor, "t d"]:
+    """A reference picture as text embeddings. Gradients reach the encoder alone.
+
+    Args:
+        encoder: the encoder.
+        transformer: that embeds the latents.
+        tower: an `objectives.ImageTower`, which sees the pixels.
+        pixels: of the picture, in [0, 1].
+        latents: of the picture, normalised.
+        features: what is read of it: "semantic", the tower's tokens, "latents", or both.
+    """
+    weight = encoder.project.weight
+    with torch.no_grad():
+        vision = tower.tokens(pixels).to(weight) if "semantic" in features else None
+        patches = patches_of(transformer, latents).to(weight) if "latents" in features else None
+    return encoder(vision, patches)[0]
 
 
 def positions(patches: Float[Tensor, "B m p"]) -> Float[Tensor, "1 m p"]:

@@ -42,8 +42,9 @@ def spliced(
         raise InputError(
             f"pictures: expected {len(instruction.pictures)}, one a placeholder, got {len(pictures)}"
         )
+    own = 1 if pictures else tokens  # what the pipeline's own call reads by the T5 gives way to `read` below
     with quiet_libraries():  # of words that are cut, callers warn by `warn_of_cuts`
-        text, pooled = training_of(pipe.transformer).encode_prompt(pipe, instruction.text, tokens)
+        text, pooled = training_of(pipe.transformer).encode_prompt(pipe, instruction.text, own)
     if not pictures:
         return text, pooled
     tokenizer, encoder = last_text_encoder(pipe)
@@ -58,7 +59,7 @@ def spliced(
     found = embed(ids.clamp(min=0))
     found[ids == SLOT] = torch.cat(list(pictures)).to(found)
     read = encoder(inputs_embeds=found[None])[0]
-    return torch.cat([text[:, : text.shape[1] - tokens], read.to(text)], 1), pooled
+    return torch.cat([text[:, : text.shape[1] - own], read.to(text)], 1), pooled
 
 
 def last_text_encoder(pipe: Any) -> tuple[Any, Any]:

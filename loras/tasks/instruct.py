@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dit_heads.embedded.pairs import WorldPairs
 from dit_heads.embedded.world.scenes import Split
-from dit_heads.embedded.world.text import unknown_words
+from dit_heads.embedded.world.text import is_known
 from dit_heads.errors import InputError
 from dit_heads.families import pipelines_of
 from dit_heads.families.conditioning import conditioning_of, seeing
@@ -35,12 +35,11 @@ from dit_heads.loras.tasks.depth_folder import DepthFolder
 from dit_heads.loras.tasks.drawing import prompt_arguments, sampling_arguments
 from dit_heads.loras.tasks.fitted import FittedPairs
 from dit_heads.loras.tasks.pairs import Pairs, Question, Questions
-from dit_heads.loras.tasks.task import EMPTY_CAPTION, Drawing, Example
+from dit_heads.loras.tasks.task import EMPTY_CAPTION, Drawing, Example, left_out
 from dit_heads.models import EMBEDDED, empty_transformer
 from dit_heads.tasks.codecs import CODECS
 from dit_heads.tasks.instructions import frame_of, instruction, read_phrases
 from dit_heads.tasks.query import Query
-from dit_heads.training.generators import keyed_generator
 from dit_heads.training.loop import Part
 from dit_heads.training.widen import input_of, reading
 
@@ -172,12 +171,11 @@ class Instruct:
 
     def _dropped(self, example: Example, step: int, place: int) -> Example:
         """A sample without its instruction, its picture, or both, in equal shares."""
-        generator = keyed_generator(self.config.seed, "dropout", step, place)
-        share, draw = self.config.instruct.dropout, torch.rand((), generator=generator).item()
+        instruction, picture = left_out(self.config.instruct.dropout, self.config.seed, step, place)
         changed: dict[str, Any] = {}
-        if draw < share or 2 * share <= draw < 3 * share:
+        if instruction:
             changed["prompt"] = EMPTY_CAPTION
-        if share <= draw < 3 * share:
+        if picture:
             changed[self._place] = torch.zeros_like(getattr(example, self._place))
         return replace(example, **changed)
 
@@ -236,10 +234,5 @@ def _phrased(config: TrainConfig) -> Callable[[Query, str], str]:
     """Instructions in the phrases for training, of which the embedded models get those that they can read."""
     path = config.instruct.phrases
     more = {} if path is None else read_phrases(path)
-    reads = _known if config.model in EMBEDDED else bool
+    reads = is_known if config.model in EMBEDDED else bool
     return lambda query, key: instruction(query, key, "seen", more.get(frame_of(query), ()), reads)
-
-
-def _known(text: str) -> bool:
-    """Whether the embedded text encoders know every word."""
-    return not unknown_words(text)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dit_heads.embedded.world.scenes import Split
 from dit_heads.errors import InputError
-from dit_heads.fusion.encoder import FusionConfig, ReferenceEncoder, patches_of
+from dit_heads.fusion.encoder import FusionConfig, ReferenceEncoder, reference_embedding
 from dit_heads.fusion.splice import last_text_encoder, spliced
 from dit_heads.loras.base import Encoders
 from dit_heads.loras.config import MultimodalConfig, TrainConfig
@@ -25,11 +25,10 @@ from dit_heads.loras.sets.captions import warn_of_cuts
 from dit_heads.loras.tasks.drawing import sampling_arguments
 from dit_heads.loras.tasks.edit_pairs import EditFolder, EditPair, EditPairs, WorldEdits
 from dit_heads.loras.tasks.instruct import latent_channels
-from dit_heads.loras.tasks.task import EMPTY_CAPTION, Drawing, Example
+from dit_heads.loras.tasks.task import EMPTY_CAPTION, Drawing, Example, left_out
 from dit_heads.models import load_image_tower
 from dit_heads.objectives.image_tower import ImageTower
 from dit_heads.tasks.multimodal import MultimodalInstruction
-from dit_heads.training.generators import keyed_generator
 from dit_heads.training.loop import Part
 from dit_heads.training.sampler import draws_at
 from dit_heads.training.widen import reading
@@ -140,15 +139,12 @@ class Multimodal:
     def _embedded(self, picture: Any) -> Float[Tensor, "t d"]:
         """A reference as text embeddings."""
         assert self.encoder is not None, "not prepared"
-        pipe, features = self._ready.pipe, self.config.multimodal.features
-        weight = self.encoder.project.weight
-        latents = self._ready.latents(picture)["latents"][None].to(weight.device)
-        with torch.no_grad():
-            pixels = torch.from_numpy(np.asarray(picture.composite(), np.float32) / 255)
-            seen = self.tower.tokens(pixels.permute(2, 0, 1)[None].to(weight.device)).to(weight)
-            patches = patches_of(pipe.transformer, latents).to(weight)
-        vision = seen if "semantic" in features else None
-        return self.encoder(vision, patches if "latents" in features else None)[0]
+        transformer, features = self._ready.pipe.transformer, self.config.multimodal.features
+        device = self.encoder.project.weight.device
+        latents = self._ready.latents(picture)["latents"][None].to(device)
+        pixels = torch.from_numpy(np.asarray(picture.composite(), np.float32) / 255)
+        pixels = pixels.permute(2, 0, 1)[None].to(device)
+        return reference_embedding(self.encoder, transformer, self.tower, pixels, latents, features)
 
     def _pair(self, index: int, epoch: int) -> EditPair:
         rng = np.random.default_rng((8, self.config.seed, epoch, index))
@@ -175,12 +171,11 @@ class Multimodal:
 
     def _dropped(self, example: Example, step: int, place: int) -> Example:
         """A sample without its instruction, its source, or both, in equal shares."""
-        generator = keyed_generator(self.config.seed, "dropout", step, place)
-        share, draw = self.config.multimodal.dropout, torch.rand((), generator=generator).item()
+        instruction, source = left_out(self.config.multimodal.dropout, self.config.seed, step, place)
         changed: dict[str, Any] = {}
-        if draw < share or 2 * share <= draw < 3 * share:
+        if instruction:
             changed["prompt"] = EMPTY
-        if share <= draw < 3 * share:
+        if source:
             changed["source"] = torch.zeros_like(example.source)  # pyright: ignore[reportArgumentType]
         return replace(example, **changed)
 

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
 from dit_heads.loras.base import Encoders
+from dit_heads.training.generators import keyed_generator
 from dit_heads.training.loop import Part
 
 EMPTY_CAPTION = ""  # the prompt of a sample whose caption is dropped, as classifier-free guidance encodes it
@@ -97,3 +99,16 @@ class Task(Protocol):
     def drawings(self, pipe: Any) -> Iterator[Drawing]:
         """Pictures by the pipeline with its present weights, always from the same noise."""
         ...
+
+
+def left_out(share: float, seed: int, step: int, place: int) -> tuple[bool, bool]:
+    """Whether a sample is trained without its instruction, and without its picture: each alone and both in
+    equal shares, so that guidance towards each can be had later (InstructPix2Pix, arXiv 2211.09800, section
+    3.2.1).
+
+    Args:
+        share: of samples without the instruction alone, without the picture alone, and without both.
+        seed, step, place: that decide.
+    """
+    draw = torch.rand((), generator=keyed_generator(seed, "dropout", step, place)).item()
+    return draw < share or 2 * share <= draw < 3 * share, share <= draw < 3 * share

@@ -44,6 +44,16 @@ def ask(page, prompt="a cat", steps=None):
     page.click("#dh-draw")
 
 
+def steps(page, count, part="#dh-set-board"):
+    """Set the number of steps in the tab of a part."""
+    tab = page.locator(".dh-columns").filter(has=page.locator(part))
+    field = tab.get_by_label("number input for Steps")
+    if not field.is_visible():
+        tab.get_by_role("button", name="More settings").click()
+    field.fill(str(count))
+    field.press("Tab")
+
+
 def ask_about(page, question):
     """Ask about the picture that See shows at first, and wait for the answer."""
     show(page, "See")

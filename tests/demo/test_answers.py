@@ -13,7 +13,6 @@ from dit_heads.demo.answers import (
     depth_scale,
     in_words,
     legend,
-    listed,
     painted,
     place_of,
     understood,
@@ -23,6 +22,7 @@ from dit_heads.pipelines.vision_output import coloured_depth, visualized
 from dit_heads.tasks.annotations import Boxes, Depth, Instances, Labels, Segmentation
 from dit_heads.tasks.query import Query
 from dit_heads.tasks.router import route
+from dit_heads.tasks.words import listed
 
 PAIRS = WorldPairs("test", 6)
 EMBEDDED: Any = SimpleNamespace(embedded=True)

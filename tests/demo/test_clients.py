@@ -2,13 +2,11 @@
 
 import asyncio
 import base64
-import gc
 import io
 import json
 import socket
 
 import httpx
-import psutil
 import pytest
 from PIL import Image
 
@@ -24,6 +22,7 @@ from benchmarks.demo import draw
 from dit_heads.cli import main
 from dit_heads.demo.serve import running
 from dit_heads.errors import InputError
+from tests.demo.watched import memory_grown
 from tests.saved import tiny_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of the server's libraries
@@ -100,20 +99,12 @@ def test_mcp_is_told_why_a_picture_is_not_drawn(address, asked, told):
 
 @pytest.mark.slow
 def test_memory_is_level_after_100_requests_by_http(address):
-    process = psutil.Process()
-
-    def used(count):
+    def work(count):
         with httpx.Client(base_url=address, timeout=120) as client:
             for seed in range(count):
                 assert draw(client, seed=seed, steps=2, heads=f"L{seed % 3}").startswith("event: complete")
-        gc.collect()
-        return process.memory_info().rss
 
-    used(100)
-    before = used(20)
-    grown = used(100) - before
-    print(f"memory grew by {grown / 2**20:.1f} MiB")
-    assert grown < 16 * 2**20
+    assert memory_grown(work) < 16 * 2**20
 
 
 def test_with_a_password_nobody_draws_without_it(guarded):

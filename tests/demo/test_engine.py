@@ -1,6 +1,5 @@
 """The engine: one job after the other, and nothing of one in another."""
 
-import gc
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from dit_heads.demo.jobs import Cancelled
 from dit_heads.demo.limits import Limits
 from dit_heads.errors import InputError
 from tests.demo.lone_runs import alone, lone, visible_loras
-from tests.demo.watched import cancelled_at, watched
+from tests.demo.watched import cancelled_at, memory_grown, watched
 from tests.saved import tiny_pipeline
 
 
@@ -238,18 +237,8 @@ def test_the_last_preview_of_all_is_the_picture(model, settings, monkeypatch):
 
 @pytest.mark.slow
 def test_memory_is_level_after_100_requests(roomy, model, settings, loras):
-    import psutil
-
-    process = psutil.Process()
-
-    def used(count):
+    def work(count):
         for drawing in requests(settings, loras, count):
             roomy.submit(model, drawing).wait(60)
-        gc.collect()
-        return process.memory_info().rss
 
-    used(100)
-    before = used(20)
-    grown = used(100) - before
-    print(f"memory grew by {grown / 2**20:.1f} MiB")
-    assert grown < 16 * 2**20
+    assert memory_grown(work) < 16 * 2**20

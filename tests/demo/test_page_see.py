@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.demo.browsing import PHONE, ask_about, show
+from tests.demo.browsing import PHONE, ask_about, show, steps
 
 pytest.importorskip("gradio")
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of the server's libraries
@@ -17,20 +17,6 @@ STAGE = "#dh-see-stage .dh-stage"
 
 def state(page, name):
     page.wait_for_selector(f'{STAGE}[data-state="{name}"]')
-
-
-def steps(page, count):
-    field = (
-        page.locator(".dh-columns")
-        .filter(has=page.locator("#dh-see-board"))
-        .get_by_label("number input for Steps")
-    )
-    if not field.is_visible():
-        page.locator(".dh-columns").filter(has=page.locator("#dh-see-board")).get_by_role(
-            "button", name="More settings"
-        ).click()
-    field.fill(str(count))
-    field.press("Tab")
 
 
 def give(page, data, name="a.png"):
@@ -124,12 +110,12 @@ def test_a_scene_brings_its_question_and_enter_asks(visit):
 def test_an_answer_is_cancelled_and_the_next_one_comes(visit):
     page = visit()
     show(page, "See")
-    steps(page, 400)
+    steps(page, 400, "#dh-see-board")
     page.click("#dh-see-ask")
     state(page, "running")
     page.click("#dh-see-cancel")
     state(page, "cancelled")
-    steps(page, 2)
+    steps(page, 2, "#dh-see-board")
     page.click("#dh-see-ask")
     state(page, "done")
 

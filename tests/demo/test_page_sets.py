@@ -10,7 +10,7 @@ from PIL import Image
 
 from dit_heads.demo.limits import Limits
 from dit_heads.demo.serve import running
-from tests.demo.browsing import PHONE, show
+from tests.demo.browsing import PHONE, show, steps
 from tests.demo.test_set_files import sets, zipped
 from tests.saved import tiny_pipeline, tiny_vae
 
@@ -40,19 +40,6 @@ def describe(page, *texts):
     page.fill('#dh-set-board [data-text="summary"]', "two.")
     for number, text in enumerate(texts):
         page.fill(f'#dh-set-board textarea[data-text="{number}"]', text)
-
-
-def columns(page, part):
-    """The tab that a part is in."""
-    return page.locator(".dh-columns").filter(has=page.locator(part))
-
-
-def steps(page, count, part="#dh-set-board"):
-    field = columns(page, part).get_by_label("number input for Steps")
-    if not field.is_visible():
-        columns(page, part).get_by_role("button", name="More settings").click()
-    field.fill(str(count))
-    field.press("Tab")
 
 
 def image(uri: str) -> Image.Image:

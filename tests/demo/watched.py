@@ -1,7 +1,10 @@
 """Work that a test watches, or cancels, while it goes on."""
 
+import gc
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import psutil
 
 from dit_heads.demo.jobs import Job, Work
 
@@ -20,6 +23,22 @@ def watched(work: Work, tell: Callable[[Job, Mapping[str, Any]], object]) -> Wor
         return work(pipe, job)
 
     return watching
+
+
+def memory_grown(work: Callable[[int], object]) -> int:
+    """Bytes by which this process grows in 100 pieces of work, after 120 others; `work` does so many."""
+    process = psutil.Process()
+
+    def used(count: int) -> int:
+        work(count)
+        gc.collect()
+        return process.memory_info().rss
+
+    used(100)
+    before = used(20)
+    grown = used(100) - before
+    print(f"memory grew by {grown / 2**20:.1f} MiB")
+    return grown
 
 
 def cancelled_at(step: int, work: Work) -> Work:

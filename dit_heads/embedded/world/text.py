@@ -50,6 +50,11 @@ def unknown_words(prompt: str) -> list[str]:
     return list(dict.fromkeys(w for w in split_words(prompt) if w not in known))
 
 
+def is_known(text: str) -> bool:
+    """Whether the embedded text encoders have seen every word."""
+    return not unknown_words(text)
+
+
 def make_t5_tokenizer() -> T5Tokenizer:
     """A unigram model whose pieces are whole words, so that an unknown word is a single `<unk>`."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
