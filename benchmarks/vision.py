@@ -223,6 +223,7 @@ def main(
     held_out: bool = False,
     batch: int = 16,
     sheets: Path | None = None,
+    device: str = "cpu",
 ) -> None:
     """Print a table a task.
 
@@ -236,9 +237,11 @@ def main(
         held_out: Ask for held-out combinations of colour and shape; for segment, instances and detect.
         batch: Number of answers that are painted at once.
         sheets: Folder for pictures of the first answers of each task.
+        device: Device of the model.
     """
     pipes = {
-        folder: with_instruct_lora(load_embedded("sd3"), folder / "lora.safetensors") for folder in loras
+        folder: with_instruct_lora(load_embedded("sd3").to(device), folder / "lora.safetensors")
+        for folder in loras
     }
     vae = load_embedded("sd3").vae
     for task in tasks:

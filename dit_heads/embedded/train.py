@@ -286,7 +286,7 @@ def _corpus(shards: int, batch: int, stock: int, times: int = 1, **draws: float)
     data = list(load_shards("train", shards))
     images, coverage = (np.concatenate(part) for part in zip(*data, strict=True))
     vae = _channels_last(normalised_vae())
-    vae = vae.bfloat16() if bf16_is_faster() else vae
+    vae = vae.bfloat16() if DEVICE.type == "cpu" and bf16_is_faster() else vae
     singles = [_cached(f"latents-v2/{k}.pt", encode_latents, vae, shard) for k, (shard, _) in enumerate(data)]
     composites = [
         _cached(_sheets(grid, times * count), make_composites, vae, images, grid, times * count)

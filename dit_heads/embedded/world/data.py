@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("DIT_HEADS_CACHE", "~/.cache/dit-heads")).expanduser()
 
 
+@lru_cache(2**14)
 def scene_of(split: Split, index: int) -> Scene:
     """Scene `index` of a split. Raises ValueError beyond its range."""
     return sample_scene(split_seed(split, index))
