@@ -25,6 +25,7 @@ __all__ = [
     "JointAttnProcessor2_0",
     "align_module_device",
     "apply_rotary_emb",
+    "copy_all",
     "dispatch_attention_fn",
     "forward_is_replaced",
     "has_offloaded_params",
@@ -71,6 +72,11 @@ def muon_group(optimizer: torch.optim.Muon, group: dict[str, Any]) -> list[tuple
 def lerp_all(tensors: list[Tensor], others: list[Tensor], share: float) -> None:
     """Move tensors in place towards others by a share, in few kernels."""
     torch._foreach_lerp_(tensors, others, share)
+
+
+def copy_all(tensors: list[Tensor], values: Tensor) -> None:
+    """Copy the rows of a tensor into tensors, in few kernels."""
+    torch._foreach_copy_(tensors, list(values))
 
 
 def plain_tensors() -> AbstractContextManager[Any]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from dit_heads.compat import muon_group
+from dit_heads.compat import copy_all, muon_group
 from dit_heads.errors import InputError
 
 SCALER = "(scaler)"  # a name that no weight can have
+STACKED = 2**24  # elements of the matrices that Muon orthogonalises together, at most
 
 
 class Muon(torch.optim.Muon):
@@ -23,31 +26,45 @@ class Muon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
-        """Take one step by the gradients of the weights."""
+        """Take one step by the gradients of the weights. Matrices of one shape are orthogonalised together,
+        which takes a GPU a fraction of the kernels."""
         assert closure is None, "a closure is not called"
         for group in self.param_groups:
-            for weight, gradient, momentum in muon_group(self, group):
-                momentum.lerp_(gradient, 1 - group["momentum"])
-                update = orthogonalised(gradient.lerp(momentum, group["momentum"]).to(self.dtype), group)
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(update, alpha=-group["lr"] * 0.2 * max(weight.shape) ** 0.5)
+            alike: dict[torch.Size, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
+            for matrix in muon_group(self, group):
+                alike[matrix[0].shape].append(matrix)
+            for shape, found in alike.items():
+                together = max(1, STACKED // shape.numel())
+                for first in range(0, len(found), together):
+                    self._move(found[first : first + together], group)
+
+    def _move(self, matrices: Sequence[tuple[Tensor, Tensor, Tensor]], group: Mapping[str, Any]) -> None:
+        """Apply the gradients of weights of one shape, given with their momenta."""
+        weights, gradients, momenta = (torch.stack(parts) for parts in zip(*matrices, strict=True))
+        momenta.lerp_(gradients, 1 - group["momentum"])
+        updates = orthogonalised(gradients.lerp(momenta, group["momentum"]).to(self.dtype), group)
+        weights.mul_(1 - group["lr"] * group["weight_decay"])
+        weights.add_(updates, alpha=-group["lr"] * 0.2 * max(weights.shape[1:]) ** 0.5)
+        copy_all([weight for weight, _, _ in matrices], weights)
+        copy_all([momentum for _, _, momentum in matrices], momenta)
 
 
-def orthogonalised(matrix: Tensor, settings: Mapping[str, Any]) -> Tensor:
-    """Move the singular values of a matrix to near 1, by Newton and Schulz's iteration with the coefficients
+def orthogonalised(matrices: Float[Tensor, "n r c"], settings: Mapping[str, Any]) -> Float[Tensor, "n r c"]:
+    """Move the singular values of matrices to near 1, by Newton and Schulz's iteration with the coefficients
     of https://kellerjordan.github.io/posts/muon.
 
     Args:
-        matrix: of two axes.
+        matrices: of one shape.
         settings: a parameter group of torch's Muon.
     """
     a, b, c = settings["ns_coefficients"]
-    wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
-    x = wide / wide.norm().clamp(min=settings["eps"])
+    is_wide = matrices.shape[1] <= matrices.shape[2]
+    wide = matrices if is_wide else matrices.mT
+    x = wide / wide.flatten(1).norm(dim=1).clamp(min=settings["eps"])[:, None, None]
     for _ in range(settings["ns_steps"]):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x if wide is matrix else x.T
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x if is_wide else x.mT
 
 
 class Optimizer:

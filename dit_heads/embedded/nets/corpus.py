@@ -151,8 +151,9 @@ def encode_latents(
 ) -> Float[Tensor, "n c h w"]:
     """Normalised latents of pictures [N, H, W, 3] in fp16, by the posterior's mean.
 
-    Small batches fit the cache of a CPU: 8 is 1.7 times as fast as 64.
+    Small batches fit the cache of a CPU: 8 is 1.7 times as fast as 64. A GPU gets 16 times `batch`.
     """
+    batch *= 1 if vae.device.type == "cpu" else 16
     parts = []
     for i in range(0, len(images), batch):
         x = to_tensor(images[i : i + batch]).to(vae.device, vae.dtype)
