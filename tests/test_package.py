@@ -30,7 +30,7 @@ BELOW = {
     "objectives": ["io"],
     "hunt": ["guidance", "objectives", "settings"],
     "training": ["families", "io", "settings"],
-    "tasks": ["io"],
+    "tasks": ["guidance", "training"],
     "fusion": ["training", "tasks"],
     "embedded": ["guidance", "objectives", "hunt", "fusion"],
     "models": ["embedded"],

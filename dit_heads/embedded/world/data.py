@@ -7,10 +7,11 @@ They can be rendered again from their seeds, so they are kept in a cache folder:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,14 +86,56 @@ def render_shard(split: Split, shard: int, workers: int | None = None, count: in
     Returns:
         The path of the file.
     """
-    path = cache_folder() / "scenes-v1" / f"{split}-{shard:03d}-{count}.npz"
+    return _shard("scenes-v1", split, shard, workers, count, _render_one, ("images", "coverage"))
+
+
+def _shard(
+    folder: str,
+    split: Split,
+    shard: int,
+    workers: int | None,
+    count: int,
+    one: Callable[[tuple[Split, int]], tuple[NDArray[Any], ...]],
+    names: tuple[str, ...],
+) -> Path:
+    """A file of what `one` makes of each scene of a shard, each of its arrays under its name."""
+    path = cache_folder() / folder / f"{split}-{shard:03d}-{count}.npz"
     if not path.exists():
         jobs = [(split, i) for i in range(shard * count, (shard + 1) * count)]
         with ProcessPoolExecutor(workers) as pool:
-            images, covers = zip(*pool.map(_render_one, jobs, chunksize=50), strict=True)
+            parts = zip(*pool.map(one, jobs, chunksize=min(50, max(1, count // 16))), strict=True)
         with atomic_file(path) as file:
-            np.savez(file, images=np.stack(images), coverage=np.stack(covers))
+            arrays: dict[str, Any] = {name: np.stack(part) for name, part in zip(names, parts, strict=True)}
+            np.savez(file, **arrays)
     return path
+
+
+def _render_truth(job: tuple[Split, int]) -> tuple[NDArray[Any], ...]:
+    done = render(scene_of(*job))
+    return done.image, done.depth, done.ids
+
+
+def load_truth(
+    split: Split, count: int, workers: int | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:
+    """The first scenes of a split with their truth. Missing shards are rendered.
+
+    Args:
+        split: the split.
+        count: number of scenes.
+        workers: number of processes. Default: one per core.
+
+    Returns:
+        Images [n, 128, 128, 3], depth in metres and instance ids, both [n, 128, 128], as `render` has them.
+    """
+    size = min(count, SHARD)
+    parts = []
+    for shard in range(-(-count // size)):
+        names = ("images", "depth", "ids")
+        with np.load(_shard("truth-v1", split, shard, workers, size, _render_truth, names)) as data:
+            parts.append([data[name] for name in names])
+    images, depth, ids = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))
+    return images, depth, ids
 
 
 def load_shards(

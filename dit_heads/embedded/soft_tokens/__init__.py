@@ -1,0 +1,1 @@
+"""Training of soft tokens on the blocks world: `python -m dit_heads.embedded.soft_tokens.train --help`."""
