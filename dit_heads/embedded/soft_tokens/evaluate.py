@@ -25,7 +25,7 @@ from dit_heads.embedded.soft_tokens.runs import (
     trained_solver,
     trained_tokenizer,
 )
-from dit_heads.embedded.soft_tokens.truth import Truth, load_features, load_world
+from dit_heads.embedded.soft_tokens.truth import Encoder, Truth, load_features, load_world
 from dit_heads.embedded.world.data import load_truth, scene_of
 from dit_heads.embedded.world.render import Rendering
 from dit_heads.io.atomic import write_text
@@ -46,6 +46,7 @@ from dit_heads.tasks.soft_tokens.tokenizer import Decoded, Tokenizer
 
 PROTOCOL = DepthProtocol(far=60.0)
 FIGURES = "figures.json"
+SECONDS, SECONDS_OF_BATCH = "seconds a picture", "seconds a picture of a batch"  # keys of the figures
 BATCH = 50
 
 
@@ -155,9 +156,13 @@ def evaluated(name: str, count: int) -> dict[str, Any]:
     }
     for how, hard in (("soft", False), ("hard", True)):
         figures[how] = scored(right, *answers(reader, features, hard))
-    some = features[:BATCH]
-    for how, pictures in (("seconds a picture", some[:1]), ("seconds a picture of a batch", some)):
-        figures[how] = seconds_a_picture(lambda p=pictures: answers(reader, p, False), len(pictures))
+    encoder = Encoder(run.model, device)
+    for how, images in ((SECONDS, truth.images[:1]), (SECONDS_OF_BATCH, truth.images[:BATCH])):
+
+        def answer(images: Any = images) -> Any:
+            return answers(reader, encoder.features(images, chosen), False)
+
+        figures[how] = seconds_a_picture(answer, len(images))
     figures["weights"] = sum(p.numel() for p in reader.solver.parameters())
     return figures
 

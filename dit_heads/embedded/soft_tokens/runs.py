@@ -32,7 +32,7 @@ class Run:
     """Number of steps in all."""
     batch: Whole = 128
     """Maps, masks or scenes of a step."""
-    scenes: Whole = 20000
+    scenes: Whole = 12000
     """Scenes of the training split."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of weights, noise and order."""

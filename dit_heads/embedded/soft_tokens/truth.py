@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from dit_heads.embedded import TEXT_TOKENS, load_embedded
 from dit_heads.embedded.nets.vae import to_tensor
-from dit_heads.embedded.world.data import cache_folder, load_truth, scene_of
+from dit_heads.embedded.world.data import cache_folder, load_truth, made_once, scene_of
 from dit_heads.embedded.world.scenes import SHAPES, Split
 from dit_heads.families import layout_of, training_of
 from dit_heads.families.latents import encoded
@@ -157,7 +158,7 @@ def load_features(
     images: UInt8[np.ndarray, "s h w 3"],
     config: FeatureConfig,
     device: torch.device,
-    batch: int = 64,
+    batch: int = 128,
 ) -> Float[Tensor, "s n f"]:
     """Features of the first scenes of a split, in fp16. Those of all heads are computed once for each noise
     level, and kept in the cache folder.
@@ -170,21 +171,21 @@ def load_features(
         device: where they are computed, and where they go.
         batch: number of pictures at once.
     """
-    encoder: Encoder | None = None
+    encoder = cache(lambda: Encoder(model, device))
+    columns = columns_of(model, config)
     parts = []
     for level in config.levels:
         name = f"{model}-{split}-{len(images)}-{config.kind}-{level:g}.safetensors"
         path = cache_folder() / "features-v1" / name
-        if not path.exists():
-            encoder = encoder or Encoder(model, device)
-            every = FeatureConfig("all", config.kind, (level,))
-            made = [
-                encoder.features(images[at : at + batch], every).half().cpu()
-                for at in range(0, len(images), batch)
-            ]
-            write_tensors(path, {"features": torch.cat(made)}, {})
+        with made_once(path) as is_there:
+            if not is_there:
+                every = FeatureConfig("all", config.kind, (level,))
+                made = [
+                    encoder().features(images[at : at + batch], every).half().cpu()
+                    for at in range(0, len(images), batch)
+                ]
+                write_tensors(path, {"features": torch.cat(made)}, {})
         stored = load_file(path)["features"]
-        columns = columns_of(model, config)
         parts.append(stored.to(device) if columns is None else stored[..., columns].to(device))
     return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
 

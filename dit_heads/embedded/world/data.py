@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from dit_heads.embedded.world.render import Rendering, render
@@ -38,6 +40,21 @@ COVERAGE_CHANNELS = sum(map(len, ATTRIBUTES.values()))
 def cache_folder() -> Path:
     """The folder of renders and training runs, which need not exist."""
     return Path(os.environ.get("DIT_HEADS_CACHE", "~/.cache/dit-heads")).expanduser()
+
+
+@contextmanager
+def made_once(path: Path) -> Iterator[bool]:
+    """Whether a file of the cache is there. Inside, no other process makes it.
+
+    Args:
+        path: of the file.
+    """
+    if path.exists():
+        yield True
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        yield path.exists()
 
 
 @lru_cache(2**14)
@@ -100,7 +117,9 @@ def _shard(
 ) -> Path:
     """A file of what `one` makes of each scene of a shard, each of its arrays under its name."""
     path = cache_folder() / folder / f"{split}-{shard:03d}-{count}.npz"
-    if not path.exists():
+    with made_once(path) as is_there:
+        if is_there:
+            return path
         jobs = [(split, i) for i in range(shard * count, (shard + 1) * count)]
         with ProcessPoolExecutor(workers) as pool:
             parts = zip(*pool.map(one, jobs, chunksize=min(50, max(1, count // 16))), strict=True)
