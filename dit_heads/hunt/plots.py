@@ -17,7 +17,12 @@ NEEDS = "matplotlib is missing, which plots need: pip install 'dit-heads[search]
 
 
 def draw_head_map(
-    gains: Mapping[HeadId, float], path: Path, *, chosen: Sequence[HeadId] = (), title: str = ""
+    gains: Mapping[HeadId, float],
+    path: Path,
+    *,
+    chosen: Sequence[HeadId] = (),
+    title: str = "",
+    label: str = "gain in score",
 ) -> None:
     """Write a PNG with a column for each block and a row for each head. Image-only heads have their own map.
 
@@ -26,6 +31,7 @@ def draw_head_map(
         path: of the file.
         chosen: heads that get their number in the order of choice.
         title: of the figure.
+        label: what the numbers are.
 
     Raises:
         InputError: if matplotlib is missing.
@@ -51,7 +57,7 @@ def draw_head_map(
         axis.set(xlabel="block", ylabel="head", title="image-only attention" if only else "")
         axis.set_xticks(range(0, shape[0], max(1, shape[0] // 12)))
         axis.set_yticks(range(0, shape[1], max(1, shape[1] // 12)))
-    figure.colorbar(axes[0][0].images[0], ax=axes[0].tolist(), label="gain in score", shrink=0.8)
+    figure.colorbar(axes[0][0].images[0], ax=axes[0].tolist(), label=label, shrink=0.8)
     figure.suptitle(title, fontsize=10)
     _save(figure, path)
 
