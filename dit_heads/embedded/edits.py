@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 
 from dit_heads.embedded.world.captions import WHEN, content, noun
-from dit_heads.embedded.world.data import scene_of
 from dit_heads.embedded.world.scenes import (
     COLOURS,
     GROUNDS,
@@ -20,6 +19,7 @@ from dit_heads.embedded.world.scenes import (
     Scene,
     Solid,
     Split,
+    sample_scene,
     split_seed,
 )
 from dit_heads.tasks.multimodal import PLACEHOLDER
@@ -56,16 +56,18 @@ class Edit:
     references: tuple[Scene, ...] = ()
 
 
-def edit_of(split: Split, kind: Kind, index: int) -> Edit:
+def edit_of(split: Split, kind: Kind, index: int, held_out: bool = False) -> Edit:
     """Instruction `index` of a task, a function of its arguments alone.
 
     Args:
         split: whose scenes it is about.
         kind: the task.
         index: as of `scene_of`.
+        held_out: whether each scene has a combination of colour and shape that training never shows.
     """
     rng = np.random.default_rng((7, split_seed(split, index), list(KINDS).index(kind)))
-    scene, other = scene_of(split, index), scene_of(split, SWAPS + index)
+    seeds = (split_seed(split, each) for each in (index, SWAPS + index))
+    scene, other = (sample_scene(seed, held_out=held_out) for seed in seeds)
     return KINDS[kind](scene, other, rng)
 
 
