@@ -49,6 +49,7 @@ COMMANDS = {
     "train": Entry("train", "Train", "train a LoRA on sets of images"),
     "in-context": Entry("in_context", "InContext", "generate a set of pictures, or fill in its panels"),
     "see": Entry("see", "See", "answer a question about a picture: masks, boxes, depth, classes"),
+    "edit": Entry("edit", "Edit", "paint or edit a picture by words with pictures in them"),
     "score": Entry("score", "Score", "score predictions of any model against the truth"),
 }
 TRACEBACK = "--traceback"

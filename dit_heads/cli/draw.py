@@ -45,7 +45,7 @@ def check_model(settings: Settings, heads: HeadSet | None) -> Settings:
     if asked and drawn is not None and not drawn.reads_guidance(transformer):
         warn("guidance_scale: no guidance is distilled into this model, so it has no effect")
     if settings.model in EMBEDDED:
-        _warn_of_unknown_words(settings)
+        warn_of_unknown_words(f"{settings.prompt} {settings.negative_prompt}")
     return settings if heads is not None else without_heads(settings)
 
 
@@ -155,8 +155,9 @@ def _check_negative_prompt(settings: Settings, family: Family) -> None:
         )
 
 
-def _warn_of_unknown_words(settings: Settings) -> None:
+def warn_of_unknown_words(text: str) -> None:
+    """Warn of words in a text for an embedded model that it has never read."""
     from dit_heads.embedded.world.text import unknown_words
 
-    if words := unknown_words(f"{settings.prompt} {settings.negative_prompt}"):
+    if words := unknown_words(text):
         warn(f"words that the embedded model has never read: {', '.join(words)}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ import tyro
 from dit_heads import __version__
 from dit_heads.cli.generate import MAX_SEED, check_out
 from dit_heads.cli.loras import SUFFIX
-from dit_heads.cli.warn import warn
+from dit_heads.cli.warn import warnings_told
 from dit_heads.errors import InputError
 from dit_heads.io.atomic import write_text
 from dit_heads.io.formats import PICTURE_SUFFIXES
@@ -141,8 +140,12 @@ def check_names(query: Query, model: str) -> None:
         )
 
 
-def lora_of(chosen: SeeSettings) -> Path:
-    """The LoRA that answers questions: the file that the settings name, or the one that ships for the model.
+def lora_of(chosen: Any, task: str = "instruct") -> Path:
+    """The LoRA of a task: the file that settings name, or the one that ships for their model.
+
+    Args:
+        chosen: settings with `model` and `lora`.
+        task: its name in the settings of a training run.
 
     Raises:
         InputError: there is none.
@@ -152,16 +155,16 @@ def lora_of(chosen: SeeSettings) -> Path:
         if path.suffix != SUFFIX or not path.is_file():
             raise InputError(f"lora: expected a {SUFFIX} file, got '{path}'")
         return path
-    if (shipped := shipped_lora(chosen.model)) is None:
+    if (shipped := shipped_lora(chosen.model, task)) is None:
         raise InputError(
-            f"lora: expected a LoRA of the task instruct, since none ships for the model '{chosen.model}'; "
-            "`dit-heads train` with `task: instruct` makes one"
+            f"lora: expected a LoRA of the task {task}, since none ships for the model '{chosen.model}'; "
+            f"`dit-heads train` with `task: {task}` makes one"
         )
     return shipped
 
 
-def shipped_lora(model: str) -> Path | None:
-    """The LoRA of the task instruct that ships for a model, if any."""
+def shipped_lora(model: str, task: str = "instruct") -> Path | None:
+    """The LoRA of a task that ships for a model, if any."""
     from dit_heads.embedded import WEIGHTS
     from dit_heads.loras.weights.files import run_settings
     from dit_heads.models import EMBEDDED
@@ -169,20 +172,15 @@ def shipped_lora(model: str) -> Path | None:
     for path in sorted((WEIGHTS / "loras").glob(f"*/lora{SUFFIX}")):
         found = run_settings(path)
         made_for = EMBEDDED.get(str(found.get("model")))
-        if found.get("task") == "instruct" and made_for and made_for == EMBEDDED.get(model):
+        if found.get("task") == task and made_for and made_for == EMBEDDED.get(model):
             return path
     return None
 
 
 def answered(see: Any, image: Any, query: Query, chosen: SeeSettings) -> VisionOutput:
     """Ask a pipeline; its warnings become the command's."""
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always", UserWarning)
-        output = see.ask(image, query, **call_arguments(chosen))
-    for each in told:
-        if each.category is UserWarning:
-            warn(str(each.message))
-    return output
+    with warnings_told():
+        return see.ask(image, query, **call_arguments(chosen))
 
 
 def call_arguments(chosen: SeeSettings) -> dict[str, Any]:
