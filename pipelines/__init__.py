@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from dit_heads.pipelines.modular import HeadPerturbationGuidance
     from dit_heads.pipelines.multimodal import MultimodalInstructPipeline, with_multimodal_lora
+    from dit_heads.pipelines.soft_tokens import SoftTokenOutput, SoftTokenPipeline, with_soft_tokens
     from dit_heads.pipelines.vision_output import VisionOutput
 
 __all__ = [
@@ -37,12 +38,15 @@ __all__ = [
     "InstructPipeline",
     "InstructPipelineOutput",
     "MultimodalInstructPipeline",
+    "SoftTokenOutput",
+    "SoftTokenPipeline",
     "StableDiffusion3HeadsImg2ImgPipeline",
     "StableDiffusion3HeadsInpaintPipeline",
     "StableDiffusion3HeadsPipeline",
     "VisionOutput",
     "with_instruct_lora",
     "with_multimodal_lora",
+    "with_soft_tokens",
 ]
 
 _HOME = dict.fromkeys(__all__, "dit_heads.pipelines.guided") | {
@@ -52,8 +56,11 @@ _HOME = dict.fromkeys(__all__, "dit_heads.pipelines.guided") | {
     "InstructPipeline": "dit_heads.pipelines.instruct",
     "InstructPipelineOutput": "dit_heads.pipelines.instruct",
     "MultimodalInstructPipeline": "dit_heads.pipelines.multimodal",
+    "SoftTokenOutput": "dit_heads.pipelines.soft_tokens",
+    "SoftTokenPipeline": "dit_heads.pipelines.soft_tokens",
     "VisionOutput": "dit_heads.pipelines.vision_output",
     "with_instruct_lora": "dit_heads.pipelines.instruct",
     "with_multimodal_lora": "dit_heads.pipelines.multimodal",
+    "with_soft_tokens": "dit_heads.pipelines.soft_tokens",
 }
 __getattr__, __dir__ = lazy_exports(globals(), _HOME)

@@ -43,6 +43,14 @@ class SeeSettings:
     """Model: embedded, embedded/flux, a folder in diffusers' format, or a model id on the hub."""
     lora: Annotated[str | None, Flag(metavar="FILE.safetensors")] = None
     """LoRA of the task instruct, written by `dit-heads train`. Default: the one that ships for the model."""
+    method: Literal["instruct", "soft-tokens"] = "instruct"
+    """instruct paints the answer; soft-tokens reads depth and instances from one look of the model."""
+    tokens: Annotated[str | None, Flag(metavar="FOLDER")] = None
+    """Weights of soft tokens. Default: those that ship for the model."""
+    hard: bool = False
+    """Take the likeliest code of each soft token alone."""
+    flips: bool = False
+    """Read the mirrored picture by soft tokens too, and average both depths."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 20
     """Number of denoising steps."""
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
@@ -81,14 +89,9 @@ class See:
         image = read_image(picture)
         file = file_of(self.out, picture, query)
         check_names(query, self.settings.model)
-        # Slow to import, so only now.
-        from dit_heads.models import load_pipeline
-        from dit_heads.pipelines import with_instruct_lora
-
-        lora = lora_of(self.settings)
-        pipe = load_pipeline(self.settings.model, self.settings.dtype, self.device)
+        see, call = METHODS[self.settings.method](self.settings, self.device)
         began = time.perf_counter()
-        output = answered(with_instruct_lora(pipe, lora), image, query, self.settings)
+        output = answered(see, image, query, call)
         kept = {**as_mapping(self.settings), "question": text, "version": __version__}
         write_png(output.visualize(image)[0], file, kept)
         others = WRITERS[type(output.annotations[0])](output, file, picture.name)
@@ -177,10 +180,59 @@ def shipped_lora(model: str, task: str = "instruct") -> Path | None:
     return None
 
 
-def answered(see: Any, image: Any, query: Query, chosen: SeeSettings) -> VisionOutput:
+def painter(chosen: SeeSettings, device: str) -> tuple[Any, dict[str, Any]]:
+    """The pipeline that paints answers, and the arguments of its calls."""
+    from dit_heads.models import load_pipeline  # slow to import, so only now
+    from dit_heads.pipelines import with_instruct_lora
+
+    lora = lora_of(chosen)
+    pipe = load_pipeline(chosen.model, chosen.dtype, device)
+    return with_instruct_lora(pipe, lora), call_arguments(chosen)
+
+
+def token_reader(chosen: SeeSettings, device: str) -> tuple[Any, dict[str, Any]]:
+    """The pipeline that reads soft tokens, and the arguments of its calls."""
+    from dit_heads.models import load_pipeline
+    from dit_heads.pipelines import with_soft_tokens
+
+    folder = tokens_of(chosen)
+    pipe = load_pipeline(chosen.model, chosen.dtype, device)
+    return with_soft_tokens(pipe, folder), {"hard": chosen.hard, "flips": chosen.flips}
+
+
+METHODS: dict[str, Callable[[SeeSettings, str], tuple[Any, dict[str, Any]]]] = {
+    "instruct": painter,
+    "soft-tokens": token_reader,
+}
+
+
+def tokens_of(chosen: SeeSettings) -> Path:
+    """The folder of soft tokens that the settings name, or the one that ships for the model.
+
+    Raises:
+        InputError: there is none.
+    """
+    if chosen.tokens is not None:
+        folder = Path(chosen.tokens)
+        if not folder.is_dir():
+            raise InputError(f"tokens: expected a folder of weights of soft tokens, got '{folder}'")
+        return folder
+    from dit_heads.embedded import WEIGHTS
+    from dit_heads.models import EMBEDDED
+
+    folder = WEIGHTS / "soft_tokens" / str(EMBEDDED.get(chosen.model))
+    if not folder.is_dir():
+        raise InputError(
+            f"tokens: expected a folder of weights of soft tokens, since none ship for the model "
+            f"'{chosen.model}'; `python -m dit_heads.embedded.soft_tokens.train` makes them"
+        )
+    return folder
+
+
+def answered(see: Any, image: Any, query: Query, call: dict[str, Any]) -> VisionOutput:
     """Ask a pipeline; its warnings become the command's."""
     with warnings_told():
-        return see.ask(image, query, **call_arguments(chosen))
+        return see.ask(image, query, **call)
 
 
 def call_arguments(chosen: SeeSettings) -> dict[str, Any]:

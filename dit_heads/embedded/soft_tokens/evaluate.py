@@ -123,7 +123,7 @@ def _reconstructed(truth: Truth, mask: Tokenizer, scene: int, numbers: Tensor, v
         masks = mask.decode_tokens(numbers[at])[:, 0].float().sigmoid()
     names = tuple(vocabulary.classes[k] for k in objects.classes[scene, at].tolist())
     size = (truth.ids.shape[1], truth.ids.shape[2])
-    return pasted_instances(masks, objects.boxes[scene, at], names, masks.new_ones(len(at)), size)
+    return pasted_instances(masks, objects.boxes[scene, at], names, masks.new_ones(len(at)), size)[0]
 
 
 def seconds_a_picture(call: Callable[[], Any], pictures: int, repeats: int = 3) -> float:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dit_heads.embedded.soft_tokens.truth import BLOCK, Truth
+from dit_heads.errors import InputError
 from dit_heads.tasks.soft_tokens import losses
 from dit_heads.tasks.soft_tokens.codebook import usage
 from dit_heads.tasks.soft_tokens.maps import cropped, depth_input, with_patches_hidden
@@ -46,6 +47,11 @@ class TokenizerLoss:
         self.seen = torch.nonzero(truth.objects.there)  # [objects, 2]: scene and place
 
     def __call__(self, part: Part, generator: torch.Generator) -> tuple[Tensor, Figures]:
+        if part.count > 1:
+            raise InputError(
+                "accumulate: expected one process and batches in one part, since the codebook's averages "
+                f"are taken over a batch, got {part.count} parts"
+            )
         is_depth = self.tokenizer.config.kind == "depth"
         flipped = bool(torch.rand((), generator=generator) < 0.5)
         return (self._depth if is_depth else self._masks)(part, generator, flipped)

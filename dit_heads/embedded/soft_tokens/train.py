@@ -16,6 +16,7 @@ import torch
 import tyro
 from torch import nn
 
+from dit_heads.embedded import TEXT_TOKENS
 from dit_heads.embedded.soft_tokens.losses import SolverLoss, TokenizerLoss, labels_of
 from dit_heads.embedded.soft_tokens.runs import (
     WEIGHTS,
@@ -74,6 +75,7 @@ def solver(run: Annotated[SolverRun, tyro.conf.arg(name="")]) -> None:
         features=chosen,
         model={"sd3": "embedded", "flux": "embedded/flux"}[run.model],
         size=depth.config.size,
+        text_tokens=TEXT_TOKENS,
         channels=features.shape[-1],
         kept=len(normaliser.kept),
         order=run.order,

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from dit_heads.errors import InputError
 from dit_heads.tasks.annotations import Depth, Instances
 from dit_heads.tasks.soft_tokens.maps import DepthRange, pasted
 from dit_heads.tasks.soft_tokens.sequences import split_objects, token_boxes
@@ -76,15 +77,33 @@ class ObjectReading:
 
     def instances(self, size: tuple[int, int]) -> Instances:
         """The masks on a picture of this height and width. Those without a pixel are left out."""
-        return pasted_instances(self.masks, self.boxes, self.classes, self.scores, size)
+        return self.answer(size)[0]
+
+    def answer(self, size: tuple[int, int]) -> tuple[Instances, Float[np.ndarray, " k"]]:
+        """The masks on a picture of this height and width, without empty ones, and the mean entropy of the
+        mask tokens of each."""
+        found, kept = pasted_instances(self.masks, self.boxes, self.classes, self.scores, size)
+        return found, self.entropies().cpu().numpy()[kept]
+
+    def entropies(self) -> Float[Tensor, " m"]:
+        """The mean entropy of the mask tokens of each object."""
+        return entropy(self.mask_probability).mean(-1)
+
+    def chances(self) -> dict[str, np.ndarray]:
+        """The probabilities of the tokens, by kind."""
+        every = {
+            "box": self.box_probability,
+            "class": self.class_probability,
+            "mask": self.mask_probability,
+        }
+        return {kind: p.cpu().numpy() for kind, p in every.items()}
 
     def doubt(self, size: tuple[int, int]) -> Float[np.ndarray, "h w"]:
         """The mean entropy of an object's mask tokens on its box, on a picture of this height and width; the
         largest where boxes overlap, 0 outside of them."""
         if not len(self.classes):
             return np.zeros(size, np.float32)
-        each = entropy(self.mask_probability).mean(-1)
-        found = pasted(each[:, None, None].expand_as(self.masks), self.boxes, size)
+        found = pasted(self.entropies()[:, None, None].expand_as(self.masks), self.boxes, size)
         return found.amax(0).cpu().numpy()
 
 
@@ -150,6 +169,22 @@ class SoftReader:
             return codes.new_zeros(0, side, side)
         return self.mask.decode_soft(codes)[:, 0].float().sigmoid()
 
+    def check(self) -> None:
+        """Raise InputError unless the tokenizers are those of the solver's vocabulary."""
+        vocabulary, config = self.solver.config.vocabulary, self.solver.config
+        for kind, tokenizer in (("depth", self.depth), ("mask", self.mask)):
+            found = (tokenizer.config.kind, tokenizer.config.tokens, tokenizer.config.codes)
+            sizes = (getattr(vocabulary, f"{kind}_tokens"), getattr(vocabulary, f"{kind}_codes"))
+            if found != (kind, *sizes):
+                raise InputError(
+                    f"{kind}: expected a tokenizer of {kind} with {sizes[0]} tokens of {sizes[1]} codes, got "
+                    f"one of {found[0]} with {found[1]} of {found[2]}"
+                )
+        if self.depth.config.size != config.size:
+            raise InputError(
+                f"depth: expected a tokenizer of maps of {config.size} pixels, got {self.depth.config.size}"
+            )
+
     def to(self, device: torch.device | str) -> SoftReader:
         """The same reader on a device."""
         return SoftReader(self.solver.to(device), self.depth.to(device), self.mask.to(device))
@@ -161,8 +196,9 @@ def pasted_instances(
     classes: Sequence[str],
     scores: Float[Tensor, " m"],
     size: tuple[int, int],
-) -> Instances:
-    """Masks within their boxes as instances on a whole picture. Those without a pixel are left out.
+) -> tuple[Instances, list[int]]:
+    """Masks within their boxes as instances on a whole picture, without those that have no pixel; and the
+    numbers of those that are left.
 
     Args:
         masks: chance of each pixel.
@@ -173,7 +209,8 @@ def pasted_instances(
     """
     whole = pasted(masks, boxes, size).cpu().numpy() > 0.5
     kept = np.flatnonzero(whole.any((1, 2))).tolist()
-    return Instances(whole[kept], tuple(classes[k] for k in kept), scores.double().cpu().numpy()[kept])
+    names = tuple(classes[k] for k in kept)
+    return Instances(whole[kept], names, scores.double().cpu().numpy()[kept]), kept
 
 
 def depth_maps(values: Float[Tensor, "b h w"], sky: Float[Tensor, "b h w"], span: DepthRange) -> list[Depth]:

@@ -37,6 +37,8 @@ class SolverConfig:
     """The model whose features it reads."""
     size: Annotated[int, Field(ge=8, le=8192)] = 128
     """Height and width in pixels of the pictures it reads."""
+    text_tokens: Annotated[int, Field(ge=1)] = 64
+    """Tokens of the empty prompt that the transformer reads."""
     channels: Annotated[int, Field(ge=1)] = 1536
     """Channels of these features."""
     kept: Annotated[int, Field(ge=1)] = 1536

@@ -96,5 +96,6 @@ def test_maps_in_metres_have_sky_where_it_is_likely():
 def test_masks_without_a_pixel_are_left_out():
     masks = torch.stack([torch.ones(4, 4), torch.zeros(4, 4)])
     boxes = torch.tensor([[0.0, 0.0, 0.5, 1.0], [0.0, 0.0, 1.0, 1.0]])
-    found = pasted_instances(masks, boxes, ("cube", "cone"), torch.tensor([0.9, 0.8]), (8, 8))
+    found, kept = pasted_instances(masks, boxes, ("cube", "cone"), torch.tensor([0.9, 0.8]), (8, 8))
+    assert kept == [0]
     assert found.classes == ("cube",) and found.masks[0, :, :4].all() and not found.masks[0, :, 4:].any()
