@@ -27,6 +27,7 @@ from dit_heads.tasks.query import ANYTHING, Query
 from dit_heads.tasks.router import route
 from dit_heads.tasks.soft_tokens.features import channels_of, features_of
 from dit_heads.tasks.soft_tokens.files import load_solver, load_tokenizer
+from dit_heads.tasks.soft_tokens.maps import DepthRange
 from dit_heads.tasks.soft_tokens.reading import (
     DEPTH_TAU,
     HARD,
@@ -130,7 +131,7 @@ class SoftTokenPipeline:
         depths: list[DepthReading] = []
         objects: list[ObjectReading] = []
         for at in range(0, len(sources), batch_size):
-            squares = self._squares(sources[at : at + batch_size])
+            squares = _squares(sources[at : at + batch_size], self.reader.solver.config.size)
             features = self._features(squares)
             read = self.reader.read_depth(features, HARD if hard else tau)
             if flips:
@@ -139,7 +140,7 @@ class SoftTokenPipeline:
             depths.append(read)
             objects += self.reader.read_objects(features, HARD if hard else MASK_TAU)
         sizes = [(s.shape[1], s.shape[2]) for s in sources]
-        found = self._output(_joined(depths), objects, sizes, output_type)
+        found = _output(_joined(depths), objects, sizes, self.reader.depth.range, output_type)
         return found if return_dict else found.to_tuple()
 
     def depth(self, image: Any, **options: Any) -> VisionOutput:
@@ -194,17 +195,6 @@ class SoftTokenPipeline:
         ]
         return output_of(query, answers, [], form)
 
-    def _squares(self, sources: Sequence[Pixels]) -> Float[Tensor, "b 3 h w"]:
-        """Pictures as the solver was trained on them."""
-        side = self.reader.solver.config.size
-        made = [
-            each[None]
-            if each.shape[1:] == (side, side)
-            else F.interpolate(each[None], (side, side), mode="bilinear", antialias=True)
-            for each in sources
-        ]
-        return torch.cat(made)
-
     def _features(self, squares: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n f"]:
         pipe, config = self.pipe, self.reader.solver.config
         device = pipe._execution_device
@@ -216,26 +206,6 @@ class SoftTokenPipeline:
         found = features_of(pipe.transformer, latents.to(kind), text, pooled, config.features)
         pipe.maybe_free_model_hooks()
         return found.float().to(self.reader.solver.norm.weight.device)
-
-    def _output(
-        self, read: DepthReading, objects: list[ObjectReading], sizes: list[tuple[int, int]], form: str
-    ) -> SoftTokenOutput:
-        span = self.reader.depth.range
-        depths, doubts, found = [], [], []
-        for row, size in enumerate(sizes):
-            values, sky = (_resized(t[row], size) for t in (read.values, read.sky))
-            (depth,) = depth_maps(values[None], sky[None], span)
-            doubt = _resized(read.entropy[row], size).cpu().numpy()
-            depths.append((depth, doubt))
-            doubts.append(np.maximum(doubt, objects[row].doubt(size)))
-            found.append(objects[row].answer(size))
-        return SoftTokenOutput(
-            output_of(Query("depth"), depths, [], form),
-            output_of(Query("instances", (ANYTHING,)), found, [], form),
-            doubts,
-            read.probability.cpu().numpy(),
-            [each.chances() for each in objects],
-        )
 
 
 def with_soft_tokens(pipe: Any, folder: str | Path) -> SoftTokenPipeline:
@@ -257,6 +227,42 @@ def with_soft_tokens(pipe: Any, folder: str | Path) -> SoftTokenPipeline:
     reader.check()
     device = getattr(pipe, "_execution_device", "cpu")
     return SoftTokenPipeline(pipe, reader.to(device))
+
+
+def _squares(sources: Sequence[Pixels], side: int) -> Float[Tensor, "b 3 side side"]:
+    """Pictures as the solver was trained on them."""
+    made = [
+        each[None]
+        if each.shape[1:] == (side, side)
+        else F.interpolate(each[None], (side, side), mode="bilinear", antialias=True)
+        for each in sources
+    ]
+    return torch.cat(made)
+
+
+def _output(
+    read: DepthReading,
+    objects: Sequence[ObjectReading],
+    sizes: Sequence[tuple[int, int]],
+    span: DepthRange,
+    form: str,
+) -> SoftTokenOutput:
+    """Readings on the grids of the pictures."""
+    depths, doubts, found = [], [], []
+    for row, size in enumerate(sizes):
+        values, sky = (_resized(t[row], size) for t in (read.values, read.sky))
+        (depth,) = depth_maps(values[None], sky[None], span)
+        doubt = _resized(read.entropy[row], size).cpu().numpy()
+        depths.append((depth, doubt))
+        doubts.append(np.maximum(doubt, objects[row].doubt(size)))
+        found.append(objects[row].answer(size))
+    return SoftTokenOutput(
+        output_of(Query("depth"), depths, [], form),
+        output_of(Query("instances", (ANYTHING,)), found, [], form),
+        doubts,
+        read.probability.cpu().numpy(),
+        [each.chances() for each in objects],
+    )
 
 
 def _joined(parts: Sequence[DepthReading]) -> DepthReading:
