@@ -9,7 +9,8 @@ import pytest
 from dit_heads.cli import main
 
 ROOT = Path(__file__).parent.parent
-MANUAL = ("README.md", "docs/guidance.md", "docs/hunt.md", "docs/loras.md", "docs/vision.md")
+PAGES_THAT_RUN = ("guidance", "hunt", "loras", "vision", "soft-tokens")
+MANUAL = ("README.md", *(f"docs/{name}.md" for name in PAGES_THAT_RUN))
 BLOCK = re.compile(
     r"^(?:<!-- (?P<mark>.*?) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )

@@ -73,7 +73,8 @@ def test_batches_change_nothing_and_a_large_tau_is_hard(see: SoftTokenPipeline):
     images = [picture(128, 128, seed) for seed in range(3)]
     one, together = see.depth(images, batch_size=1), see.depth(images, batch_size=3)
     assert np.allclose(one.prediction, together.prediction, rtol=1e-3)
-    hard, almost, soft = (see.depth(images[0], **o) for o in ({"hard": True}, {"tau": 1e7}, {}))
+    options: list[dict[str, Any]] = [{"hard": True}, {"tau": 1e7}, {}]
+    hard, almost, soft = (see.depth(images[0], **o) for o in options)
     assert np.allclose(hard.prediction, almost.prediction, rtol=1e-2)
     assert not np.allclose(hard.prediction, soft.prediction, rtol=1e-2)
     assert see.reader.read_depth(torch.zeros(1, 64, 96), HARD).values.isfinite().all()
@@ -102,11 +103,12 @@ def test_what_it_cannot_answer_is_refused(see: SoftTokenPipeline):
         see.instances(image, "dog")
     with pytest.raises(InputError, match="soft tokens answer depth, instances, detect, got classify"):
         see.ask(image, Query("classify", ("day", "night")))
-    for wrong, message in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"output_type": "pil"}, "output_type"),
         ({"batch_size": 0}, "batch_size"),
         ({"tau": 0.0}, "tau"),
-    ):
+    ]
+    for wrong, message in refused:
         with pytest.raises(InputError, match=message):
             see(image, **wrong)
     with pytest.raises(InputError, match="image: expected a picture or several"):

@@ -120,7 +120,7 @@ def trained_tokenizer(name: str, kind: Kind) -> Tokenizer:
     Raises:
         InputError: there is no such run, or it made one of another kind.
     """
-    tokenizer = load_tokenizer(_weights(name))
+    tokenizer = load_tokenizer(weights_of(name))
     if tokenizer.config.kind != kind:
         raise InputError(
             f"{kind}: expected the run of a {kind} tokenizer, got '{name}' of {tokenizer.config.kind}"
@@ -130,10 +130,11 @@ def trained_tokenizer(name: str, kind: Kind) -> Tokenizer:
 
 def trained_solver(name: str) -> Solver:
     """The solver that a run made. Raises InputError if there is no such run."""
-    return load_solver(_weights(name))
+    return load_solver(weights_of(name))
 
 
-def _weights(name: str) -> Path:
+def weights_of(name: str) -> Path:
+    """The file of weights of a run. Raises InputError if there is no such run, or it has not ended."""
     path = folder_of(name) / WEIGHTS
     if not path.is_file():
         raise InputError(f"run: expected one that has ended, with {WEIGHTS}, got '{path.parent}'")

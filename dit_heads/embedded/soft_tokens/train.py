@@ -3,6 +3,7 @@
     python -m dit_heads.embedded.soft_tokens.train tokenizer --name depth --kind depth
     python -m dit_heads.embedded.soft_tokens.train tokenizer --name mask --kind mask
     python -m dit_heads.embedded.soft_tokens.train solver --name parallel --depth depth --mask mask
+    python -m dit_heads.embedded.soft_tokens.train export parallel --out runs/soft-tokens
 
 Runs are kept in the cache folder. A run that was stopped goes on with the same command.
 """
@@ -10,6 +11,7 @@ Runs are kept in the cache folder. A run that was stopped goes on with the same 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -26,10 +28,13 @@ from dit_heads.embedded.soft_tokens.runs import (
     device_of,
     folder_of,
     keep_settings,
+    run_of,
     trained_tokenizer,
+    weights_of,
 )
 from dit_heads.embedded.soft_tokens.truth import load_features, load_world, random_heads, world_vocabulary
 from dit_heads.errors import InputError
+from dit_heads.io.atomic import atomic_file
 from dit_heads.io.fingerprints import content_hash
 from dit_heads.settings import as_mapping
 from dit_heads.tasks.soft_tokens.features import FeatureConfig, Normaliser
@@ -129,7 +134,21 @@ def _fitted(
     print(f"{run.name}: {weights / 1e6:.2f} M weights, {time.perf_counter() - began:.0f} s of training")
 
 
-COMMANDS = {"tokenizer": tokenizer, "solver": solver}
+def export(name: tyro.conf.Positional[str], out: Path) -> None:
+    """Write a solver and its tokenizers as a folder that `with_soft_tokens` reads.
+
+    Args:
+        name: the run of the solver.
+        out: the folder.
+    """
+    run = run_of(name, SolverRun)
+    for part, source in (("solver", name), ("depth", run.depth), ("mask", run.mask)):
+        weights = weights_of(source).read_bytes()
+        with atomic_file(out / f"{part}.safetensors") as file:
+            file.write(weights)
+
+
+COMMANDS = {"tokenizer": tokenizer, "solver": solver, "export": export}
 
 if __name__ == "__main__":
     tyro.extras.subcommand_cli_from_dict(COMMANDS)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from dit_heads.embedded import load_embedded
 from dit_heads.embedded.soft_tokens import evaluate, train
 from dit_heads.embedded.soft_tokens.runs import SolverRun, TokenizerRun, folder_of, run_of, trained_tokenizer
 from dit_heads.embedded.soft_tokens.truth import columns_of, load_features, load_world, random_heads
@@ -15,6 +16,7 @@ from dit_heads.embedded.world.data import load_truth, scene_of
 from dit_heads.embedded.world.render import render
 from dit_heads.errors import InputError
 from dit_heads.heads import HeadSet
+from dit_heads.pipelines import with_soft_tokens
 from dit_heads.tasks.soft_tokens.features import FeatureConfig
 
 SCENES = 6
@@ -60,7 +62,7 @@ def test_features_of_chosen_heads_are_columns_of_those_of_all():
 
 
 @pytest.mark.slow
-def test_from_scenes_to_figures():
+def test_from_scenes_to_figures_and_a_folder_of_weights(tmp_path: Path):
     small: dict[str, Any] = {"channels": (8, 8, 16, 16), "codes": 16, "dimension": 8}
     for kind in ("depth", "mask"):
         train.tokenizer(TokenizerRun(name=kind, kind=kind, **SMALL, **small))
@@ -74,6 +76,9 @@ def test_from_scenes_to_figures():
     figures = json.loads((folder_of("s") / "figures.json").read_text())
     assert set(figures["soft"]) == {"RMSE, m", "AbsRel", "delta1", "no distance", "AP", "AP50"}
     assert figures["tokenizers"]["AP50"] >= 0 and figures["seconds a picture"] > 0
+    train.export("s", tmp_path / "tokens")
+    see = with_soft_tokens(load_embedded("sd3"), tmp_path / "tokens")
+    assert see.depth(np.zeros((20, 30, 3), np.uint8)).prediction.shape == (1, 20, 30, 1)
 
 
 @pytest.mark.parametrize(
