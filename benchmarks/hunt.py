@@ -25,7 +25,7 @@ from agreement import share_interval, spearman, split_half
 
 from dit_heads import HeadGuidance, HeadHunter, HeadId, HeadSet
 from dit_heads.embedded import TEXT_TOKENS
-from dit_heads.embedded.evaluate import cell, interval, paint, unseen_scenes
+from dit_heads.embedded.evaluate import cell, paint, unseen_scenes
 from dit_heads.embedded.export import load_judge
 from dit_heads.embedded.nets.judge import verdict
 from dit_heads.embedded.objective import embedded_clip
@@ -36,6 +36,7 @@ from dit_heads.hunt.plots import draw_grid
 from dit_heads.hunt.result import Result
 from dit_heads.io.atomic import write_text
 from dit_heads.models import load_pipeline
+from dit_heads.tasks.metrics.scores import interval
 
 GENERAL = HuntConfig(per_round=4, scale=2.0, steps=10, batch=16)
 STYLE = replace(GENERAL, rounds=3, per_round=1)

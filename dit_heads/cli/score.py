@@ -38,15 +38,17 @@ Positional = tyro.conf.Positional
 class Score:
     """Score predictions of any model against the truth. The protocol is printed with the figures."""
 
-    task: Positional[Literal["depth", "segment", "detect", "instances", "classify"]]
+    task: Positional[Literal["depth", "segment", "detect", "instances", "classify", "edit"]]
     """What was predicted."""
     truth: Positional[Annotated[Path, Flag(metavar="TRUTH")]]
     """depth: a folder of 16-bit PNG or .npy files. segment: a folder of PNG files of class numbers. detect,
-    instances: an annotation file of COCO. classify: a folder with a folder of pictures for each class."""
+    instances: an annotation file of COCO. classify: a folder with a folder of pictures for each class.
+    edit: a folder with a folder for each edit."""
     predictions: Positional[Annotated[Path, Flag(metavar="PREDICTIONS")]]
     """depth, segment: a folder of files with the names of the truth's. detect, instances: a result file of
     COCO, or an annotation file with scores. classify: a JSON or CSV file, the answer or the probabilities of
-    each picture."""
+    each picture. edit: a folder with a picture named after each edit, or with a folder for each that has
+    `result.png`; may be the truth's."""
     json: Annotated[Path | None, Flag(metavar="FILE")] = None
     """Also write protocol, figures, and the figures of each picture to this file."""
     missing: Literal["refuse", "count"] = "refuse"
@@ -75,6 +77,19 @@ class Score:
     void: tuple[int, ...] = ()
     """segment: numbers of pixels that do not count where the truth has them, such as 255."""
 
+    clip: Annotated[str | None, Flag(metavar="MODEL")] = None
+    """edit: CLIP of CLIP-I and CLIP-T, such as openai/clip-vit-base-patch32, or embedded. Default: none."""
+    dino: Annotated[str | None, Flag(metavar="MODEL")] = None
+    """edit: DINO whose class tokens are compared, such as facebook/dino-vits16. Default: none."""
+    device: str = "auto"
+    """edit: device of both."""
+    gedit: Annotated[Path | None, Flag(metavar="FOLDER")] = None
+    """edit: also copy results and sources to this folder, in the layout of GEdit-Bench."""
+    method: str = "results"
+    """edit: name of the model there."""
+    language: Literal["en", "cn"] = "en"
+    """edit: language of the instructions there."""
+
     def run(self) -> None:
         """Read, measure, print, and write if asked to."""
         if self.json is not None:
@@ -92,6 +107,7 @@ def contents(scores: Scores) -> dict[str, Any]:
         "task": scores.task,
         "protocol": list(scores.protocol),
         "figures": _plain(scores.figures),
+        **({"intervals": dict(scores.intervals)} if scores.intervals else {}),
         "pictures": rows,
     }
 
@@ -168,10 +184,19 @@ def _classify(asked: Score) -> Scores:
     return _told(scores, found.missing, found.extra, "wrong answers")
 
 
+def _edit(asked: Score) -> Scores:
+    from dit_heads.cli.score_edits import score_edit_folder
+
+    if asked.missing == "count":
+        raise InputError("missing: expected refuse for edits, since no picture stands for none, got count")
+    return score_edit_folder(asked)
+
+
 SCORERS: dict[str, Callable[[Score], Scores]] = {
     "depth": _depth,
     "segment": _segment,
     "detect": _boxes,
     "instances": _boxes,
     "classify": _classify,
+    "edit": _edit,
 }

@@ -24,6 +24,7 @@ from dit_heads.embedded.world.scenes import Scene, Split, sample_scene, split_se
 from dit_heads.families import pipelines_of
 from dit_heads.io.pictures import write_png
 from dit_heads.io.sheets import plain_grid
+from dit_heads.tasks.metrics.scores import interval
 
 KINDS = ((1, False), (2, False), (3, False), (1, True))  # objects, and whether a combination is held out
 EVALUATED = 5_000_000  # the first evaluation scene of a split, far from those of training
@@ -90,14 +91,6 @@ def header(judged: Verdict) -> str:
     """The two header lines of the table."""
     names = [*judged.right, "mean", "all right"]
     return f"| | {' | '.join(names)} |\n|---|{'---|' * len(names)}"
-
-
-def interval(values: NDArray[np.float64], rounds: int = 2000) -> tuple[float, float]:
-    """95 % bootstrap interval of a mean; the values, one per prompt or set, are resampled."""
-    rng = np.random.default_rng(0)
-    means = values[rng.integers(len(values), size=(rounds, len(values)))].mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def cell(values: NDArray[np.float64], digits: int = 2) -> str:

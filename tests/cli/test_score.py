@@ -269,7 +269,7 @@ def test_answers_that_do_not_fit_are_refused(found, message, photos, tmp_path, m
         (["depth", "truth", "found", "--truth-scale", "0"], "truth_scale: expected a finite number"),
         (["segment", "truth", "found"], "classes: expected the names of classes by number"),
         (["detect", "none.json", "found"], "truth: expected a JSON file, cannot read 'none.json'"),
-        (["look", "truth", "found"], "expected depth, segment, detect, instances, classify, got 'look'"),
+        (["look", "truth", "found"], "segment, detect, instances, classify, edit, got 'look'"),
         (["depth"], "arguments: expected"),
     ],
 )

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dit_heads.embedded.evaluate import cell, header, interval, paint, row, unseen_scenes
+from dit_heads.embedded.evaluate import cell, header, paint, row, unseen_scenes
 from dit_heads.embedded.nets.judge import Verdict
 from dit_heads.embedded.world.captions import caption
 from dit_heads.embedded.world.data import scene_of
 from dit_heads.embedded.world.scenes import HELD_OUT
+from dit_heads.tasks.metrics.scores import interval
 
 
 class FakePipe:
