@@ -1,7 +1,7 @@
 """Vision tasks on scenes of the test split: `python benchmarks/vision.py --loras FOLDER ... --count 500`.
 
-Each scene is asked one question a task. Every LoRA answers it in each number of steps, and in each kind of
-phrasing. Beside them stand the autoencoder's round trip of the right answers, which no model of latents can
+Each scene is asked one question a task; of several names, one after the other, as the pipeline does. Every
+LoRA answers it in each number of steps, and in each kind of phrasing. Beside them stand the autoencoder's round trip of the right answers, which no model of latents can
 beat, and a constant answer. `--held-out` asks for combinations of colour and shape that training never shows.
 """
 
@@ -22,13 +22,14 @@ from tqdm import tqdm
 from dit_heads.embedded import load_embedded
 from dit_heads.embedded.evaluate import cell
 from dit_heads.embedded.nets.vae import to_tensor
-from dit_heads.embedded.pairs import ANSWERS, QUESTIONS
+from dit_heads.embedded.pairs import ANSWERS, QUESTIONS, choice_of
 from dit_heads.embedded.world.data import scene_of
 from dit_heads.embedded.world.render import Rendering, render
 from dit_heads.embedded.world.scenes import HELD_OUT, Scene, sample_scene, split_seed
 from dit_heads.embedded.world.text import is_known
 from dit_heads.io.pictures import write_png
 from dit_heads.io.sheets import Column, contact_sheet
+from dit_heads.pipelines.apart import apart, together
 from dit_heads.pipelines.instruct import InstructPipeline, with_instruct_lora
 from dit_heads.pipelines.vision_output import visualized
 from dit_heads.tasks.annotations import Annotation, Boxes, Depth, Instances, Labels, Segmentation
@@ -66,11 +67,11 @@ class Case:
     picture: np.ndarray
     truth: Any
 
-    def words(self, phrasing: Phrasing) -> str:
-        """The instruction that a model gets."""
+    def words(self, phrasing: Phrasing, query: Query) -> str:
+        """The instruction for a query that a model gets."""
         if phrasing == "plain":
-            return CODECS[self.query.task].prompt(self.query)
-        return instruction(self.query, self.name, phrasing, reads=is_known)
+            return CODECS[query.task].prompt(query)
+        return instruction(query, self.name, phrasing, reads=is_known)
 
 
 def cases(task: Task, count: int, held_out: bool = False) -> list[Case]:
@@ -80,7 +81,8 @@ def cases(task: Task, count: int, held_out: bool = False) -> list[Case]:
 
 def _case(task: Task, index: int) -> Case:
     scene, rng = scene_of("test", index), np.random.default_rng((6, index))
-    return _asked(f"scene {index}", scene, QUESTIONS[task](scene, rng))
+    ask = choice_of if task == "classify" else QUESTIONS[task]
+    return _asked(f"scene {index}", scene, ask(scene, rng))
 
 
 def _held_out(task: Task, index: int) -> Case:
@@ -99,24 +101,35 @@ def _asked(name: str, scene: Scene, query: Query) -> Case:
 
 
 def model_answers(
-    edit: InstructPipeline, asked: Sequence[Case], phrasing: Phrasing, steps: int, batch: int
+    edit: InstructPipeline,
+    asked: Sequence[Case],
+    phrasing: Phrasing,
+    steps: int,
+    batch: int,
+    at_once: bool,
 ) -> list[Annotation]:
     """What a model answers, without guidance. Noise depends on a case's place alone."""
     edit.pipe.set_progress_bar_config(disable=True)
-    found = []
-    for at in tqdm(range(0, len(asked), batch), desc="answers", leave=False):
-        some = asked[at : at + batch]
+    parts = [(k, one) for k, case in enumerate(asked) for one in _parts(case.query, at_once)]
+    found: list[list[Annotation]] = [[] for _ in asked]
+    for at in tqdm(range(0, len(parts), batch), desc="answers", leave=False):
+        some = parts[at : at + batch]
         images = edit(
-            [case.picture for case in some],
-            [case.words(phrasing) for case in some],
+            [asked[k].picture for k, _ in some],
+            [asked[k].words(phrasing, one) for k, one in some],
             image_guidance_scale=1.0,
             guidance_scale=1.0,
             num_inference_steps=steps,
-            generator=[torch.Generator().manual_seed(at + k) for k in range(len(some))],
+            generator=[torch.Generator().manual_seed(k) for k, _ in some],
             output_type="np",
         ).images
-        found += [_read(case, image) for case, image in zip(some, images, strict=True)]
-    return found
+        for (k, one), image in zip(some, images, strict=True):
+            found[k].append(CODECS[one.task].decode(image, one, asked[k].picture))
+    return [together(case.query, own) for case, own in zip(asked, found, strict=True)]
+
+
+def _parts(query: Query, at_once: bool) -> list[Query]:
+    return [query] if at_once else apart(query)
 
 
 @torch.no_grad()
@@ -210,7 +223,7 @@ def sheet(asked: Sequence[Case], answers: Mapping[str, list[Annotation]]) -> Ima
         ]
         for k, case in enumerate(asked)
     ]
-    words = [case.words("plain") for case in asked]
+    words = [case.words("plain", case.query) for case in asked]
     return contact_sheet(cells, [Column("picture"), *map(Column, every)], words, title=asked[0].query.task)
 
 
@@ -221,6 +234,7 @@ def main(
     steps: tuple[int, ...] = (1, 4, 20),
     phrasings: tuple[Phrasing, ...] = ("plain",),
     held_out: bool = False,
+    at_once: bool = False,
     batch: int = 16,
     sheets: Path | None = None,
     device: str = "cpu",
@@ -235,6 +249,7 @@ def main(
         phrasings: plain, the task's own instruction; seen and unseen, paraphrases that training has or has
             not used.
         held_out: Ask for held-out combinations of colour and shape; for segment, instances and detect.
+        at_once: Ask for several names in one instruction, each by a colour of its own.
         batch: Number of answers that are painted at once.
         sheets: Folder for pictures of the first answers of each task.
         device: Device of the model.
@@ -251,7 +266,7 @@ def main(
             for phrasing in phrasings:
                 for number in steps:
                     name = f"{folder.name}, {phrasing}, {number} step{'s' * (number > 1)}"
-                    answers[name] = model_answers(edit, asked, phrasing, number, batch)
+                    answers[name] = model_answers(edit, asked, phrasing, number, batch, at_once)
         for line in table(task, asked, answers):
             print(line, flush=True)
         if sheets is not None:

@@ -13,7 +13,8 @@ from dit_heads.errors import InputError
 from dit_heads.families import layout_of, training_of
 from dit_heads.loras.config import AdapterConfig
 from dit_heads.loras.weights.compose import blocks_of
-from dit_heads.loras.weights.low_rank import linear_modules, require_peft
+from dit_heads.loras.weights.formats import read_lora
+from dit_heads.loras.weights.low_rank import Lora, linear_modules, require_peft
 
 
 def add_adapter(transformer: Any, config: AdapterConfig, seed: int, whole: Sequence[str] = ()) -> None:
@@ -27,8 +28,9 @@ def add_adapter(transformer: Any, config: AdapterConfig, seed: int, whole: Seque
             frozen, so that B is the change of the weight, and stock diffusers loads it as a LoRA.
 
     Raises:
-        InputError: there are no modules as the settings name them.
+        InputError: there are no modules as the settings name them, or the LoRA to start from has others.
     """
+    start = None if config.start is None else read_lora(config.start, transformer)
     ranks = {f"^{re.escape(name)}": _inputs(transformer.get_submodule(name)) for name in whole}
     lora = require_peft().LoraConfig(
         r=config.rank,
@@ -49,6 +51,26 @@ def add_adapter(transformer: Any, config: AdapterConfig, seed: int, whole: Seque
         a = transformer.get_submodule(name).lora_A["default"].weight
         a.data = torch.eye(len(a), device=a.device).view_as(a)
         a.requires_grad_(False)
+    if start is not None:
+        _start_from(transformer, start)
+
+
+@torch.no_grad()
+def _start_from(transformer: nn.Module, start: Lora) -> None:
+    """Give a new adapter the weights of a LoRA. Raises InputError for other modules, ranks or a DoRA."""
+    layers: Any = require_peft().tuners.lora.LoraLayer
+    found = {n: m for n, m in transformer.named_modules() if isinstance(m, layers) and "default" in m.lora_A}
+    for name in sorted({*found} ^ {*start.modules}):
+        what = "no" if name in found else "a"
+        raise InputError(f"start: expected the layers that are trained, got {what} change of {name}")
+    for name, layer in found.items():
+        change, a, b = start.modules[name], layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        if change.rank != len(a) or change.magnitude is not None or "default" in layer.lora_magnitude_vector:
+            raise InputError(
+                f"start: expected a LoRA of rank {len(a)} without DoRA, got rank {change.rank} in {name}"
+            )
+        a.copy_(change.a.view_as(a))
+        b.copy_((change.b / layer.scaling["default"]).view_as(b))
 
 
 def targeted(transformer: Any, config: AdapterConfig) -> list[str]:

@@ -79,6 +79,9 @@ class AdapterConfig:
     """Layers to change: attention, mlp, modulation, or endings of names of linear layers such as to_q."""
     blocks: str | None = None
     """Transformer blocks to change, such as "L0-11, L20". The default is every block."""
+    start: Path | None = None
+    """LoRA file whose weights the run starts from, such as another run's. It must have the same rank and
+    layers. By default a run starts from no change."""
     dora: bool = False
     """Train the magnitudes of weights apart from their directions (DoRA, arXiv 2402.09353). ComfyUI ignores
     the magnitudes."""

@@ -36,8 +36,8 @@ class InstructConfig:
     questions: Count = 4
     """Number of different questions of a task about a picture."""
     paraphrase: bool = True
-    """Whether instructions vary: three quarters of our phrasings of each task (for embedded models, of those
-    that they can read); the others are kept for tests. Without it, each task has one phrasing."""
+    """Whether half of the instructions vary: by three quarters of our phrasings of each task (for embedded
+    models, of those that they can read); the others are kept for tests. Without it, each task has one."""
     phrases: Path | None = None
     """JSON file of more phrasings, such as a language model writes: a list for each of segment,
     segment_classes, instances, detect, detect_classes, depth, classify."""

@@ -16,9 +16,11 @@ from torch import Tensor
 from dit_heads.errors import InputError, whole_number
 from dit_heads.families import pipelines_of
 from dit_heads.loras.sets.captions import warn_of_cuts
+from dit_heads.pipelines.apart import apart, together
 from dit_heads.pipelines.ensembles import joined
 from dit_heads.pipelines.sources import Frame, Pixels, pictures_of
 from dit_heads.pipelines.vision_output import VisionOutput, output_of
+from dit_heads.tasks.annotations import Annotation
 from dit_heads.tasks.codecs import CODECS, Codec
 from dit_heads.tasks.query import ANYTHING, Query
 from dit_heads.tasks.router import route
@@ -33,6 +35,8 @@ class VisionTasks:
         image: A picture or several, of any sizes, as for a call of the pipeline.
         prompt: The instruction, in place of the plain one of the task.
         codec: How answers are drawn and read, in place of the task's own.
+        at_once: Whether several names are asked for in one instruction, each by a colour of its own. By
+            default each name has its own question, and the answers are joined. A `prompt` asks at once.
         ensemble_size: Number of answers, from other noise, that are joined. Several give an uncertainty.
         batch_size: Number of answers that are painted at once. It changes no result.
         processing_resolution: The longest side in pixels that the model works at: None for the one that it
@@ -102,6 +106,7 @@ class VisionTasks:
         *,
         prompt: str | None = None,
         codec: Codec | None = None,
+        at_once: bool = False,
         ensemble_size: int = 1,
         batch_size: int = 1,
         processing_resolution: int | None = None,
@@ -119,31 +124,32 @@ class VisionTasks:
         sources = pictures_of(image)
         frames = [self.frame([each], self._longest(processing_resolution)) for each in sources]
         noise = self._noise(frames, ensemble_size, generator)
-        words = codec.prompt(query) if prompt is None else prompt
+        asked = [query] if at_once or prompt is not None else apart(query)
+        words = [codec.prompt(one) if prompt is None else prompt for one in asked]
         self._warn_of_cuts(words, call)
-        jobs = [(number, noise[number][k]) for number in range(len(sources)) for k in range(ensemble_size)]
+        jobs = [(number, own, text) for number, each in enumerate(noise) for own in each for text in words]
         painted: list[list[np.ndarray]] = [[] for _ in sources]
         for batch in _batches(jobs, lambda job: frames[job[0]].padded, batch_size):
-            numbers = [number for number, _ in batch]
+            numbers = [number for number, _, _ in batch]
             source = self.latents([frames[n].framed(sources[n]) for n in numbers])
-            given = {**call, "prompt": [words] * len(batch), "output_type": "pt"}
+            given = {**call, "prompt": [text for _, _, text in batch], "output_type": "pt"}
             if isinstance(given.get("negative_prompt"), str):
                 given["negative_prompt"] = [given["negative_prompt"]] * len(batch)
-            given["latents"] = torch.cat([latents for _, latents in batch])
+            given["latents"] = torch.cat([latents for _, latents, _ in batch])
             images = self._painted(source, frames[numbers[0]].padded, scale, given)
             for number, picture in zip(numbers, images, strict=True):
                 restored = frames[number].restored(picture.float().cpu(), nearest=True).clamp(0, 1)
                 painted[number].append(restored.permute(1, 2, 0).numpy())
         pixels = [source.permute(1, 2, 0).numpy() for source in sources]
         answers = [
-            joined([codec.decode(picture, query, source) for picture in pictures])
+            joined(list(_read(codec, query, asked, pictures, source)))
             for pictures, source in zip(painted, pixels, strict=True)
         ]
         return output_of(query, answers, [np.stack(pictures) for pictures in painted], output_type)
 
-    def _warn_of_cuts(self, words: str, call: Mapping[str, Any]) -> None:
-        """Warn of an instruction that the model does not read to its end, where names may stand."""
-        warn_of_cuts(self.pipe, {words: "the instruction"}, self.tokens_read(call))
+    def _warn_of_cuts(self, words: Sequence[str], call: Mapping[str, Any]) -> None:
+        """Warn of instructions that the model does not read to their end, where names may stand."""
+        warn_of_cuts(self.pipe, dict.fromkeys(words, "the instruction"), self.tokens_read(call))
 
     def tokens_read(self, call: Mapping[str, Any]) -> int:
         """Number of tokens that the last text encoder reads in a call."""
@@ -170,6 +176,15 @@ class VisionTasks:
                 [draw(pipe, 1, frame.padded, dtype, own) for _ in range(members)]
                 for frame, own in zip(frames, each, strict=True)
             ]
+
+
+def _read(
+    codec: Codec, query: Query, asked: Sequence[Query], pictures: Sequence[np.ndarray], source: np.ndarray
+) -> Iterator[Annotation]:
+    """The answers of the members of an ensemble, each of which painted a picture a question."""
+    for first in range(0, len(pictures), len(asked)):
+        own = zip(asked, pictures[first : first + len(asked)], strict=True)
+        yield together(query, [codec.decode(picture, one, source) for one, picture in own])
 
 
 def _names(names: Any) -> tuple[str, ...]:

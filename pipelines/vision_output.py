@@ -32,7 +32,8 @@ class VisionOutput(BaseOutput):
             [n, h, w, 1] (inf is sky, nan unknown), probabilities [n, answers], and for each picture boxes
             [k, 4] or masks [k, h, w]. "pt" has channels first. A list, where pictures differ in size.
         uncertainty: of each number of `prediction` (of boxes: of each box), None without an ensemble.
-        image: what the model painted about each picture, [members, h, w, 3] in [0, 1].
+        image: what the model painted about each picture, [members, h, w, 3] in [0, 1]; where names were asked
+            for one by one, each member has a picture a name.
         query: the question.
     """
 

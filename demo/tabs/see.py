@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import gradio as gr
+import numpy as np
 from PIL import Image
 
 from dit_heads.cli.see import SeeSettings, shipped_lora
@@ -169,7 +170,7 @@ def finished(seen: Seen, facts: Facts, settings: SeeSettings) -> dict[str, Any]:
             "size": list(seen.shown.size),
             "shown": png_uri(seen.shown, kept),
             "picture": quick_uri(large),
-            "painted": quick_uri(answers.painted(seen.output.image[0][0], scale)),
+            "painted": quick_uri(answers.painted(np.concatenate(seen.output.image[0], 1), scale)),
             "legend": answers.legend(found),
             "scale": answers.depth_scale(found) if isinstance(found, Depth) else None,
             "cloud": answers.cloud(found, seen.picture, facts) if isinstance(found, Depth) else None,

@@ -23,11 +23,12 @@ from dit_heads.tasks.annotations import (
     Segmentation,
     box_of,
 )
-from dit_heads.tasks.query import ANYTHING, TASKS, Query, Task
+from dit_heads.tasks.query import ANYTHING, OTHER, TASKS, Query, Task
 
 VERSION = 1  # raise it when the same index would give another picture or answer
 ABSENT = 0.15  # share of questions about something that is not there
 SEVERAL = 0.3  # share of questions about several classes at once
+ALONE = 0.8  # share of choices in which one answer stands against all others
 PLACES = ("sky", "ground")  # what can be segmented beside solids
 NUMBERS = ("one", "two", "three")
 
@@ -103,6 +104,14 @@ def _depth(_: Scene, __: np.random.Generator) -> Query:
 
 
 def _classify(scene: Scene, rng: np.random.Generator) -> Query:
+    """Which of several answers is true of a scene, or whether one of them is."""
+    query = choice_of(scene, rng)
+    if rng.random() < ALONE:
+        return Query("classify", (query.names[int(rng.integers(len(query.names)))], OTHER))
+    return query
+
+
+def choice_of(scene: Scene, rng: np.random.Generator) -> Query:
     """Which of two to four answers is true of a scene, as ground, sky, number of solids or shape."""
     right, others = _facts(scene)[int(rng.integers(len(_facts(scene))))]
     count = min(int(rng.integers(1, 4)), len(others))
@@ -198,9 +207,11 @@ def _boxes(scene: Scene, seen: Rendering, query: Query) -> Boxes:
 
 
 def _labels(scene: Scene, _: Rendering, query: Query) -> Labels:
-    """Of facts about the whole scene: exactly one of the answers is one."""
+    """Of facts about the whole scene: exactly one of the answers is one, or none and `OTHER` is an answer."""
     true = {right for right, _ in _facts(scene)}
     right = [name for name in query.names if name in true]
+    if not right and OTHER in query.names:
+        right = [OTHER]
     if len(right) != 1:
         raise InputError(f"query: expected one true answer among {', '.join(query.names)}, got {right}")
     return Labels.of(query.names, right[0])

@@ -72,7 +72,7 @@ def instruction(
             cannot even read the plain one.
     """
     choice = _choice(query, split, tuple(more), reads)
-    return choice[_number(key) % len(choice)]
+    return choice[number_of(key) % len(choice)]
 
 
 @functools.lru_cache(4096)
@@ -209,8 +209,9 @@ def _slots(query: Query) -> dict[str, str]:
 
 
 def _unseen(phrase: str) -> bool:
-    return _number(phrase) % 4 == 0
+    return number_of(phrase) % 4 == 0
 
 
-def _number(text: str) -> int:
+def number_of(text: str) -> int:
+    """A number that looks random, and is always the same for a text."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

@@ -12,6 +12,8 @@ Task = Literal["segment", "instances", "detect", "depth", "classify"]
 TASKS: tuple[Task, ...] = get_args(Task)
 ANYTHING = "object"
 """The name that asks for objects of every class."""
+OTHER = "other"
+"""The answer that stands for all that a question does not name."""
 BETWEEN = " and "
 """Joins the names of colours that stand side by side for one answer, from left to right."""
 _COUNTS = {"depth": (0, 0, "none"), "instances": (1, 1, "one"), "classify": (2, None, "two or more")}

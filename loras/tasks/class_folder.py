@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dit_heads.embedded.pairs import ALONE
 from dit_heads.errors import InputError, listed
 from dit_heads.io.fingerprints import content_hash
 from dit_heads.io.formats import PICTURE_SUFFIXES
 from dit_heads.io.pictures import read_image
 from dit_heads.tasks.annotations import Labels
-from dit_heads.tasks.query import Query, Task
+from dit_heads.tasks.query import OTHER, Query, Task
 
 MOST = 10  # answers in a question
 
@@ -65,16 +66,20 @@ class ClassFolder:
         return read_image(self.files[index][0])
 
     def question(self, index: int, task: Task, rng: np.random.Generator) -> Query:
-        """Which of some classes a picture shows, the right one among them."""
+        """Which of some classes a picture shows, the right one among them; or whether it shows a class."""
         right = self.files[index][1]
         others = [name for name in self.classes if name != right]
+        if rng.random() < ALONE:
+            name = right if rng.random() < 0.5 else str(rng.choice(others))
+            return Query(task, (name, OTHER))
         count = int(rng.integers(1, min(len(others), MOST - 1) + 1))
         names = [right, *(str(name) for name in rng.choice(others, count, replace=False))]
         return Query(task, tuple(names[k] for k in rng.permutation(len(names))))
 
     def answer(self, index: int, query: Query) -> Labels:
-        """The class of a picture."""
-        return Labels.of(query.names, self.files[index][1])
+        """The class of a picture, or `OTHER`."""
+        right = self.files[index][1]
+        return Labels.of(query.names, right if right in query.names else OTHER)
 
 
 def _pictures(folder: Path) -> list[Path]:

@@ -38,7 +38,7 @@ from dit_heads.loras.tasks.pairs import Pairs, Question, Questions
 from dit_heads.loras.tasks.task import EMPTY_CAPTION, Drawing, Example, left_out
 from dit_heads.models import EMBEDDED, empty_transformer
 from dit_heads.tasks.codecs import CODECS
-from dit_heads.tasks.instructions import frame_of, instruction, read_phrases
+from dit_heads.tasks.instructions import frame_of, instruction, number_of, read_phrases
 from dit_heads.tasks.query import Query
 from dit_heads.training.loop import Part
 from dit_heads.training.widen import input_of, reading
@@ -231,8 +231,15 @@ def _plain(query: Query, key: str) -> str:
 
 
 def _phrased(config: TrainConfig) -> Callable[[Query, str], str]:
-    """Instructions in the phrases for training, of which the embedded models get those that they can read."""
+    """Instructions, half of them plain and half in the phrases for training, of which the embedded models get
+    those that they can read."""
     path = config.instruct.phrases
     more = {} if path is None else read_phrases(path)
     reads = is_known if config.model in EMBEDDED else bool
-    return lambda query, key: instruction(query, key, "seen", more.get(frame_of(query), ()), reads)
+
+    def phrased(query: Query, key: str) -> str:
+        if number_of(f"plain {key}") % 2:
+            return _plain(query, key)
+        return instruction(query, key, "seen", more.get(frame_of(query), ()), reads)
+
+    return phrased

@@ -9,7 +9,7 @@ from dit_heads.embedded.world.render import render
 from dit_heads.errors import InputError
 from dit_heads.tasks.annotations import Boxes, Depth, Instances, Labels, Segmentation
 from dit_heads.tasks.codecs import CODECS
-from dit_heads.tasks.query import TASKS, Query
+from dit_heads.tasks.query import OTHER, TASKS, Query
 
 PAIRS = WorldPairs("train", 20)
 COUNT = 60
@@ -53,6 +53,21 @@ def test_masks_boxes_and_numbers_agree():
         assert np.array_equal(masks.boxes().boxes, boxes.boxes)
         answer = PAIRS.answer(index, Query("classify", ("one", "two", "three")))
         assert isinstance(answer, Labels) and answer.best == ("one", "two", "three")[len(masks) - 1]
+
+
+def test_half_of_the_choices_and_more_ask_whether_an_answer_is_true():
+    rng, found = np.random.default_rng(0), []
+    for index in range(8):
+        for _ in range(10):
+            query = PAIRS.question(index, "classify", rng)
+            if OTHER in query.names:
+                name, _ = query.names
+                scene = scene_of("train", index)
+                facts = {scene.ground, scene.sky, ("one", "two", "three")[len(scene.solids) - 1]}
+                facts |= {f"{solid.colour} object" for solid in scene.solids} | {s.shape for s in scene.solids}
+                assert PAIRS.answer(index, query).best == (name if name in facts else OTHER)
+                found.append(name in facts)
+    assert len(found) > 40 and 0.2 < np.mean(found) < 0.6
 
 
 def test_a_colour_and_a_shape_name_what_is_both():

@@ -23,7 +23,9 @@ ASKED: dict[str, Any] = {
     "instances": lambda see, image, **o: see.instances(image, **o),
     "detect": lambda see, image, **o: see.detect(image, **o),
     "depth": lambda see, image, **o: see.depth(image, **o),
-    "classify": lambda see, image, **o: see.classify(image, ["day", "sunset", "night"], **o),
+    "classify": lambda see, image, **o: see.classify(
+        image, ["day", "sunset", "night"], **{"at_once": True, **o}
+    ),
 }
 # The tokenizers of tiny pipelines read letters, so that an instruction is longer than their limit.
 pytestmark = pytest.mark.filterwarnings("ignore:.*these words are lost")
@@ -199,7 +201,7 @@ def test_instances_have_masks_as_predictions(monkeypatch: pytest.MonkeyPatch):
 
 def test_an_instruction_that_is_not_read_to_its_end_is_told(monkeypatch: pytest.MonkeyPatch):
     with pytest.warns(UserWarning, match=r"the instruction: .*these words are lost: .*night"):
-        seeing(monkeypatch).classify(torch.rand(3, 16, 16), ["day", "sunset", "night"], **FAST)
+        ASKED["classify"](seeing(monkeypatch), torch.rand(3, 16, 16), **FAST)
 
 
 # --- what is asked otherwise, and what cannot be ---

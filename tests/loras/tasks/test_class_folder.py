@@ -12,6 +12,7 @@ from dit_heads.io.pictures import read_image
 from dit_heads.loras.config import config_of
 from dit_heads.loras.tasks.class_folder import ClassFolder
 from dit_heads.loras.train import train
+from dit_heads.tasks.query import OTHER
 from tests.saved import tiny_pipeline
 
 CLASSES = {"cat": "gray", "hot_dog": "red", "t-shirt": "white"}
@@ -28,13 +29,20 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
-def test_every_picture_is_asked_about_with_its_class_among_the_answers(root: Path):
+def test_every_picture_is_asked_which_class_it_shows_or_whether_it_shows_one(root: Path):
     pairs, rng = ClassFolder(root), np.random.default_rng(0)
     assert len(pairs) == 6 and pairs.classes == ("cat", "hot dog", "t-shirt")
-    for index in range(6):
-        query = pairs.question(index, "classify", rng)
-        answer = pairs.answer(index, query)
-        assert 2 <= len(query.names) <= 3 and answer.best == pairs.classes[index // 2]
+    whether = []
+    for index in (k for k in range(6) for _ in range(10)):
+        query, right = pairs.question(index, "classify", rng), pairs.classes[index // 2]
+        best = pairs.answer(index, query).best
+        if OTHER in query.names:
+            name, _ = query.names
+            assert best == (right if name == right else OTHER)
+            whether.append(best == OTHER)
+        else:
+            assert 2 <= len(query.names) <= 3 and best == right
+    assert 0.3 < np.mean(whether) < 0.7 and 20 < len(whether) < 60
     assert pairs.picture(5).size == (41, 50) and pairs.name(5).endswith("t-shirt/1.png")
 
 
