@@ -1,8 +1,9 @@
 """Vision tasks on scenes of the test split: `python benchmarks/vision.py --loras FOLDER ... --count 500`.
 
 Each scene is asked one question a task; of several names, one after the other, as the pipeline does. Every
-LoRA answers it in each number of steps, and in each kind of phrasing. Beside them stand the autoencoder's round trip of the right answers, which no model of latents can
-beat, and a constant answer. `--held-out` asks for combinations of colour and shape that training never shows.
+LoRA answers it in each number of steps, and in each kind of phrasing. Beside them stand the autoencoder's
+round trip of the right answers, which no model of latents can beat, and a constant answer. `--held-out` asks
+for combinations of colour and shape that training never shows.
 """
 
 from __future__ import annotations
