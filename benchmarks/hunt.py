@@ -300,8 +300,7 @@ def interactions(bench: Bench, top: int = 20) -> None:
     grid = [[float("nan")] * len(heads) for _ in heads]
     found = {}
     for (a, b), scores in zip(couples, joint, strict=True):
-        extra = np.array(scores) - np.array(alone[a]) - np.array(alone[b]) + np.array(base)
-        found[a, b] = extra
+        found[a, b] = extra = np.array(scores) - np.array(alone[a]) - np.array(alone[b]) + np.array(base)
         for x, y in ((a, b), (b, a)):
             grid[heads.index(x)][heads.index(y)] = 100 * float(extra.mean())
     labels = [str(head) for head in heads]

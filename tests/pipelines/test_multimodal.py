@@ -21,6 +21,7 @@ from dit_heads.pipelines.multimodal import MultimodalInstructPipeline
 from dit_heads.pipelines.sources import pictures_of
 from dit_heads.tasks.multimodal import MultimodalInstruction
 from dit_heads.training.widen import widen
+from tests.loras.sets.made import PHOTOS
 from tests.saved import PIPELINES
 
 SIDE = 32
@@ -238,3 +239,17 @@ def test_a_canvas_that_does_not_fit_is_named(paint: MultimodalInstructPipeline):
         paint("a", mask=half(), **CALL)
     with pytest.raises(InputError, match="height: expected a multiple of 4, got 30"):
         paint("a", height=30, **CALL)
+
+
+@pytest.mark.skipif(not (PHOTOS / "subjects").is_dir(), reason="no photographs beside the checkout")
+def test_photographs_of_subjects_serve_as_references_and_sources(paint: MultimodalInstructPipeline):
+    """That all runs with real files of any number, to the end and to numbers; nothing is said of quality."""
+    subjects = [sorted(folder.glob("*.jpg")) for folder in sorted((PHOTOS / "subjects").iterdir())]
+    embedded = [paint.embedding(photos[0]) for photos in subjects]
+    assert {tuple(one.shape) for one in embedded} == {(3, 32)}
+    assert len({one.sum().item() for one in embedded}) == len(subjects)
+    some = [photos[0] for photos in subjects[:4]]
+    new = paint(" by ".join(["<imagehere>"] * 4), some, **CALL).images
+    named = paint("<dog> here", {"dog": some[0]}, some[1], processing_resolution=SIDE, **CALL).images
+    assert new.shape == (1, SIDE, SIDE, 3) and named.shape == (1, 384, 384, 3)
+    assert np.isfinite(new).all() and np.isfinite(named).all()
