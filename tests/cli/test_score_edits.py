@@ -100,7 +100,7 @@ def test_results_of_another_size_are_resized_and_named(score):
     flat("found/a.png", 151, (40, 60))
     printed, found = score("truth", "found")
     assert found["figures"]["L1"] == pytest.approx(0.2)
-    assert "1 resized to it by bicubic filtering (a)" in printed
+    assert "compared with, 16 x 24, 1 resized to it by bicubic filtering (a)" in printed
 
 
 # --- embeddings ---

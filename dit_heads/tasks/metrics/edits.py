@@ -92,10 +92,12 @@ def score_edits(
     """
     rows: dict[str, dict[str, float]] = {}
     resized: list[str] = []
+    sizes: dict[str, None] = {}  # in the order in which they come
     for each in results:
         rows[each.name] = dict(_figures(each, clip, dino))
         whole = each.target or (each.source if each.mask else None)
         resized += [each.name] if whole and whole.size != each.result.size else []
+        sizes |= {f"{whole.height} x {whole.width}": None} if whole else {}
     known = [figure for figure in FIGURES if any(figure in row for row in rows.values())]
     if not known:
         raise InputError(
@@ -104,7 +106,9 @@ def score_edits(
     values = {figure: np.array([r[figure] for r in rows.values() if figure in r]) for figure in known}
     figures = {figure: float(found.mean()) for figure, found in values.items()}
     intervals = {figure: interval(found) for figure, found in values.items()}
-    return Scores("edits", tuple(_protocol(rows, known, resized, clip, dino)), figures, rows, intervals)
+    return Scores(
+        "edits", tuple(_protocol(rows, known, (list(sizes), resized), clip, dino)), figures, rows, intervals
+    )
 
 
 def _figures(
@@ -161,7 +165,7 @@ def _pixels(picture: Image.Image) -> np.ndarray:
 def _protocol(
     rows: Mapping[str, Mapping[str, float]],
     known: list[str],
-    resized: list[str],
+    grids: tuple[list[str], list[str]],
     clip: JointEmbedding | None,
     dino: PictureEmbedding | None,
 ) -> Iterator[str]:
@@ -169,8 +173,10 @@ def _protocol(
     counts = {figure: sum(figure in row for row in rows.values()) for figure in known}
     yield f"{len(rows)} edits"
     yield "pixels in [0, 1], all channels alike"
-    grid = f", {len(resized)} resized to it by bicubic filtering ({listed(resized)})" if resized else ""
-    yield f"results on the grid of what they are compared with{grid}"
+    sizes, resized = grids
+    if sizes:
+        grid = f", {len(resized)} resized to it by bicubic filtering ({listed(resized)})" if resized else ""
+        yield f"results on the grid of what they are compared with, {listed(sizes)}{grid}"
     if "L1" in counts:
         yield f"L1, L2 (mean square) against the target: {counts['L1']} edits"
     for name, tower in (("CLIP-I", clip), ("DINO", dino)):
