@@ -35,6 +35,9 @@ class InstructConfig:
     """How often each task comes, relative to the others. By default all come equally often."""
     questions: Count = 4
     """Number of different questions of a task about a picture."""
+    choices: Literal["some", "all"] = "some"
+    """Classes of a folder that a question names: some of them in any order, or one against all others; or
+    all, in one order, so that each colour always stands for the same class."""
     paraphrase: bool = True
     """Whether half of the instructions vary: by three quarters of our phrasings of each task (for embedded
     models, of those that they can read); the others are kept for tests. Without it, each task has one."""

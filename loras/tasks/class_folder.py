@@ -25,6 +25,7 @@ class ClassFolder:
 
     Args:
         root: the folder of folders. "_" in their names becomes a space.
+        every: whether each question names all classes, in one order.
 
     Raises:
         InputError: there are fewer than two classes, or one without pictures.
@@ -32,7 +33,7 @@ class ClassFolder:
 
     tasks: tuple[Task, ...] = ("classify",)
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, every: bool = False) -> None:
         if not root.is_dir():
             raise InputError(f"root: expected a folder with a folder for each class, got '{root}'")
         folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -43,7 +44,7 @@ class ClassFolder:
             raise InputError(
                 f"root: expected pictures in each class of '{root}', got none in {listed(empty)}"
             )
-        self.root = root
+        self.root, self.every = root, every
         self.classes = tuple(folder.name.replace("_", " ") for folder, _ in found)
         pairs = zip(found, self.classes, strict=True)
         self.files = [(path, name) for (_, files), name in pairs for path in files]
@@ -67,6 +68,8 @@ class ClassFolder:
 
     def question(self, index: int, task: Task, rng: np.random.Generator) -> Query:
         """Which of some classes a picture shows, the right one among them; or whether it shows a class."""
+        if self.every:
+            return Query(task, self.classes)
         right = self.files[index][1]
         others = [name for name in self.classes if name != right]
         if rng.random() < ALONE:

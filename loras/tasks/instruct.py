@@ -44,7 +44,7 @@ from dit_heads.training.loop import Part
 from dit_heads.training.widen import input_of, reading
 
 FOLDERS: dict[str, Callable[[Path, InstructConfig], Pairs]] = {
-    "classes": lambda root, _: ClassFolder(root),
+    "classes": lambda root, chosen: ClassFolder(root, chosen.choices == "all"),
     "coco": lambda root, _: CocoFolder(root),
     "depth": lambda root, chosen: DepthFolder(root, chosen.depth_scale),
 }

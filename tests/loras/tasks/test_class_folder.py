@@ -46,6 +46,14 @@ def test_every_picture_is_asked_which_class_it_shows_or_whether_it_shows_one(roo
     assert pairs.picture(5).size == (41, 50) and pairs.name(5).endswith("t-shirt/1.png")
 
 
+def test_every_question_can_name_all_classes_in_one_order(root: Path):
+    pairs, rng = ClassFolder(root, every=True), np.random.default_rng(0)
+    for index in range(6):
+        query = pairs.question(index, "classify", rng)
+        assert query.names == pairs.classes
+        assert pairs.answer(index, query).best == pairs.classes[index // 2]
+
+
 def test_other_files_are_another_key(root: Path):
     before = ClassFolder(root).key
     assert ClassFolder(root).key == before
