@@ -15,13 +15,11 @@ from PIL import Image
 from torch import Tensor
 from torch.testing import assert_close
 
-from dit_heads.errors import InputError
 from dit_heads.loras import base
 from dit_heads.loras.adapter import add_adapter, targeted
 from dit_heads.loras.base import drop_text_encoders, fill, latent_encoder, load_base, text_encoder
 from dit_heads.loras.config import AdapterConfig
 from dit_heads.loras.sets.dataset import SetDataset
-from dit_heads.loras.weights.files import lora_of, save_lora
 from tests import tiny
 from tests.saved import PIPELINES, tiny_pipeline
 
@@ -88,45 +86,6 @@ def test_blocks_are_numbered_through_and_matched_whole():
 def test_modules_that_are_not_there_are_named(options: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         targeted(tiny.sd3(), AdapterConfig(**options))
-
-
-# --- a LoRA to start from ---
-
-
-def with_adapter(options: dict[str, Any], seed: int = 0) -> Any:
-    transformer = tiny.transformer("sd3")
-    add_adapter(transformer, AdapterConfig(**options), seed)
-    return transformer
-
-
-def test_a_run_can_start_from_a_lora(tmp_path: Path):
-    first = with_adapter({"rank": 2, "alpha": 6.0})
-    for name, weight in first.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight)
-    save_lora(first, tmp_path / "first.safetensors")
-    second = with_adapter({"rank": 2, "alpha": 3.0, "start": tmp_path / "first.safetensors"}, seed=1)
-    before, now = lora_of(first), lora_of(second)
-    assert before.modules.keys() == now.modules.keys()
-    for name, change in before.modules.items():
-        assert_close(now.modules[name].b @ now.modules[name].a, change.b @ change.a)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"rank": 4}, "start: expected a LoRA of rank 4 without DoRA, got rank 2 in"),
-        ({"rank": 2, "dora": True}, "start: expected a LoRA of rank 2 without DoRA"),
-        (
-            {"rank": 2, "targets": ("mlp",)},
-            "start: expected the layers that are trained, got (a|no) change of",
-        ),
-    ],
-)
-def test_a_lora_of_another_kind_is_no_start(options: dict[str, Any], message: str, tmp_path: Path):
-    save_lora(with_adapter({"rank": 2}), tmp_path / "first.safetensors")
-    with pytest.raises(InputError, match=message):
-        with_adapter({**options, "start": tmp_path / "first.safetensors"})
 
 
 # --- the adapter ---
