@@ -36,7 +36,7 @@ class Shots:
     """Folder of the pictures."""
     chromium: Path = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
     """The browser."""
-    tabs: tuple[str, ...] = ("Guide", "Hunt", "In-context", "Train", "See")
+    tabs: tuple[str, ...] = ("Guide", "Hunt", "In-context", "Train", "See", "Edit")
     """Tabs to show; the pictures of several tabs need all of them."""
 
 
@@ -97,12 +97,24 @@ def see(page: Any) -> None:
     page.get_by_role("button", name="In 3-D").click()
 
 
+def edit(page: Any) -> None:
+    """The first example, edited inside of a mask that is found."""
+    page.click("#dh-edit-board .dh-scenes button:nth-child(1)")
+    page.click('#dh-edit-board [data-area="inside"]')
+    page.click('#dh-edit-board [data-do="find"]')
+    page.wait_for_selector("#dh-edit-board .dh-reach:not([hidden])")
+    page.click("#dh-edit-paint")
+    page.wait_for_selector("#dh-edit-stage .dh-after:not([hidden])")
+    done(page, "#dh-edit-stage .dh-stage")
+
+
 SHOTS: dict[str, Callable[[Any], None]] = {
     "Guide": guide,
     "Hunt": hunt,
     "In-context": in_context,
     "Train": train,
     "See": see,
+    "Edit": edit,
 }
 
 

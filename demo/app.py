@@ -9,7 +9,7 @@ import gradio as gr
 
 from dit_heads.demo.api import add_api
 from dit_heads.demo.page import QUIET, Page, visitor
-from dit_heads.demo.tabs import guide, hunt, in_context, see, train
+from dit_heads.demo.tabs import edit, guide, hunt, in_context, see, train
 from dit_heads.demo.theme import part
 
 TABS: dict[str, Callable[[Page], None]] = {
@@ -18,6 +18,7 @@ TABS: dict[str, Callable[[Page], None]] = {
     "In-context": in_context.build,
     "Train": train.build,
     "See": see.build,
+    "Edit": edit.build,
 }
 """Every tab by its name; a new one is a module and a line here."""
 

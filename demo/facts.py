@@ -13,6 +13,8 @@ from dit_heads.families import layout_of, pipelines_of
 from dit_heads.heads.presets import PresetFile, shipped_presets
 from dit_heads.models import EMBEDDED, empty_transformer, model_sides
 
+FLAGS = {"instruct": "instruct_lora", "multimodal": "edit_lora"}
+"""What brings a LoRA of a task to the page."""
 SINGLE = "single heads"  # in a preset file's provenance: the gain of each head alone
 
 
@@ -31,6 +33,8 @@ class Facts:
         side, largest: of its pictures in pixels; `largest` is None for any.
         parameters: of its transformer.
         instruct: the LoRA with which it answers questions about pictures, None where there is none.
+        multimodal: the LoRA with which it follows instructions with pictures in them, None where there
+            is none.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Facts:
     largest: int | None
     parameters: int
     instruct: Path | None = None
+    multimodal: Path | None = None
 
 
 def facts_of(name: str) -> Facts:
@@ -65,22 +70,33 @@ def facts_of(name: str) -> Facts:
         largest=largest,
         parameters=sum(parameter.numel() for parameter in transformer.parameters()),
         instruct=shipped_lora(name),
+        multimodal=shipped_lora(name, "multimodal"),
     )
 
 
-def with_lora(facts: Facts, path: Path) -> Facts:
-    """A model that answers questions with another LoRA.
+def with_lora(facts: Facts, path: Path, task: str = "instruct") -> Facts:
+    """A model with another LoRA for questions about pictures, or for instructions with pictures in them.
+
+    Args:
+        facts: of the model.
+        path: the LoRA's file.
+        task: the LoRA's, "instruct" or "multimodal".
 
     Raises:
-        InputError: for a file that is not there, is no LoRA of the task instruct, or does not fit.
+        InputError: for a file that is not there, is no LoRA of the task, lacks the encoder of references that
+            belongs to the task multimodal, or does not fit.
     """
+    from dit_heads.loras.tasks.multimodal import REFERENCES
     from dit_heads.loras.weights.files import run_settings
     from dit_heads.loras.weights.formats import read_lora
 
-    if run_settings(path).get("task") != "instruct":
-        raise InputError(f"instruct_lora: expected a LoRA of the task instruct, got '{path}'")
+    flag = FLAGS[task]
+    if run_settings(path).get("task") != task:
+        raise InputError(f"{flag}: expected a LoRA of the task {task}, got '{path}'")
+    if task == "multimodal" and not (encoder := path.with_name(f"{REFERENCES}.safetensors")).is_file():
+        raise InputError(f"{flag}: expected the encoder of references as '{encoder}', got none")
     read_lora(path, empty_transformer(facts.name))
-    return replace(facts, instruct=path)
+    return replace(facts, **{task: path})
 
 
 def public_name(name: str) -> str:

@@ -17,21 +17,26 @@ from dit_heads.io.pictures import decode, png_bytes, stored_settings
 
 def png_uri(image: Image.Image, settings: Mapping[str, Any]) -> str:
     """A PNG that keeps its settings, as a data URI, so that no file has to be served."""
-    return "data:image/png;base64," + base64.b64encode(png_bytes(image, settings)).decode()
+    return data_uri(png_bytes(image, settings), "image/png")
 
 
 def plain_uri(image: Image.Image) -> str:
     """A PNG of a visitor's own picture, as a data URI, which says nothing of where it is from."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_uri(buffer.getvalue(), "image/png")
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """A file as a data URI."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def quick_uri(image: Image.Image) -> str:
     """A picture to look at for a moment."""
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_uri(buffer.getvalue(), "image/jpeg")
 
 
 def received(data: object, most: int) -> bytes:

@@ -1,17 +1,20 @@
-"""The command line and the Python that draw a picture or a set of pictures, or answer a question, again."""
+"""The command line and the Python that draw a picture or a set of pictures, answer a question, or edit
+a picture again."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from dit_heads.cli.draw_set import caption_arguments
+from dit_heads.cli.edit import EditSettings
 from dit_heads.cli.generate import GUIDANCE, Settings
 from dit_heads.cli.in_context import MISSING, SetSettings
 from dit_heads.cli.loras import SUFFIX, parsed_lora
 from dit_heads.cli.see import SeeSettings
+from dit_heads.demo.editing import MASK, RESULT, Asked
 from dit_heads.demo.seeing import ANSWER, PICTURE
 from dit_heads.loras.sets.grid import Grid
 from dit_heads.models import text_arguments
@@ -45,6 +48,16 @@ answer = see.ask(
 print(answer.annotations[0])
 answer.visualize({picture!r}, scale={scale})[0].save({file!r})
 """
+_EDIT = """\
+import torch
+{imports}from dit_heads.models import load_pipeline
+from dit_heads.pipelines import with_multimodal_lora
+
+paint = with_multimodal_lora(load_pipeline({model!r}), {lora})
+painted = paint(
+{call})
+painted.images[0].save({file!r})
+"""
 _LORAS = """\
 loras = [{files}]
 parts = [(read_lora(path, pipe.transformer), scale) for path, scale in loras]
@@ -58,7 +71,7 @@ def command_line(settings: Settings) -> str:
     return shlex.join([*words, "--out", "picture.png"])
 
 
-def _flags(settings: Settings | SetSettings | SeeSettings, *without: str) -> list[str]:
+def _flags(settings: Settings | SetSettings | SeeSettings | EditSettings, *without: str) -> list[str]:
     """The settings that are not the usual ones."""
     usual = type(settings)()
     changed = {each.name: getattr(settings, each.name) for each in fields(settings)}
@@ -168,8 +181,12 @@ def _set_call(settings: SetSettings, grid: Grid, given: Sequence[int]) -> list[s
 
 def see_command_line(question: str, settings: SeeSettings) -> str:
     """`dit-heads see` with every setting that is not the usual one."""
-    plain = f" {question}" if question.startswith("-") else question  # else it would be taken for a flag
-    return shlex.join(["dit-heads", "see", PICTURE, plain, *_flags(settings), "--out", ANSWER])
+    return shlex.join(["dit-heads", "see", PICTURE, _no_flag(question), *_flags(settings), "--out", ANSWER])
+
+
+def _no_flag(text: str) -> str:
+    """A text that is not taken for a flag."""
+    return f" {text}" if text.startswith("-") else text
 
 
 def see_python_code(question: str, settings: SeeSettings, shipped: str, scale: int) -> str:
@@ -197,4 +214,54 @@ def see_python_code(question: str, settings: SeeSettings, shipped: str, scale: i
         picture=PICTURE,
         scale=scale,
         file=ANSWER,
+    )
+
+
+# --- edits ---
+
+
+def edit_command_line(asked: Asked, settings: EditSettings) -> str:
+    """`dit-heads edit` with every setting that is not the usual one.
+
+    Args:
+        asked: what was asked for.
+        settings: its settings, as visitors see them.
+    """
+    words = ["dit-heads", "edit", *([PICTURE] if asked.picture else []), _no_flag(asked.text)]
+    named = isinstance(asked.references, Mapping)
+    for name, file in asked.files.items():
+        words += ["--ref", f"{name}={file}" if named else file]
+    words += ["--mask", MASK] if asked.mask else []
+    return shlex.join([*words, *_flags(settings), "--out", RESULT])
+
+
+def edit_python_code(asked: Asked, settings: EditSettings, shipped: str) -> str:
+    """A script that paints the result.
+
+    Args:
+        asked: what was asked for.
+        settings: its settings, as visitors see them.
+        shipped: name of the LoRA that ships, which paints where the settings name none.
+    """
+    files = asked.files if isinstance(asked.references, Mapping) else list(asked.files.values())
+    numbers = ("mask_feather",) if asked.mask else ()
+    call = {
+        "num_inference_steps": settings.steps,
+        **{name: getattr(settings, name) for name in ("guidance_scale", "image_guidance_scale", *numbers)},
+        **({"processing_resolution": size} if (size := settings.processing_resolution) else {}),
+    }
+    lines = [
+        repr(asked.text),
+        *([f"references={files!r}"] if files else []),
+        *([f"image={PICTURE!r}"] if asked.picture else []),
+        *([f"mask={MASK!r}"] if asked.mask else []),
+        *(f"{name}={value!r}" for name, value in call.items()),
+        f'generator=torch.Generator("cpu").manual_seed({settings.seed})',
+    ]
+    return _EDIT.format(
+        imports="from dit_heads.embedded import embedded_lora\n" if settings.lora is None else "",
+        model=settings.model,
+        lora=f"embedded_lora({shipped!r})" if settings.lora is None else repr(settings.lora),
+        call="".join(f"    {line},\n" for line in lines),
+        file=RESULT,
     )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,17 @@ from PIL import Image
 
 from dit_heads.cli.draw import unread_end
 from dit_heads.cli.see import WRITERS, SeeSettings, call_arguments, check_names
-from dit_heads.demo.isolation import MAKING
+from dit_heads.demo.adapted import adapted
 from dit_heads.demo.jobs import Job
 from dit_heads.demo.limits import MAX_SEED, Limits, check_most, check_text
 from dit_heads.demo.preview import Previews
 from dit_heads.errors import InputError
-from dit_heads.loras.weights.formats import read_lora
-from dit_heads.loras.weights.low_rank import missing_channels
 from dit_heads.pipelines import InstructPipeline, with_instruct_lora
 from dit_heads.pipelines.sources import pictures_of
 from dit_heads.pipelines.vision_output import VisionOutput
 from dit_heads.tasks.codecs import CODECS
 from dit_heads.tasks.query import Query
 from dit_heads.tasks.router import route
-from dit_heads.training.widen import widened
 
 PICTURE, ANSWER = "picture.png", "answer.png"
 """What command lines, scripts and files call the picture, and the one that shows the answer."""
@@ -94,20 +90,9 @@ class Seeing:
             raise InputError(f"question: expected a shorter one; the model would not read: {lost}")
 
 
-@contextmanager
-def answering(pipe: Any, path: Path) -> Iterator[InstructPipeline]:
-    """A pipeline with a LoRA of the task instruct. Afterwards its transformer has the input that it had."""
-    transformer = pipe.transformer
-    with MAKING:
-        extra = missing_channels(read_lora(path, transformer), transformer)
-    with widened(transformer, extra) if extra else nullcontext():
-        try:
-            with MAKING:
-                see = with_instruct_lora(pipe, path)
-            yield see
-        finally:
-            if getattr(transformer, "peft_config", None):
-                transformer.unload_lora()
+def answering(pipe: Any, path: Path) -> AbstractContextManager[InstructPipeline]:
+    """A pipeline with a LoRA of the task instruct, as of `adapted`."""
+    return adapted(pipe, path, with_instruct_lora)
 
 
 def asked(

@@ -32,6 +32,7 @@ def running(
     limits: Limits | None = None,
     loaders: Any = None,
     instruct_lora: Path | None = None,
+    edit_lora: Path | None = None,
 ) -> Iterator[str]:
     """The page, served while the block runs; what it keeps on the disk is deleted after it.
 
@@ -43,6 +44,7 @@ def running(
         limits: of everything.
         loaders: what loads the pipeline of each model. Default: `models.load_pipeline`.
         instruct_lora: with which the first model answers questions. Default: the one that ships for it.
+        edit_lora: with which it follows instructions with pictures in them. Default: as well.
 
     Yields:
         The address of the page.
@@ -62,8 +64,9 @@ def running(
         from dit_heads.models import load_pipeline, quiet_libraries
 
         facts = {name: facts_of(name) for name in models}
-        if instruct_lora is not None:
-            facts[models[0]] = with_lora(facts[models[0]], instruct_lora)
+        for task, lora in {"instruct": instruct_lora, "multimodal": edit_lora}.items():
+            if lora is not None:
+                facts[models[0]] = with_lora(facts[models[0]], lora, task)
         _check_names([each.public for each in facts.values()])
         loaders = loaders or {name: partial(load_pipeline, name) for name in models}
         # Libraries' warnings quote what visitors type.

@@ -15,18 +15,20 @@ from dit_heads.demo.page import Page, visitor
 from dit_heads.demo.sentences import note_of, sentence
 from dit_heads.errors import InputError
 
-_SAME = [gr.skip(), gr.skip()]  # recipes
 
-
-def drawing(page: Page, work: Callable[..., Any], finished: Callable[[Any, Facts], list[Any]]) -> Any:
+def drawing(
+    page: Page, work: Callable[..., Any], finished: Callable[[Any, Facts], list[Any]], others: int = 2
+) -> Any:
     """A handler that draws what the controls say and shows how far it is.
 
     Args:
         page: the page.
         work: (facts of the model, values of the controls) -> the job. It raises InputError for what does not
             fit.
-        finished: (result, facts) -> the stage and both recipes.
+        finished: (result, facts) -> the stage and the others.
+        others: number of outputs beside the stage, which stay as they are until the end; both recipes.
     """
+    same = [gr.skip() for _ in range(others)]
 
     async def draw(request: gr.Request, model: str, *values: Any) -> AsyncIterator[list[Any]]:
         job = None
@@ -34,10 +36,10 @@ def drawing(page: Page, work: Callable[..., Any], finished: Callable[[Any, Facts
             facts = known_as(model, page.models)
             job = page.engine.submit(facts.name, work(facts, *values), visitor(request))
             async for view in job.follow():
-                shown = finished(view.result, facts) if view.state == "done" else [_under_way(view), *_SAME]
+                shown = finished(view.result, facts) if view.state == "done" else [_under_way(view), *same]
                 yield [*shown, *swapped(not view.over)]
         except InputError as error:
-            yield [{"state": "error", "note": sentence(error)}, *_SAME, *swapped(False)]
+            yield [{"state": "error", "note": sentence(error)}, *same, *swapped(False)]
         finally:
             if job is not None:
                 job.cancel()  # does nothing to one that is over

@@ -108,10 +108,15 @@ def difference(
     return moved / moved.amax((1, 2, 3), keepdim=True).clamp(min=torch.finfo(moved.dtype).tiny)
 
 
-def mask_of(moved: Float[Tensor, "1 h w"], frame: Frame, threshold: float) -> Image.Image:
-    """Where latents move by a share of the largest movement or more, on the grid of their picture."""
+def on_grid(moved: Float[Tensor, "1 h w"], frame: Frame) -> Float[Tensor, "H W"]:
+    """Movements of latents on the grid of their picture."""
     pixels = F.interpolate(moved[None].float().cpu(), frame.padded, mode="bilinear")[0]
-    return Image.fromarray((frame.restored(pixels)[0] >= threshold).numpy().astype(np.uint8) * 255)
+    return frame.restored(pixels)[0]
+
+
+def mask_of(moved: Float[Tensor, "h w"], threshold: float) -> Image.Image:
+    """Where a picture moves by a share of the largest movement or more."""
+    return Image.fromarray((moved >= threshold).numpy().astype(np.uint8) * 255)
 
 
 def check_fractions(**values: float) -> None:

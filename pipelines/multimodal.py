@@ -26,7 +26,7 @@ from dit_heads.models import load_image_tower
 from dit_heads.objectives.image_tower import ImageTower, letterbox
 from dit_heads.pipelines.canvas import BlankCanvas, Canvas
 from dit_heads.pipelines.instruct import InstructPipeline, InstructPipelineOutput, check_call
-from dit_heads.pipelines.masking import EditMask, check_fractions, difference, mask_of
+from dit_heads.pipelines.masking import EditMask, check_fractions, difference, mask_of, on_grid
 from dit_heads.pipelines.sources import Pixels, named_pictures
 from dit_heads.tasks.multimodal import MultimodalInstruction, References
 
@@ -135,7 +135,6 @@ class MultimodalInstructPipeline(InstructPipeline):
         encoder = self.encoder.to(square.device)
         return reference_embedding(encoder, pipe.transformer, self.tower, square, latents, self.features)
 
-    @torch.no_grad()
     def find_mask(
         self,
         prompt: str | list[str],
@@ -143,20 +142,14 @@ class MultimodalInstructPipeline(InstructPipeline):
         image: Any = None,
         *,
         threshold: float = 0.5,
-        noise_level: float = 0.6,
-        samples: int = 8,
-        generator: torch.Generator | None = None,
-        **call: Any,
+        **options: Any,
     ) -> list[Image.Image]:
         """Where an instruction would change each source: masks to look at, adjust and give to a call.
 
         Args:
             prompt, references, image: As of a call.
             threshold: Share of the largest change in a picture from which on a place counts.
-            noise_level: At which predictions with and without the instruction are compared.
-            samples: Number of noises over which they are averaged.
-            generator: Of the noises.
-            call: `max_sequence_length`, as of a call.
+            options: As of `movement`.
 
         Returns:
             A mask of each source, of its size: white where it would change.
@@ -164,16 +157,51 @@ class MultimodalInstructPipeline(InstructPipeline):
         Raises:
             InputError: as of a call, without a source, and for numbers out of range.
         """
-        check_fractions(threshold=threshold, noise_level=noise_level)
-        whole_number("samples", samples, 1)
-        self._check_names(call)
-        asked = instructions(prompt, references)
-        canvas = Canvas.of(self, image, len(asked), 0)
-        texts = [_embedded(self, each, call) for each in (asked, [EMPTY] * len(asked))]
-        words, null = ((text["prompt_embeds"], text["pooled_prompt_embeds"]) for text in texts)
-        options: Any = {"level": noise_level, "samples": samples, "generator": generator}
-        moved = difference(self.pipe.transformer, canvas.latents, words, null, **options)
-        return [mask_of(one, canvas.frame, threshold) for one in moved]
+        check_fractions(threshold=threshold)
+        return [mask_of(one, threshold) for one in movement(self, prompt, references, image, **options)]
+
+
+@torch.no_grad()
+def movement(
+    paint: MultimodalInstructPipeline,
+    prompt: str | list[str],
+    references: References | list[References] = (),
+    image: Any = None,
+    *,
+    noise_level: float = 0.6,
+    samples: int = 8,
+    processing_resolution: int = 0,
+    generator: torch.Generator | None = None,
+    **call: Any,
+) -> list[Float[Tensor, "h w"]]:
+    """How far an instruction would change each place of a source, as a share of the largest change in it:
+    what `find_mask` holds a threshold to.
+
+    Args:
+        paint: The pipeline.
+        prompt, references, image, processing_resolution: As of a call.
+        noise_level: At which predictions with and without the instruction are compared.
+        samples: Number of noises over which they are averaged.
+        generator: Of the noises.
+        call: `max_sequence_length`, as of a call.
+
+    Returns:
+        A map of each source, of its size.
+
+    Raises:
+        InputError: as of `find_mask`.
+    """
+    check_fractions(noise_level=noise_level)
+    whole_number("samples", samples, 1)
+    whole_number("processing_resolution", processing_resolution, 0)
+    paint._check_names(call)
+    asked = instructions(prompt, references)
+    canvas = Canvas.of(paint, image, len(asked), processing_resolution)
+    texts = [_embedded(paint, each, call) for each in (asked, [EMPTY] * len(asked))]
+    words, null = ((text["prompt_embeds"], text["pooled_prompt_embeds"]) for text in texts)
+    options: Any = {"level": noise_level, "samples": samples, "generator": generator}
+    moved = difference(paint.pipe.transformer, canvas.latents, words, null, **options)
+    return [on_grid(one, canvas.frame) for one in moved]
 
 
 def _embedded(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -16,7 +15,7 @@ from dit_heads.demo import answers
 from dit_heads.demo.components import component, event_data
 from dit_heads.demo.controls import model_choice, recipe_codes, seed_line, slider
 from dit_heads.demo.facts import Facts
-from dit_heads.demo.files import plain_uri, png_uri, quick_uri
+from dit_heads.demo.files import data_uri, plain_uri, png_uri, quick_uri
 from dit_heads.demo.page import QUIET, Page, cancelling
 from dit_heads.demo.recipes import see_command_line, see_python_code
 from dit_heads.demo.seeing import ANSWER, PICTURE, Seeing, Seen, asked, bounded, scale_of
@@ -186,5 +185,4 @@ def finished(seen: Seen, facts: Facts, settings: SeeSettings) -> dict[str, Any]:
 def _file(name: str, data: bytes) -> dict[str, str]:
     label = next(text for end, text in LABELS.items() if name.endswith(end))
     kind = "application/json" if name.endswith(".json") else "image/png"
-    href = f"data:{kind};base64,{base64.b64encode(data).decode()}"
-    return {"name": name, "label": label, "href": href}
+    return {"name": name, "label": label, "href": data_uri(data, kind)}

@@ -33,6 +33,9 @@ class Demo:
     instruct_lora: Annotated[Path | None, Flag(metavar="FILE.safetensors")] = None
     """LoRA of the task instruct with which the first model answers questions in See. Default: the one that
     ships for it."""
+    edit_lora: Annotated[Path | None, Flag(metavar="FILE.safetensors")] = None
+    """LoRA of the task multimodal, with `references.safetensors` beside it, with which the first model edits
+    in Edit. Default: the one that ships for it."""
 
     def run(self) -> None:
         auth = credentials(self.auth)
@@ -46,8 +49,8 @@ class Demo:
 
         limits = Limits(queue=self.queue)
         where = {"host": self.host, "port": self.port, "share": self.share}
-        more = {"auth": auth, "limits": limits, "instruct_lora": self.instruct_lora}
-        with private_log(), running(self.model, **where, **more) as address:
+        loras = {"instruct_lora": self.instruct_lora, "edit_lora": self.edit_lora}
+        with private_log(), running(self.model, auth=auth, limits=limits, **where, **loras) as address:
             print(f"the demo is at {address} (Ctrl-C ends it)", flush=True)
             while True:
                 time.sleep(3600)

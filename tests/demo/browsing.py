@@ -17,6 +17,7 @@ TABS = {
     "In-context": "#dh-set-board .dh-panel",
     "Train": "#dh-train-name",
     "See": "#dh-see-board .dh-scenes button",
+    "Edit": "#dh-edit-board .dh-scenes button",
 }
 """What is seen of each tab once it is there."""
 

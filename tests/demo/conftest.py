@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from dit_heads.cli.generate import Settings
 from dit_heads.demo.engine import Engine
 from dit_heads.demo.limits import Limits
+from dit_heads.fusion.encoder import ReferenceEncoder
 from dit_heads.loras import Lora, LowRank, write_lora
+from dit_heads.loras.config import config_of
+from dit_heads.loras.tasks.multimodal import fusion_config
+from dit_heads.models import load_image_tower
 from tests.demo.browsing import WIDE, show
 from tests.saved import tiny_pipeline
 
@@ -58,6 +63,27 @@ def instruct_lora(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="package")
+def edit_lora(tmp_path_factory) -> Path:
+    """A LoRA of the task multimodal for the tiny model, with its encoder of references: both the source and
+    the references change pictures visibly."""
+    g = torch.Generator().manual_seed(1)
+    chosen = {"tokens": 3, "width": 16, "heads": 2, "layers": 1}
+    run = {"task": "multimodal", "multimodal": chosen, "data": {"text_tokens": 256}}
+    read = LowRank(torch.eye(32), torch.randn(32, 32, generator=g) / 4, kernel=(8, 2, 2))
+    turned = LowRank(torch.randn(2, 32, generator=g), torch.randn(32, 2, generator=g))
+    folder = tmp_path_factory.mktemp("multimodal")
+    changes = {"pos_embed.proj": read, "transformer_blocks.1.attn.add_k_proj": turned}
+    write_lora(folder / "editing.safetensors", Lora(changes), {"dit_heads": json.dumps(run)})
+    config = config_of({"multimodal": chosen}).multimodal
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        encoder = ReferenceEncoder(fusion_config(tiny_pipeline(), load_image_tower("embedded"), config))
+        torch.nn.init.normal_(encoder.look.out_proj.weight)
+    save_file(encoder.state_dict(), folder / "references.safetensors")
+    return folder / "editing.safetensors"
+
+
 @pytest.fixture
 def settings(model):
     """Settings of a quick picture, some of them others."""
@@ -70,13 +96,14 @@ def settings(model):
 
 
 @pytest.fixture(scope="module")
-def address(model, instruct_lora):
+def address(model, instruct_lora, edit_lora):
     """A page of the tiny model, served while the tests of a file run."""
     pytest.importorskip("gradio")
     from dit_heads.demo.serve import running
 
-    how = {"limits": Limits(steps=400), "loaders": {model: tiny_pipeline}, "instruct_lora": instruct_lora}
-    with running([model], port=0, **how) as address:
+    loras = {"instruct_lora": instruct_lora, "edit_lora": edit_lora}
+    how = {"limits": Limits(steps=400), "loaders": {model: tiny_pipeline}}
+    with running([model], port=0, **how, **loras) as address:
         yield address
 
 
