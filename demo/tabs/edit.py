@@ -137,7 +137,7 @@ def _taking(page: Page) -> Any:
 
 def _settings_from(values: tuple[Any, ...]) -> dict[str, Any]:
     """The settings that the controls say. An empty seed is a random one."""
-    given = dict(zip(NAMES, values, strict=True))
+    given: dict[str, Any] = dict(zip(NAMES, values, strict=True))
     if given["seed"] is None:
         given["seed"] = secrets.randbelow(2**31)
     whole_numbers(given, "steps", "seed", "mask_feather")
