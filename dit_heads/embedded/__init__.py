@@ -35,11 +35,12 @@ def load_embedded(name: str = "sd3") -> Any:
 
 
 def embedded_lora(task: str) -> Path:
-    """The file of an In-Context LoRA for the embedded SD3, to be passed to `pipe.load_lora_weights`.
+    """The file of a LoRA for the embedded SD3.
 
     Args:
-        task: "sky" (a scene by day, at sunset and at night), "grounds" (a subject in three places) or
-            "turntable" (solids from four sides).
+        task: an In-Context LoRA for `pipe.load_lora_weights`: "sky" (a scene by day, at sunset and at night),
+            "grounds" (a subject in three places) or "turntable" (solids from four sides); or "see", which
+            answers questions about a picture, for `with_instruct_lora`.
 
     Returns:
         The path of the file. Its model card is in the same folder.

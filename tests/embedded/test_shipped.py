@@ -14,11 +14,13 @@ from dit_heads.embedded.agreement import agreement
 from dit_heads.embedded.evaluate import paint, unseen_scenes
 from dit_heads.embedded.export import load_judge
 from dit_heads.embedded.nets.judge import verdict
+from dit_heads.embedded.pairs import WorldPairs
 from dit_heads.embedded.sets import TASKS, split_sets, task_of
 from dit_heads.embedded.world.captions import caption
 from dit_heads.families import layout_of
 from dit_heads.loras import Grid
-from dit_heads.pipelines import InContextPipeline
+from dit_heads.pipelines import InContextPipeline, with_instruct_lora
+from dit_heads.tasks.query import Query
 
 USUAL: dict[str, Any] = {"num_inference_steps": 28, "max_sequence_length": TEXT_TOKENS}
 
@@ -106,8 +108,23 @@ def test_a_lora_changes_pictures_by_stock_means_and_is_gone_after(pipe, task):
 
 
 def test_a_lora_of_another_task_is_refused():
-    with pytest.raises(ValueError, match="task: expected one of grounds, sky, turntable, got 'moon'"):
+    with pytest.raises(ValueError, match="task: expected one of grounds, see, sky, turntable, got 'moon'"):
         embedded_lora("moon")
+
+
+@pytest.mark.parametrize("index", range(2))
+def test_the_adapter_that_sees_finds_solids_and_distances_in_scenes_of_the_test_split(index: int):
+    see, pairs = with_instruct_lora(load_embedded("sd3"), embedded_lora("see")), WorldPairs("test", 8)
+    see.pipe.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 1, "guidance_scale": 1.0, "generator": torch.Generator().manual_seed(0)}
+    picture = pairs.picture(index)
+    right: Any = pairs.answer(index, Query("segment", ("object",)))
+    own, true = see.segment(picture, "object", **call).annotations[0].labels > 0, right.labels > 0
+    assert (own & true).sum() / (own | true).sum() > 0.8
+    truth: Any = pairs.answer(index, Query("depth"))
+    found, metres = see.depth(picture, **call).prediction[0, ..., 0][truth.valid], truth.metres[truth.valid]
+    assert np.isfinite(found).mean() > 0.99
+    assert np.median(np.abs(found - metres) / metres) < 0.06
 
 
 @pytest.mark.slow
