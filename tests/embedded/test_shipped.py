@@ -158,7 +158,7 @@ def test_a_lora_draws_sets_that_the_base_model_does_not(pipe, task):
 
 def test_all_weights_stay_small():
     sizes = {path: path.stat().st_size for path in Path(WEIGHTS).rglob("*") if path.is_file()}
-    assert sum(sizes.values()) < 62e6
+    assert sum(sizes.values()) < 72e6
 
 
 @pytest.mark.slow

@@ -233,7 +233,7 @@ def _inputs(transformer: Any, layout: HeadLayout, heads: Sequence[HeadId]) -> It
     found: list[Tensor] = []
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append((args[0] if args else kwargs["hidden_states"]).detach())
+        found.append(next(iter((*args, *kwargs.values()))).detach())  # the tokens come first
 
     with ExitStack() as undo:
         for block in sorted({head.block for head in heads}):
