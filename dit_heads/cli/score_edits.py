@@ -19,7 +19,7 @@ from dit_heads.io.atomic import atomic_file
 from dit_heads.io.formats import PICTURE_SUFFIXES
 from dit_heads.io.pictures import read_image
 from dit_heads.tasks.metrics import EditResult, Scores, score_edits
-from dit_heads.tasks.multimodal import PLACEHOLDER, MultimodalInstruction
+from dit_heads.tasks.multimodal import instruction_in
 
 if TYPE_CHECKING:
     from dit_heads.cli.score import Score
@@ -64,15 +64,7 @@ class EditFiles:
         text = _text(self.folder / INSTRUCTION)
         if not text:
             raise InputError(f"truth: expected {INSTRUCTION} in '{self.folder}', got none")
-        there = sorted(
-            p for p in (self.folder / "references").glob("*") if p.suffix.lower() in PICTURE_SUFFIXES
-        )
-        shown = {path.stem: path for path in there}
-        try:
-            given = list(shown.values()) if PLACEHOLDER in text or not shown else shown
-            words = MultimodalInstruction.of(text, given)
-        except InputError as error:
-            raise InputError(f"{error} ('{self.folder}')") from error
+        words = instruction_in(self.folder, text, read_image)
         target, source, mask = (self._picture(stem) for stem in ("target", "source", "mask"))
         return EditResult(
             self.name,
@@ -81,7 +73,7 @@ class EditFiles:
             target,
             source,
             mask,
-            tuple(read_image(path) for path in words.pictures),
+            words.pictures,
         )
 
     def _picture(self, stem: str) -> Image.Image | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dit_heads.errors import InputError
+from dit_heads.io.formats import PICTURE_SUFFIXES
 
 PLACEHOLDER = "<imagehere>"
 MOST = 4
@@ -77,3 +79,24 @@ class MultimodalInstruction:
         """The instruction in words alone: names without their brackets, nothing for `PLACEHOLDER`."""
         joined = [part for pair in zip(self.words, (*self.names, ""), strict=True) for part in pair]
         return re.sub(r"\s+([,.;:?!])", r"\1", " ".join("".join(joined).split()))
+
+
+def instruction_in(folder: Path, text: str, read: Callable[[Path], Any]) -> MultimodalInstruction:
+    """An instruction with the pictures in `references/` of a folder: by the names in angle brackets, or in
+    the order of their names for `<imagehere>`.
+
+    Args:
+        folder: the folder.
+        text: the instruction.
+        read: makes a picture of its file.
+
+    Raises:
+        InputError: as of `MultimodalInstruction.of`, with the folder.
+    """
+    there = sorted(p for p in (folder / "references").glob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+    shown = {path.stem: read(path) for path in there}
+    try:
+        given = list(shown.values()) if PLACEHOLDER in text or not shown else shown
+        return MultimodalInstruction.of(text, given)
+    except InputError as error:
+        raise InputError(f"{error} ('{folder}')") from error

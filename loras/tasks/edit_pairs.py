@@ -20,9 +20,9 @@ from dit_heads.io.formats import PICTURE_SUFFIXES
 from dit_heads.io.pictures import read_image
 from dit_heads.loras.tasks.fitted import fitted_picture
 from dit_heads.loras.tasks.pairs import Shown
-from dit_heads.tasks.multimodal import PLACEHOLDER, MultimodalInstruction
+from dit_heads.tasks.multimodal import MultimodalInstruction, instruction_in
 
-WORDS, TARGET, SOURCE, REFERENCES = "instruction.txt", "target", "source", "references"
+WORDS, TARGET, SOURCE = "instruction.txt", "target", "source"
 
 
 @dataclass(frozen=True)
@@ -152,14 +152,7 @@ class EditFolder:
         if not words.is_file() or target is None:
             lacking = WORDS if not words.is_file() else f"{TARGET}.png"
             raise InputError(f"root: expected {lacking} in '{folder}', got none")
-        there = sorted(p for p in (folder / REFERENCES).glob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
-        text = words.read_text("utf-8").strip()
-        shown = {path.stem: self._reference(path) for path in there}
-        try:
-            given = list(shown.values()) if PLACEHOLDER in text or not shown else shown
-            instruction = MultimodalInstruction.of(text, given)
-        except InputError as error:
-            raise InputError(f"{error} ('{folder}')") from error
+        instruction = instruction_in(folder, words.read_text("utf-8").strip(), self._reference)
         return EditPair(folder.name, instruction, self._shown(target), source and self._shown(source))
 
     def _reference(self, path: Path) -> Shown:

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessorPil, CLIPModel, ViTConfig, ViTImageProcessorPil, ViTModel
+from transformers import CLIPModel, ViTConfig, ViTImageProcessorPil, ViTModel
 
 from dit_heads.cli import main
 from dit_heads.embedded.export import load_clip
 from dit_heads.embedded.nets.clip import tokenize
 from dit_heads.io.pictures import read_image
-from tests.objectives.made import MEAN, SCALE, SIZE, STD, TOKENIZER, tiny_clip
+from tests.objectives.made import MEAN, SCALE, SIZE, STD, TOKENIZER, saved_clip
 
 WIDE, HIGH = 24, 16
 
@@ -108,12 +108,7 @@ def test_results_of_another_size_are_resized_and_named(score):
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory) -> str:
-    path = tmp_path_factory.mktemp("clip")
-    tiny_clip().save_pretrained(path)
-    TOKENIZER.save_pretrained(path)
-    sizes: dict[str, Any] = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
-    CLIPImageProcessorPil(**sizes, image_mean=MEAN, image_std=STD).save_pretrained(path)
-    return str(path)
+    return saved_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="module")

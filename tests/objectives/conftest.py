@@ -4,9 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import CLIPImageProcessorPil
 
-from tests.objectives.made import MEAN, SIZE, STD, TOKENIZER, tiny_clip
+from tests.objectives.made import saved_clip, tiny_clip
 
 
 @pytest.fixture(scope="session")
@@ -16,12 +15,7 @@ def model() -> Any:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> str:
-    path = tmp_path_factory.mktemp("clip")
-    tiny_clip().save_pretrained(path)
-    TOKENIZER.save_pretrained(path)
-    sizes: dict[str, Any] = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
-    CLIPImageProcessorPil(**sizes, image_mean=MEAN, image_std=STD).save_pretrained(path)
-    return str(path)
+    return saved_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,11 @@
 """A small random CLIP, and objectives as users write them."""
 
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from dit_heads.embedded.world.text import make_clip_tokenizer
 
@@ -30,6 +32,15 @@ def tiny_clip() -> CLIPModel:
         if weight.ndim:
             torch.nn.init.normal_(weight, std=0.3)
     return model
+
+
+def saved_clip(folder: Path) -> str:
+    """The random CLIP with its tokenizer and its image processor, in a folder of transformers' format."""
+    tiny_clip().save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    sizes: dict[str, Any] = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
+    CLIPImageProcessorPil(**sizes, image_mean=MEAN, image_std=STD).save_pretrained(folder)
+    return str(folder)
 
 
 def brightness(images: Tensor, prompts) -> Tensor:

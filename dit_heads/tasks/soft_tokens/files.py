@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from dit_heads.io.atomic import write_tensors
 from dit_heads.settings import as_mapping, from_mapping
 from dit_heads.tasks.soft_tokens.solver import Solver, SolverConfig
 from dit_heads.tasks.soft_tokens.tokenizer import Tokenizer, TokenizerConfig
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def save_module(module: nn.Module, config: Any, path: Path) -> None:
@@ -59,23 +62,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     Raises:
         InputError: there is no such file, or it is another.
     """
-    config, tensors = read_module(path, TokenizerConfig)
-    tokenizer = Tokenizer(config)
-    fill(tokenizer, tensors, path)
-    return tokenizer
-
-
-def fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Give a module the tensors of a file, and freeze it.
-
-    Raises:
-        InputError: the file has other tensors.
-    """
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise InputError(f"'{path}': expected the weights of its settings: {error}") from error
-    module.eval().requires_grad_(False)
+    return _loaded(path, TokenizerConfig, Tokenizer)
 
 
 def load_solver(path: Path) -> Solver:
@@ -84,7 +71,15 @@ def load_solver(path: Path) -> Solver:
     Raises:
         InputError: there is no such file, or it is another.
     """
-    config, tensors = read_module(path, SolverConfig)
-    solver = Solver(config)
-    fill(solver, tensors, path)
-    return solver
+    return _loaded(path, SolverConfig, Solver)
+
+
+def _loaded(path: Path, kind: type[Any], make: Callable[[Any], M]) -> M:
+    """The module that `make` makes of the settings in a file, with its weights."""
+    config, tensors = read_module(path, kind)
+    module = make(config)
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"'{path}': expected the weights of its settings: {error}") from error
+    return module.eval().requires_grad_(False)
