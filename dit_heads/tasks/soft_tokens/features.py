@@ -4,7 +4,7 @@ modulation, at low noise levels. One forward pass a level; any family serves."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -110,14 +110,16 @@ def features_of(
     layout = layout_of(transformer)
     heads, velocity = chosen_heads(layout, config.heads), training_of(transformer).velocity
     found = []
-    with _recorded(transformer, layout, heads) as recorder, _inputs(transformer, layout, heads) as inputs:
+    outputs = config.kind == "outputs"
+    kept = nullcontext([]) if outputs else _inputs(transformer, layout, heads)
+    with _recorded(transformer, layout, heads) as recorder, kept as inputs:
         for level in config.levels:
             recorder.clear()
             inputs.clear()
             noisy = (1 - level) * latents + level * _noise(latents, level)
             sigmas = torch.full((len(latents),), level, device=latents.device, dtype=latents.dtype)
             velocity(transformer, noisy, sigmas, text, pooled, 1.0)
-            if config.kind == "outputs":
+            if outputs:
                 found += _of_heads(recorder, layout, heads)
             else:
                 found += _of_inputs(recorder, inputs, layout, heads)
