@@ -128,10 +128,11 @@ class VisionTasks:
         words = [codec.prompt(one) if prompt is None else prompt for one in asked]
         self._warn_of_cuts(words, call)
         jobs = [(number, own, text) for number, each in enumerate(noise) for own in each for text in words]
+        seen = [self.latents([frame.framed(each)]) for frame, each in zip(frames, sources, strict=True)]
         painted: list[list[np.ndarray]] = [[] for _ in sources]
         for batch in _batches(jobs, lambda job: frames[job[0]].padded, batch_size):
             numbers = [number for number, _, _ in batch]
-            source = self.latents([frames[n].framed(sources[n]) for n in numbers])
+            source = torch.cat([seen[n] for n in numbers])
             given = {**call, "prompt": [text for _, _, text in batch], "output_type": "pt"}
             if isinstance(given.get("negative_prompt"), str):
                 given["negative_prompt"] = [given["negative_prompt"]] * len(batch)

@@ -91,3 +91,11 @@ def test_at_once_there_is_one_instruction(task: Any, monkeypatch: pytest.MonkeyP
     ask(torch.rand(3, 16, 16), NAMES, at_once=True, **FAST)
     ask(torch.rand(3, 16, 16), NAMES, prompt="what is where?", **FAST)
     assert prompts == [CODECS[task].prompt(Query(task, NAMES)), "what is where?"]
+
+
+def test_a_picture_is_encoded_once_whatever_is_asked_about_it(monkeypatch: pytest.MonkeyPatch):
+    see, encoded = seeing(monkeypatch), []
+    latents = see.latents
+    monkeypatch.setattr(see, "latents", lambda pictures: encoded.extend(pictures) or latents(pictures))
+    see.classify([torch.rand(3, 16, 16)] * 2, NAMES, ensemble_size=2, batch_size=4, **FAST)
+    assert len(encoded) == 2
