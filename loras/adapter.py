@@ -59,7 +59,8 @@ def add_adapter(transformer: Any, config: AdapterConfig, seed: int, whole: Seque
 def _start_from(transformer: nn.Module, start: Lora) -> None:
     """Give a new adapter the weights of a LoRA. Raises InputError for other modules, ranks or a DoRA."""
     layers: Any = require_peft().tuners.lora.LoraLayer
-    found = {n: m for n, m in transformer.named_modules() if isinstance(m, layers) and "default" in m.lora_A}
+    every: dict[str, Any] = dict(transformer.named_modules())
+    found = {n: m for n, m in every.items() if isinstance(m, layers) and "default" in m.lora_A}
     for name in sorted({*found} ^ {*start.modules}):
         what = "no" if name in found else "a"
         raise InputError(f"start: expected the layers that are trained, got {what} change of {name}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -48,9 +48,9 @@ class Demo:
         from dit_heads.demo.serve import running
 
         limits = Limits(queue=self.queue)
-        where = {"host": self.host, "port": self.port, "share": self.share}
-        loras = {"instruct_lora": self.instruct_lora, "edit_lora": self.edit_lora}
-        with private_log(), running(self.model, auth=auth, limits=limits, **where, **loras) as address:
+        where: dict[str, Any] = {"host": self.host, "port": self.port, "share": self.share}
+        where |= {"instruct_lora": self.instruct_lora, "edit_lora": self.edit_lora}
+        with private_log(), running(self.model, auth=auth, limits=limits, **where) as address:
             print(f"the demo is at {address} (Ctrl-C ends it)", flush=True)
             while True:
                 time.sleep(3600)

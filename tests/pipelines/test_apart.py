@@ -62,8 +62,8 @@ def test_probabilities_are_shares_of_those_of_each_answer():
 
 def test_answers_painted_one_by_one_give_the_answer_about_all(monkeypatch: pytest.MonkeyPatch):
     query, index = Query("segment", ("object", "sky", "ground")), 3
-    picture, truth = PAIRS.picture(index), PAIRS.answer(index, query)
-    codec = CODECS["segment"]
+    picture, codec = PAIRS.picture(index), CODECS["segment"]
+    truth: Any = PAIRS.answer(index, query)
     painted = [codec.encode(PAIRS.answer(index, one), one, np.asarray(picture)) for one in apart(query)]
     output = seeing(monkeypatch, painted).segment(picture, list(query.names))
     assert np.array_equal(output.annotations[0].labels, truth.labels)
