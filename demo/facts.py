@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dit_heads.cli.see import shipped_lora
+from dit_heads.cli.see import shipped_lora, shipped_tokens
 from dit_heads.errors import InputError
 from dit_heads.families import layout_of, pipelines_of
 from dit_heads.heads.presets import PresetFile, shipped_presets
@@ -35,6 +35,7 @@ class Facts:
         instruct: the LoRA with which it answers questions about pictures, None where there is none.
         multimodal: the LoRA with which it follows instructions with pictures in them, None where there
             is none.
+        soft_tokens: the folder with which it answers by soft tokens, None where there is none.
     """
 
     name: str
@@ -50,6 +51,11 @@ class Facts:
     parameters: int
     instruct: Path | None = None
     multimodal: Path | None = None
+    soft_tokens: Path | None = None
+
+    def answers_by(self, method: str) -> Path | None:
+        """The weights with which it answers questions by a method of `dit-heads see`, if there are any."""
+        return {"instruct": self.instruct, "soft-tokens": self.soft_tokens}.get(method)
 
 
 def facts_of(name: str) -> Facts:
@@ -71,6 +77,7 @@ def facts_of(name: str) -> Facts:
         parameters=sum(parameter.numel() for parameter in transformer.parameters()),
         instruct=shipped_lora(name),
         multimodal=shipped_lora(name, "multimodal"),
+        soft_tokens=shipped_tokens(name),
     )
 
 
@@ -97,6 +104,18 @@ def with_lora(facts: Facts, path: Path, task: str = "instruct") -> Facts:
         raise InputError(f"{flag}: expected the encoder of references as '{encoder}', got none")
     read_lora(path, empty_transformer(facts.name))
     return replace(facts, **{task: path})
+
+
+def with_tokens(facts: Facts, folder: Path) -> Facts:
+    """A model with other weights of soft tokens.
+
+    Raises:
+        InputError: for files that are missing or do not fit together, or do not fit the model.
+    """
+    from dit_heads.pipelines.soft_tokens import check_fit, read_weights
+
+    check_fit(read_weights(folder), empty_transformer(facts.name))
+    return replace(facts, soft_tokens=folder)
 
 
 def public_name(name: str) -> str:

@@ -48,6 +48,15 @@ answer = see.ask(
 print(answer.annotations[0])
 answer.visualize({picture!r}, scale={scale})[0].save({file!r})
 """
+_SEE_BY_TOKENS = """\
+{imports}from dit_heads.models import load_pipeline
+from dit_heads.pipelines import with_soft_tokens
+
+see = with_soft_tokens(load_pipeline({model!r}), {tokens})
+answer = see.ask({picture!r}, {question!r})
+print(answer.annotations[0])
+answer.visualize({picture!r}, scale={scale})[0].save({file!r})
+"""
 _EDIT = """\
 import torch
 {imports}from dit_heads.models import load_pipeline
@@ -195,9 +204,19 @@ def see_python_code(question: str, settings: SeeSettings, shipped: str, scale: i
     Args:
         question: about `picture.png`.
         settings: of the answer.
-        shipped: name of the LoRA that ships, which answers where the settings name none.
+        shipped: name of the LoRA that ships, or of the model of the soft tokens, which answers where the
+            settings name none.
         scale: how many times as large as the picture it is shown.
     """
+    names = {"model": settings.model, "picture": PICTURE, "scale": scale, "file": ANSWER}
+    if settings.method == "soft-tokens":
+        own = settings.tokens is not None
+        return _SEE_BY_TOKENS.format(
+            imports="" if own else "from dit_heads.embedded import embedded_soft_tokens\n",
+            tokens=repr(settings.tokens) if own else f"embedded_soft_tokens({shipped!r})",
+            question=question,
+            **names,
+        )
     lora = f"embedded_lora({shipped!r})" if settings.lora is None else repr(settings.lora)
     call = {
         "num_inference_steps": settings.steps,
@@ -208,12 +227,9 @@ def see_python_code(question: str, settings: SeeSettings, shipped: str, scale: i
     lines.append(f'generator=torch.Generator("cpu").manual_seed({settings.seed})')
     return _SEE.format(
         imports="from dit_heads.embedded import embedded_lora\n" if settings.lora is None else "",
-        model=settings.model,
         lora=lora,
         call="".join(f"    {line},\n" for line in lines),
-        picture=PICTURE,
-        scale=scale,
-        file=ANSWER,
+        **names,
     )
 
 

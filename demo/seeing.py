@@ -1,4 +1,5 @@
-"""The work of the See tab: a question about a picture, answered by a model with a LoRA of that task."""
+"""The work of the See tab: a question about a picture, answered by a model with a LoRA of that task, or with
+soft tokens."""
 
 from __future__ import annotations
 
@@ -13,11 +14,14 @@ from PIL import Image
 from dit_heads.cli.draw import unread_end
 from dit_heads.cli.see import WRITERS, SeeSettings, call_arguments, check_names
 from dit_heads.demo.adapted import adapted
+from dit_heads.demo.facts import Facts
+from dit_heads.demo.isolation import MAKING
 from dit_heads.demo.jobs import Job
 from dit_heads.demo.limits import MAX_SEED, Limits, check_most, check_text
 from dit_heads.demo.preview import Previews
 from dit_heads.errors import InputError
-from dit_heads.pipelines import InstructPipeline, with_instruct_lora
+from dit_heads.pipelines import InstructPipeline, with_instruct_lora, with_soft_tokens
+from dit_heads.pipelines.soft_tokens import check_answered
 from dit_heads.pipelines.sources import pictures_of
 from dit_heads.pipelines.vision_output import VisionOutput
 from dit_heads.tasks.codecs import CODECS
@@ -26,6 +30,10 @@ from dit_heads.tasks.router import route
 
 PICTURE, ANSWER = "picture.png", "answer.png"
 """What command lines, scripts and files call the picture, and the one that shows the answer."""
+WANTED = {
+    "instruct": "model: expected one with a LoRA of the task instruct, got one without",
+    "soft-tokens": "answered by: expected a model with weights of soft tokens, got one without",
+}
 _SHOWN = 512  # pixels along the longer side of a small picture's answer
 
 
@@ -59,19 +67,29 @@ class Seeing:
         query: what is understood of it.
         picture: what it is about.
         settings: of the answer.
-        lora: the file of the LoRA that answers.
+        weights: the file of the LoRA, or the folder of the soft tokens.
     """
 
     question: str
     query: Query
     picture: Image.Image
     settings: SeeSettings
-    lora: Path
+    weights: Path
 
     def __call__(self, pipe: Any, job: Job) -> Seen:
+        output = self._read(pipe) if self.settings.method == "soft-tokens" else self._painted(pipe, job)
+        (shown,) = output.visualize(self.picture, scale_of(self.picture))
+        return Seen(output, self.picture, shown, files_of(output), self.question, self.settings)
+
+    def _read(self, pipe: Any) -> VisionOutput:
+        with MAKING:
+            see = with_soft_tokens(pipe, self.weights)
+        return see.ask(self.picture, self.query)
+
+    def _painted(self, pipe: Any, job: Job) -> VisionOutput:
         steps = self.settings.steps
         job.update(steps=steps)
-        with answering(pipe, self.lora) as see:
+        with answering(pipe, self.weights) as see:
             self._check_length(see)
             frame = see.frame(pictures_of(self.picture), pipe.default_sample_size * pipe.vae_scale_factor)
             height, width = frame.scaled
@@ -79,9 +97,7 @@ class Seeing:
                 job, steps, size=frame.padded, show=lambda image: image.crop((0, 0, width, height))
             )
             call = {**call_arguments(self.settings), "callback_on_step_end": previews}
-            output = see.ask(self.picture, self.query, **call)
-        (shown,) = output.visualize(self.picture, scale_of(self.picture))
-        return Seen(output, self.picture, shown, files_of(output), self.question, self.settings)
+            return see.ask(self.picture, self.query, **call)
 
     def _check_length(self, see: InstructPipeline) -> None:
         """Names at the end that nothing reads would be answered for the model's own."""
@@ -96,13 +112,13 @@ def answering(pipe: Any, path: Path) -> AbstractContextManager[InstructPipeline]
 
 
 def asked(
-    question: object, picture: Image.Image, settings: SeeSettings, lora: Path | None, limits: Limits
+    question: object, picture: Image.Image, settings: SeeSettings, facts: Facts, limits: Limits
 ) -> Seeing:
     """A question once all is checked that can be known without the model.
 
     Raises:
         InputError: for a text in which no task or no name is understood, names that the model cannot know,
-            settings beyond the limits, and a model without a LoRA that answers.
+            settings beyond the limits, and a model without weights for the method.
     """
     text = question if isinstance(question, str) else ""
     check_text(limits, question=text)
@@ -110,11 +126,13 @@ def asked(
         raise InputError('question: expected one, such as "where are the cubes?", got nothing')
     check_most(limits.steps, steps=settings.steps)
     check_most(MAX_SEED, seed=settings.seed)
-    if lora is None:
-        raise InputError("model: expected one with a LoRA of the task instruct, got one without")
+    if (weights := facts.answers_by(settings.method)) is None:
+        raise InputError(WANTED[settings.method])
     query = route(text)
     check_names(query, settings.model)
-    return Seeing(text.strip(), query, bounded(picture, limits), settings, lora)
+    if settings.method == "soft-tokens":
+        check_answered(query)
+    return Seeing(text.strip(), query, bounded(picture, limits), settings, weights)
 
 
 def bounded(picture: Image.Image, limits: Limits) -> Image.Image:

@@ -33,6 +33,7 @@ def running(
     loaders: Any = None,
     instruct_lora: Path | None = None,
     edit_lora: Path | None = None,
+    soft_tokens: Path | None = None,
 ) -> Iterator[str]:
     """The page, served while the block runs; what it keeps on the disk is deleted after it.
 
@@ -45,6 +46,7 @@ def running(
         loaders: what loads the pipeline of each model. Default: `models.load_pipeline`.
         instruct_lora: with which the first model answers questions. Default: the one that ships for it.
         edit_lora: with which it follows instructions with pictures in them. Default: as well.
+        soft_tokens: folder with which it answers questions by soft tokens. Default: as well.
 
     Yields:
         The address of the page.
@@ -60,13 +62,15 @@ def running(
         start.enter_context(_without_collecting())
         gradio = _importing_gradio()
         from dit_heads.demo.engine import Engine
-        from dit_heads.demo.facts import facts_of, with_lora
+        from dit_heads.demo.facts import facts_of, with_lora, with_tokens
         from dit_heads.models import load_pipeline, quiet_libraries
 
         facts = {name: facts_of(name) for name in models}
         for task, lora in {"instruct": instruct_lora, "multimodal": edit_lora}.items():
             if lora is not None:
                 facts[models[0]] = with_lora(facts[models[0]], lora, task)
+        if soft_tokens is not None:
+            facts[models[0]] = with_tokens(facts[models[0]], soft_tokens)
         _check_names([each.public for each in facts.values()])
         loaders = loaders or {name: partial(load_pipeline, name) for name in models}
         # Libraries' warnings quote what visitors type.

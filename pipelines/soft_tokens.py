@@ -90,13 +90,7 @@ class SoftTokenPipeline:
         self.pipe: Any = pipe
         self.reader = reader
         self._text: tuple[Tensor, Tensor] | None = None
-        config = reader.solver.config
-        channels = sum(channels_of(pipe.transformer, config.features).width) * len(config.features.levels)
-        if channels != config.channels:
-            raise InputError(
-                f"pipe: expected a model with {config.channels} channels of features, as "
-                f"'{config.model}' has them, got {channels}"
-            )
+        check_fit(reader, pipe.transformer)
 
     @torch.no_grad()
     def __call__(
@@ -177,8 +171,7 @@ class SoftTokenPipeline:
             InputError: for a question about something else, and for classes that the solver does not know.
         """
         query = question if isinstance(question, Query) else route(question)
-        if query.task not in ANSWERED:
-            raise InputError(f"question: soft tokens answer {', '.join(ANSWERED)}, got {query.task}")
+        check_answered(query)
         classes = self.reader.solver.config.vocabulary.classes
         if unknown := [name for name in query.names if name not in (*classes, ANYTHING)]:
             raise InputError(
@@ -219,14 +212,35 @@ def with_soft_tokens(pipe: Any, folder: str | Path) -> SoftTokenPipeline:
         InputError: a file is missing or is another, tokenizers and solver do not fit together, or the
             pipeline does not fit.
     """
+    return SoftTokenPipeline(pipe, read_weights(folder).to(getattr(pipe, "_execution_device", "cpu")))
+
+
+def read_weights(folder: str | Path) -> SoftReader:
+    """The solver and the tokenizers in a folder. Raises InputError as `with_soft_tokens` does."""
     paths = [Path(folder) / f"{name}.safetensors" for name in FILES]
     solver, depth, mask = (
         read(path) for read, path in zip((load_solver, load_tokenizer, load_tokenizer), paths, strict=True)
     )
     reader = SoftReader(solver, depth, mask)  # pyright: ignore[reportArgumentType]
     reader.check()
-    device = getattr(pipe, "_execution_device", "cpu")
-    return SoftTokenPipeline(pipe, reader.to(device))
+    return reader
+
+
+def check_fit(reader: SoftReader, transformer: Any) -> None:
+    """Raise InputError unless a transformer has the features that a solver reads."""
+    config = reader.solver.config
+    channels = sum(channels_of(transformer, config.features).width) * len(config.features.levels)
+    if channels != config.channels:
+        raise InputError(
+            f"pipe: expected a model with {config.channels} channels of features, as "
+            f"'{config.model}' has them, got {channels}"
+        )
+
+
+def check_answered(query: Query) -> None:
+    """Raise InputError for a query of a task that soft tokens do not answer."""
+    if query.task not in ANSWERED:
+        raise InputError(f"question: soft tokens answer {', '.join(ANSWERED)}, got {query.task}")
 
 
 def _squares(sources: Sequence[Pixels], side: int) -> Float[Tensor, "b 3 side side"]:

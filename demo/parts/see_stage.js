@@ -1,5 +1,5 @@
 // The stage of an answer: live preview, the answer on its picture, its legend, depth as points, files. props.value is
-// {state, note, step, steps, preview, size, answer: {told, size, shown, picture, painted, legend, scale, cloud, files}}.
+// {state, note, step, steps, preview, size, answer: {told, size, shown, picture, behind, legend, scale, cloud, files}}.
 const root = element.querySelector(".dh-stage");
 const find = (selector) => root.querySelector(selector);
 const frame = find(".dh-frame"), image = find(".dh-after"), preview = find(".dh-preview"), canvas = find(".dh-cloud");
@@ -39,11 +39,12 @@ function metres(scale) {
   find(".dh-metres .dh-axis").replaceChildren(...scale.ticks.map((text) => made("span", { text })));
 }
 
-// --- what is shown: the answer, its points, the picture, or what the model painted ---
+// --- what is shown: the answer, its points, the picture, or what stands behind the answer ---
 
 function views() {
   const more = current.cloud ? [["cloud", "In 3-D"]] : [];
-  return [["shown", "Answer"], ...more, ["picture", "Picture"], ["painted", "As painted"]];
+  const behind = current.behind ? [["behind", current.behind.label]] : [];
+  return [["shown", "Answer"], ...more, ["picture", "Picture"], ...behind];
 }
 
 function look() {
@@ -55,8 +56,8 @@ function look() {
   canvas.hidden = view !== "cloud";
   image.hidden = view === "cloud";
   if (image.hidden) return;
-  image.src = current[view];
-  image.alt = { shown: current.told, picture: "The picture that was asked about", painted: "What the model painted as its answer" }[view];
+  image.src = view === "behind" ? current.behind.src : current[view];
+  image.alt = { shown: current.told, picture: "The picture that was asked about", behind: current.behind?.told }[view];
 }
 
 function update() {

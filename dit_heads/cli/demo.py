@@ -33,6 +33,9 @@ class Demo:
     instruct_lora: Annotated[Path | None, Flag(metavar="FILE.safetensors")] = None
     """LoRA of the task instruct with which the first model answers questions in See. Default: the one that
     ships for it."""
+    soft_tokens: Annotated[Path | None, Flag(metavar="FOLDER")] = None
+    """Weights of soft tokens with which the first model answers questions in See too. Default: those that
+    ship for it."""
     edit_lora: Annotated[Path | None, Flag(metavar="FILE.safetensors")] = None
     """LoRA of the task multimodal, with `references.safetensors` beside it, with which the first model edits
     in Edit. Default: the one that ships for it."""
@@ -50,6 +53,7 @@ class Demo:
         limits = Limits(queue=self.queue)
         where: dict[str, Any] = {"host": self.host, "port": self.port, "share": self.share}
         where |= {"instruct_lora": self.instruct_lora, "edit_lora": self.edit_lora}
+        where |= {"soft_tokens": self.soft_tokens}
         with private_log(), running(self.model, auth=auth, limits=limits, **where) as address:
             print(f"the demo is at {address} (Ctrl-C ends it)", flush=True)
             while True:

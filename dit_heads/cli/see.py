@@ -217,16 +217,23 @@ def tokens_of(chosen: SeeSettings) -> Path:
         if not folder.is_dir():
             raise InputError(f"tokens: expected a folder of weights of soft tokens, got '{folder}'")
         return folder
-    from dit_heads.embedded import WEIGHTS
-    from dit_heads.models import EMBEDDED
-
-    folder = WEIGHTS / "soft_tokens" / str(EMBEDDED.get(chosen.model))
-    if not folder.is_dir():
+    if (folder := shipped_tokens(chosen.model)) is None:
         raise InputError(
             f"tokens: expected a folder of weights of soft tokens, since none ship for the model "
             f"'{chosen.model}'; `python -m dit_heads.embedded.soft_tokens.train` makes them"
         )
     return folder
+
+
+def shipped_tokens(model: str) -> Path | None:
+    """The folder of soft tokens that ships for a model, if any."""
+    from dit_heads.embedded import embedded_soft_tokens
+    from dit_heads.models import EMBEDDED
+
+    try:
+        return embedded_soft_tokens(EMBEDDED[model]) if model in EMBEDDED else None
+    except InputError:
+        return None
 
 
 def answered(see: Any, image: Any, query: Query, call: dict[str, Any]) -> VisionOutput:

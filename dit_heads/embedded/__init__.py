@@ -52,3 +52,19 @@ def embedded_lora(task: str) -> Path:
     if task not in found:
         raise InputError(f"task: expected one of {', '.join(found)}, got {task!r}")
     return found[task]
+
+
+def embedded_soft_tokens(model: str = "sd3") -> Path:
+    """The folder of weights with which an embedded model sees by soft tokens, for `with_soft_tokens`.
+
+    Args:
+        model: the name of the model, as `load_embedded` takes it.
+
+    Raises:
+        InputError: there are none for the model.
+    """
+    folder = WEIGHTS / "soft_tokens" / model
+    if not (folder / "solver.safetensors").is_file():
+        there = ", ".join(sorted(path.parent.name for path in folder.parent.glob("*/solver.safetensors")))
+        raise InputError(f"model: expected one with soft tokens ({there or 'none has'}), got {model!r}")
+    return folder

@@ -17,7 +17,9 @@ from dit_heads.loras import Lora, LowRank, write_lora
 from dit_heads.loras.config import config_of
 from dit_heads.loras.tasks.multimodal import fusion_config
 from dit_heads.models import load_image_tower
+from dit_heads.tasks.soft_tokens.features import channels_of
 from tests.demo.browsing import WIDE, show
+from tests.pipelines.tokens_made import HEADS, parts, saved
 from tests.saved import tiny_pipeline
 
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
@@ -84,6 +86,15 @@ def edit_lora(tmp_path_factory) -> Path:
     return folder / "editing.safetensors"
 
 
+@pytest.fixture(scope="package")
+def soft_tokens(tmp_path_factory) -> Path:
+    """Soft tokens of random weights for the tiny model."""
+    with torch.random.fork_rng():
+        transformer = tiny_pipeline().transformer
+        width = sum(channels_of(transformer, HEADS).width) * len(HEADS.levels)
+        return saved(parts(32, width), tmp_path_factory.mktemp("soft") / "tokens")
+
+
 @pytest.fixture
 def settings(model):
     """Settings of a quick picture, some of them others."""
@@ -96,14 +107,14 @@ def settings(model):
 
 
 @pytest.fixture(scope="module")
-def address(model, instruct_lora, edit_lora):
+def address(model, instruct_lora, edit_lora, soft_tokens):
     """A page of the tiny model, served while the tests of a file run."""
     pytest.importorskip("gradio")
     from dit_heads.demo.serve import running
 
-    loras = {"instruct_lora": instruct_lora, "edit_lora": edit_lora}
+    weights = {"instruct_lora": instruct_lora, "edit_lora": edit_lora, "soft_tokens": soft_tokens}
     how = {"limits": Limits(steps=400), "loaders": {model: tiny_pipeline}}
-    with running([model], port=0, **how, **loras) as address:
+    with running([model], port=0, **how, **weights) as address:
         yield address
 
 

@@ -41,14 +41,14 @@ sys.addaudithook(_watch)
 
 
 @pytest.fixture(scope="module")
-def served(model, instruct_lora, edit_lora, tmp_path_factory):
+def served(model, instruct_lora, edit_lora, soft_tokens, tmp_path_factory):
     """The address of a demo whose folder of temporary files is its own, and that folder."""
     folder = tmp_path_factory.mktemp("temporary")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(folder))
         patch.setattr(hunting, "load_objective", lambda name, known: red)
         how = {"limits": QUICK, "loaders": {model: tiny_pipeline}, "instruct_lora": instruct_lora}
-        how["edit_lora"] = edit_lora
+        how |= {"edit_lora": edit_lora, "soft_tokens": soft_tokens}
         with running([model], port=0, **how) as address:
             yield address.rstrip("/"), folder
 

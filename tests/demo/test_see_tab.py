@@ -29,17 +29,18 @@ BOARD = {"picture": plain_uri(PICTURE), "question": "how far is everything?"}
 
 
 @pytest.fixture(scope="module")
-def page(roomy, model, instruct_lora):
-    return Page(roomy, {model: replace(facts_of(model), instruct=instruct_lora)})
+def page(roomy, model, instruct_lora, soft_tokens):
+    facts = replace(facts_of(model), instruct=instruct_lora, soft_tokens=soft_tokens)
+    return Page(roomy, {model: facts})
 
 
 def event(**data) -> Any:
     return SimpleNamespace(_data=data)
 
 
-def answered(page, board=BOARD, values=(5, 2)):
+def answered(page, board=BOARD, values=(5, 2), method="instruct"):
     async def all_of():
-        return [shown async for shown in see._asking(page)(ANN, "tiny", board, *values)]
+        return [shown async for shown in see._asking(page)(ANN, "tiny", board, method, *values)]
 
     return asyncio.run(all_of())
 
@@ -64,6 +65,21 @@ def test_asking_ends_with_the_answer_its_files_and_its_recipes(page, model):
         "--steps=2" in command and "--lora=seeing.safetensors" in command and "'seeing.safetensors'" in code
     )
     assert model not in f"{stage}{command}{code}"
+
+
+def test_soft_tokens_answer_without_seed_and_steps_and_say_how_certain_they_are(page, model):
+    *_, (stage, command, code, *_) = answered(page, values=(None, 2), method="soft-tokens")
+    assert stage["note"] == "Understood: how far each pixel is. Read by soft tokens in one look."
+    kept = json.loads(Image.open(io.BytesIO(data_of(stage["answer"]["shown"]))).info["parameters"])
+    assert (kept["method"], kept["steps"]) == ("soft-tokens", 20)  # as the command has it by default
+    assert "--method=soft-tokens --tokens=tokens" in command and "--steps" not in command
+    assert "with_soft_tokens(load_pipeline('tiny'), 'tokens')" in code and "seed" not in code
+    behind = stage["answer"]["behind"]
+    assert behind["label"] == "Certainty" and behind["src"].startswith("data:image/")
+    *_, (stage, *_) = answered(page, {**BOARD, "question": "where is the cube?"}, method="soft-tokens")
+    assert stage["answer"]["behind"] is None and stage["state"] == "done"
+    *_, (stage, *_) = answered(page, method="by hand")
+    assert "answered by: expected instruct or soft-tokens, got 'by hand'" in stage["note"]
 
 
 def test_boxes_leave_as_coco_json(page):

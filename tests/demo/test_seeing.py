@@ -3,6 +3,8 @@
 import io
 import json
 import shlex
+import shutil
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +17,7 @@ from dit_heads.cli import main
 from dit_heads.cli.see import SeeSettings
 from dit_heads.demo.drawing import Drawing, Lora
 from dit_heads.demo.engine import Engine
-from dit_heads.demo.facts import facts_of, with_lora
+from dit_heads.demo.facts import facts_of, with_lora, with_tokens
 from dit_heads.demo.isolation import lent, state_of
 from dit_heads.demo.jobs import Cancelled
 from dit_heads.demo.limits import Limits
@@ -32,16 +34,24 @@ from tests.saved import tiny_pipeline
 QUESTIONS = ("where are the cubes?", "how far is it?", "segment the cube", "is it day or night?")
 
 
+SETTINGS = ("model", "steps", "method")
+
+
 def picture(seed: int = 0, size: tuple[int, int] = (24, 17)) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
     return Image.fromarray(pixels)
 
 
 @pytest.fixture
-def work(model, instruct_lora):
+def facts(model, instruct_lora, soft_tokens):
+    return replace(facts_of(model), instruct=instruct_lora, soft_tokens=soft_tokens)
+
+
+@pytest.fixture
+def work(model, facts):
     def make(question: str = QUESTIONS[1], seed: int = 0, steps: int = 2, image: Any = None):
         settings = SeeSettings(model=model, steps=steps, seed=seed)
-        return asked(question, image or picture(), settings, instruct_lora, Limits())
+        return asked(question, image or picture(), settings, facts, Limits())
 
     return make
 
@@ -161,15 +171,19 @@ def test_every_task_comes_with_the_files_of_the_command(roomy, model, work):
         ({"question": "make it prettier"}, "no task is understood in 'make it prettier'; try such as"),
         ({"question": "segment"}, "names nothing to segment"),
         ({"steps": 61}, "steps: expected at most 60"),
-        ({"lora": None}, "model: expected one with a LoRA of the task instruct"),
+        ({"instruct": None}, "model: expected one with a LoRA of the task instruct"),
+        ({"method": "soft-tokens", "soft_tokens": None}, "expected a model with weights of soft tokens"),
+        ({"method": "soft-tokens", "question": "is it day or night?"}, "soft tokens answer depth, instances"),
         ({"model": "embedded", "question": "where is the dinosaur?"}, "got dinosaur"),
     ],
 )
-def test_what_cannot_be_asked_is_told_before_it_waits(model, instruct_lora, changes, told):
-    given = {"question": QUESTIONS[0], "steps": 2, "lora": instruct_lora, "model": model} | changes
-    settings = SeeSettings(model=given["model"], steps=given["steps"])
+def test_what_cannot_be_asked_is_told_before_it_waits(model, facts, changes, told):
+    settings = SeeSettings(
+        **{"model": model, "steps": 2} | {k: v for k, v in changes.items() if k in SETTINGS}
+    )
+    weights = {name: None for name in ("instruct", "soft_tokens") if name in changes}
     with pytest.raises(InputError, match=told):
-        asked(given["question"], picture(), settings, given["lora"], Limits())
+        asked(changes.get("question", QUESTIONS[0]), picture(), settings, replace(facts, **weights), Limits())
 
 
 def test_a_question_that_is_not_read_to_its_end_is_refused(roomy, model, work):
@@ -197,6 +211,36 @@ def test_a_lora_of_another_task_is_refused(model, instruct_lora, tmp_path):
         with_lora(facts_of(model), visible_loras(tmp_path)[0])
     with pytest.raises(InputError, match="does not fit"):
         with_lora(facts_of("embedded"), instruct_lora)
+
+
+def test_weights_of_soft_tokens_that_do_not_fit_are_refused(model, facts, soft_tokens, tmp_path):
+    assert with_tokens(facts_of(model), soft_tokens).soft_tokens == soft_tokens
+    with pytest.raises(InputError, match="expected a model with 48 channels of features"):
+        with_tokens(facts_of("embedded/flux"), soft_tokens)
+    with pytest.raises(InputError, match="expected a file of weights"):
+        with_tokens(facts_of(model), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "question", ["where is the cube?", "how far is it?", "outline every cone one by one"]
+)
+def test_soft_tokens_answer_as_the_command_and_the_code_do(
+    model, facts, soft_tokens, tmp_path, monkeypatch, question
+):
+    settings = SeeSettings(model=model, method="soft-tokens")
+    with Engine({model: partial(load_pipeline, model)}) as engine:
+        job = engine.submit(model, asked(question, picture(size=(40, 32)), settings, facts, Limits()))
+        seen = job.wait(60)
+    monkeypatch.chdir(tmp_path)
+    seen.picture.save(PICTURE)
+    shutil.copytree(soft_tokens, "mine")
+    settings = replace(settings, tokens="mine")
+    words = shlex.split(see_command_line(seen.question, settings))
+    assert main(words[1:]) == 0
+    assert {name: (tmp_path / name).read_bytes() for name in seen.files} == seen.files
+    (tmp_path / ANSWER).unlink()
+    exec(see_python_code(seen.question, settings, "", scale_of(seen.picture)), {})
+    assert read_image(tmp_path / ANSWER).tobytes() == seen.shown.tobytes()
 
 
 @pytest.mark.slow

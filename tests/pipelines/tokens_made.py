@@ -1,4 +1,4 @@
-"""A solver and tokenizers of random weights for the embedded SD3."""
+"""A solver and tokenizers of random weights for the embedded SD3, and for other small ones."""
 
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,19 @@ WORDS = Vocabulary(
 SMALL: dict[str, Any] = {"width": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 1}
 
 
-def parts() -> SoftReader:
+def parts(size: int = 128, channels: int = 96) -> SoftReader:
+    """A reader of pictures of a size, from so many channels of features."""
     torch.manual_seed(3)
     shapes = (
-        TokenizerConfig("depth", 128, 8, (8, 8, 16), 12, 6),
+        TokenizerConfig("depth", size, size // 16, (8, 8, 16), 12, 6),
         TokenizerConfig("mask", 16, 2, (8, 8, 16), 10, 6),
     )
     depth, mask = (Tokenizer(shape).eval() for shape in shapes)
     for each in (depth, mask):
         each.codebook.embedding.data.normal_()
-    config = SolverConfig(vocabulary=WORDS, features=HEADS, channels=96, kept=96, **SMALL)
+    config = SolverConfig(
+        vocabulary=WORDS, features=HEADS, size=size, channels=channels, kept=channels, **SMALL
+    )
     solver = Solver(config).eval()
     for parameter in solver.outputs.parameters():
         torch.nn.init.normal_(parameter, std=0.7)
