@@ -106,10 +106,13 @@ class Job:
         print(f"{self.name}: done", flush=True)
 
 
-def tokenizer_jobs(seeds: Sequence[int], common: Sequence[str]) -> list[Job]:
-    """The training of all tokenizers."""
+def tokenizer_jobs(rows: Sequence[str], seeds: Sequence[int], common: Sequence[str]) -> list[Job]:
+    """The training of the tokenizers that rows need; of all of them where none are named."""
+    needed = {"mask", *(ROWS[name].depth if name in ROWS else "depth" for name in rows or ROWS)}
     jobs = []
     for name, kind in TOKENIZERS.items():
+        if name not in needed:
+            continue
         for seed in seeds if kind.own else (0,):
             run = f"{name}-s{seed}"
             flags = ("--name", run, "--seed", str(seed), *kind.flags, *common)
@@ -150,7 +153,7 @@ def train(
     Args:
         only: tokenizers, or the solvers that need them.
         seeds: of the rows.
-        rows: names of rows; all by default.
+        rows: names of rows; all by default. Of tokenizers, those that the rows need.
         workers: number of runs at once.
         steps: of each run.
         batch: maps, masks or scenes of a step.
@@ -162,7 +165,7 @@ def train(
         raise SystemExit(f"rows: expected some of {', '.join([*ROWS, CHOSEN])}, got {', '.join(unknown)}")
     common = ("--steps", str(steps), "--batch", str(batch), "--scenes", str(scenes))
     jobs = (
-        tokenizer_jobs(seeds, common)
+        tokenizer_jobs(rows, seeds, common)
         if only == "tokenizers"
         else solver_jobs(rows, seeds, common, chosen, count)
     )

@@ -34,16 +34,18 @@ def test_an_interval_is_students_of_the_seeds():
 
 def test_each_row_names_tokenizers_that_are_trained():
     common = ("--steps", "2")
-    made = {job.name for job in soft_tokens.tokenizer_jobs((0, 1), common)}
+    made = {job.name for job in soft_tokens.tokenizer_jobs((), (0, 1), common)}
     jobs = soft_tokens.solver_jobs((), (0, 1), common, "L3H2", 5)
     assert len({job.name for job in jobs}) == 2 * (len(soft_tokens.ROWS) + 1)
     for job in jobs:
         named = {job.command[job.command.index(flag) + 1] for flag in ("--depth", "--mask")}
         assert named <= made and job.then[-1] == "5"
+    few = {job.name for job in soft_tokens.tokenizer_jobs(("gaps",), (0, 1), common)}
+    assert few == {"mask-s0", "depth-gaps-s0", "depth-gaps-s1"}
 
 
 def test_a_run_that_is_there_is_not_made_again():
-    (job, *_) = soft_tokens.tokenizer_jobs((0,), ())
+    (job, *_) = soft_tokens.tokenizer_jobs((), (0,), ())
     assert not job.is_done
     folder_of(job.name).mkdir(parents=True)
     (folder_of(job.name) / WEIGHTS).touch()

@@ -55,9 +55,11 @@ def steps(page, count, part="#dh-set-board"):
     field.press("Tab")
 
 
-def ask_about(page, question):
+def ask_about(page, question, answered_by=None):
     """Ask about the picture that See shows at first, and wait for the answer."""
     show(page, "See")
+    if answered_by:
+        page.get_by_label(answered_by).check()
     page.fill("#dh-see-question", question)
     page.click("#dh-see-ask")
     page.wait_for_selector('#dh-see-stage .dh-stage[data-state="done"]')

@@ -61,9 +61,7 @@ def test_from_a_question_to_depth_that_is_turned_by_keys(visit):
 @pytest.mark.slow
 def test_soft_tokens_answer_and_show_how_certain_they_are(visit):
     page = visit()
-    page.get_by_role("tab", name="See").click()
-    page.get_by_label("Soft tokens").check()
-    ask_about(page, "How far is everything?")
+    ask_about(page, "How far is everything?", "Soft tokens")
     assert page.inner_text(f"{STAGE} .dh-note").endswith("Read by soft tokens in one look.")
     page.get_by_role("button", name="Certainty").click()
     assert page.get_attribute(f"{STAGE} .dh-after", "alt").startswith("How certain each pixel is")
