@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -32,8 +32,9 @@ from dit_heads.models import EMBEDDED, load_pipeline
 from dit_heads.training.optimizers import require_bitsandbytes
 from dit_heads.training.processes import wait_for_all
 
-Encode = Callable[[Any], dict[str, Tensor]]
-MEMORY = 2**28  # bytes of the latest pictures, and as many of the latest captions, that stay in memory
+T = TypeVar("T")
+MEMORY = 2**28  # bytes of the latest results of each encoder that stay in memory
+PIXELS = 2**21  # of the pictures that are encoded in one go: two of 1024 x 1024
 
 
 def load_base(model: str, base: str, precision: str, device: torch.device) -> Any:
@@ -120,30 +121,38 @@ def latent_encoder(pipe: Any, folder: Path, policy: Policy = "all", memory: int 
         folder, policy, memory: as in `CachedEncoder`.
 
     Returns:
-        Of a picture: {"latents": [C, h, w]}, normalised.
+        Of a picture: {"latents": [C, h, w]}, normalised. Several in one go must be of one size.
     """
 
-    @_alone(pipe)
-    def encode(picture: Picture) -> dict[str, Tensor]:
-        return {"latents": latents_of(pipe, picture.composite())}
+    @alone(pipe)
+    def encode(pictures: Sequence[Picture]) -> list[dict[str, Tensor]]:
+        parts = in_parts([picture.composite() for picture in pictures])
+        return [{"latents": each} for part in parts for each in _latents(pipe, part)]
 
     vae = pipe.vae
     scale = [vae.config.shift_factor, vae.config.scaling_factor]
     settings = {"autoencoder": fingerprint(vae), "scale": scale}
-    return CachedEncoder(encode, folder, settings, policy, memory)
+    return CachedEncoder(lambda picture: encode([picture])[0], folder, settings, policy, memory, encode)
 
 
-def _alone(pipe: Any) -> Callable[[Encode], Encode]:
+def alone(pipe: Any) -> Callable[[Callable[[Any], T]], Callable[[Any], T]]:
     """Let an encoder work as it does before training, also amid a step: without gradients or autocast."""
 
-    def wrapped(encode: Encode) -> Encode:
-        def alone(item: Any) -> dict[str, Tensor]:
+    def wrapped(encode: Callable[[Any], T]) -> Callable[[Any], T]:
+        def alone(given: Any) -> T:
             with torch.no_grad(), torch.autocast(pipe.device.type, enabled=False):
-                return encode(item)
+                return encode(given)
 
         return alone
 
     return wrapped
+
+
+def in_parts(images: Sequence[Image.Image]) -> Iterator[list[Image.Image]]:
+    """Pictures of one size, as many together as an encoder is given in one go."""
+    count = max(1, PIXELS // (images[0].width * images[0].height))
+    for at in range(0, len(images), count):
+        yield list(images[at : at + count])
 
 
 @torch.no_grad()
@@ -157,9 +166,13 @@ def latents_of(pipe: Any, image: Image.Image) -> Tensor:
     Returns:
         Normalised latents.
     """
+    return _latents(pipe, [image])[0]
+
+
+def _latents(pipe: Any, images: list[Image.Image]) -> Float[Tensor, "B C h w"]:
     vae = pipe.vae
-    pixels = pipe.image_processor.preprocess(image).to(vae.device, vae.dtype)
-    return encoded(vae, pixels)[0]
+    pixels = pipe.image_processor.preprocess(images).to(vae.device, vae.dtype)
+    return encoded(vae, pixels)
 
 
 def text_encoder(
@@ -178,7 +191,7 @@ def text_encoder(
     encode_prompt = training_of(pipe.transformer).encode_prompt
     length = tokens or pipelines_of(pipe.transformer).text_tokens
 
-    @_alone(pipe)
+    @alone(pipe)
     def encode(caption: str) -> dict[str, Tensor]:
         with quiet_libraries():  # of words that no encoder reads, `warn_of_cuts` has warned
             text, pooled = encode_prompt(pipe, caption, length)

@@ -6,7 +6,7 @@ import json
 import warnings
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -59,6 +59,7 @@ class CachedEncoder:
             text encoders and tokenizers with the maximum length, and the precision.
         policy: see `Policy`. "all" and "lazy" differ for whoever fills the cache alone.
         memory: bytes of the latest results to keep in memory too.
+        encode_all: (items) -> tensors by name of each, as `encode` gives them, in one go.
 
     Raises:
         InputError: a result is not finite.
@@ -71,34 +72,59 @@ class CachedEncoder:
         settings: Mapping[str, Any],
         policy: Policy = "all",
         memory: int = 0,
+        encode_all: Callable[[Sequence[Any]], Sequence[Mapping[str, Tensor]]] | None = None,
     ) -> None:
-        self.encode, self.folder, self.policy = encode, Path(folder), policy
+        self.encode_all = encode_all or (lambda items: [encode(item) for item in items])
+        self.encode, self.folder = encode, Path(folder)
+        self.policy: Policy = policy
         self._settings = json.dumps(dict(settings), sort_keys=True, allow_nan=False)
         self._latest = _Latest(memory)
         self._compared: set[str] = set()
 
     def __call__(self, item: Picture | str) -> Encoded:
-        content = ["caption", item] if isinstance(item, str) else ["sample", item.key]
-        key = content_hash(self._settings, *content)
+        key = self._key(item)
         found = self._latest.get(key) or self._read(key)
         if found is None:
-            found = self._encoded(item)
-            if self.policy != "off":
-                self._write(key, found)
+            found = self._new(key, item, self.encode(item))
         self._latest.put(key, found)
         return dict(found)
 
+    def each(self, items: Sequence[Picture | str]) -> list[Encoded]:
+        """The results of several items; those that are not there yet are encoded in one go.
+
+        With the policy "off" these are all of them: which items stand together can change the last bits of
+        a result, and must not depend on what a process that was started again has lost.
+
+        Raises:
+            InputError: a result is not finite.
+        """
+        keys = [self._key(item) for item in items]
+        found: dict[str, Encoded] = {}
+        for key in dict.fromkeys(keys if self.policy != "off" else ()):
+            if (there := self._latest.get(key) or self._read(key)) is not None:
+                found[key] = there
+        missing = {key: item for key, item in zip(keys, items, strict=True) if key not in found}
+        if missing:
+            made = self.encode_all(list(missing.values()))
+            for (key, item), tensors in zip(missing.items(), made, strict=True):
+                found[key] = self._new(key, item, tensors)
+        for key in found:
+            self._latest.put(key, found[key])
+        return [dict(found[key]) for key in keys]
+
+    def _key(self, item: Picture | str) -> str:
+        content = ["caption", item] if isinstance(item, str) else ["sample", item.key]
+        return content_hash(self._settings, *content)
+
+    def _new(self, key: str, item: Picture | str, made: Mapping[str, Tensor]) -> Encoded:
+        """A result, as the cache holds it from now on."""
+        found = _checked(item, made)
+        if self.policy != "off":
+            self._write(key, found)
+        return found
+
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
-
-    def _encoded(self, item: Picture | str) -> Encoded:
-        whole = torch.contiguous_format
-        tensors = {n: t.detach().cpu().clone(memory_format=whole) for n, t in self.encode(item).items()}
-        for name, tensor in tensors.items():
-            if not tensor.isfinite().all():
-                source = repr(item) if isinstance(item, str) else item.source
-                raise InputError(f"encode: expected finite numbers, got others in '{name}' of {source}")
-        return tensors
 
     def _write(self, key: str, tensors: Encoded) -> None:
         metadata = {"key": key, "crc32": _checksum(tensors)}
@@ -138,6 +164,17 @@ class _Latest:
         while self.size > self.limit:
             _, oldest = self.entries.popitem(last=False)
             self.size -= _bytes(oldest)
+
+
+def _checked(item: Picture | str, made: Mapping[str, Tensor]) -> Encoded:
+    """A result on the CPU, in memory of its own. Raises InputError if it is not finite."""
+    whole = torch.contiguous_format
+    tensors = {name: tensor.detach().cpu().clone(memory_format=whole) for name, tensor in made.items()}
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            source = repr(item) if isinstance(item, str) else item.source
+            raise InputError(f"encode: expected finite numbers, got others in '{name}' of {source}")
+    return tensors
 
 
 def _bytes(tensors: Encoded) -> int:

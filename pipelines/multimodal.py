@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dit_heads.errors import InputError, whole_number
 from dit_heads.families.latents import encoded
-from dit_heads.fusion.encoder import ReferenceEncoder, reference_embedding
+from dit_heads.fusion.encoder import ReferenceEncoder, reference_embeddings
 from dit_heads.fusion.splice import spliced
 from dit_heads.loras.config import config_of
 from dit_heads.loras.sets.captions import warn_of_cuts
@@ -131,9 +131,10 @@ class MultimodalInstructPipeline(InstructPipeline):
         """
         pipe, side = self.pipe, self.pipe.default_sample_size * self.pipe.vae_scale_factor
         square = letterbox(_reference(picture)[None].to(pipe._execution_device), side).clamp(0, 1)
+        vision = self.tower.tokens(square) if "semantic" in self.features else None
         latents = encoded(pipe.vae, (2 * square - 1).to(pipe.vae.dtype))
-        encoder = self.encoder.to(square.device)
-        return reference_embedding(encoder, pipe.transformer, self.tower, square, latents, self.features)
+        seen = latents if "latents" in self.features else None
+        return reference_embeddings(self.encoder.to(square.device), pipe.transformer, vision, seen)[0]
 
     def find_mask(
         self,
@@ -209,16 +210,13 @@ def _embedded(
 ) -> dict[str, Tensor]:
     """The embeddings of instructions, as the pipeline takes them."""
     tokens = paint.tokens_read(call)
-    texts, pooled = [], []
-    for one in asked:
-        pictures = [paint.embedding(picture) for picture in one.pictures]
-        room = tokens - sum(map(len, pictures))
+    pictures = [[paint.embedding(picture) for picture in one.pictures] for one in asked]
+    for one, there in zip(asked, pictures, strict=True):
+        room = tokens - sum(map(len, there))
         warn_of_cuts(paint.pipe, {one.text: "the instruction"}, max(room, 1))
-        text, short = spliced(paint.pipe, one, pictures, tokens)
-        texts.append(text)
-        pooled.append(short)
+    text, pooled = spliced(paint.pipe, asked, pictures, tokens)
     paint.pipe.maybe_free_model_hooks()
-    return {"prompt_embeds": torch.cat(texts), "pooled_prompt_embeds": torch.cat(pooled)}
+    return {"prompt_embeds": text, "pooled_prompt_embeds": pooled}
 
 
 def _reference(picture: Any) -> Pixels:

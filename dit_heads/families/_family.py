@@ -227,7 +227,7 @@ class Training:
     Attributes:
         velocity: (transformer, noisy latents [B, C, h, w], noise levels [B], text [B, L, D], pooled text
             [B, P], guidance) -> prediction of noise - latents, [B, C, h, w].
-        encode_prompt: (pipe, caption, tokens) -> text [1, L, D] and pooled text [1, P].
+        encode_prompt: (pipe, caption or captions, tokens) -> text [B, L, D] and pooled text [B, P].
         targets: kind of module (attention, mlp, ...) -> endings of the names of its linear modules.
         eight_bit: components that do not fit on one 24 GB GPU in 16 bits.
         explicit_attention: makes a processor that computes the attention map explicitly; its backward pass is
@@ -236,7 +236,7 @@ class Training:
     """
 
     velocity: Callable[[Any, Tensor, Tensor, Tensor, Tensor, float | Tensor], Tensor]
-    encode_prompt: Callable[[Any, str, int], tuple[Tensor, Tensor]]
+    encode_prompt: Callable[[Any, str | list[str], int], tuple[Tensor, Tensor]]
     targets: Mapping[str, tuple[str, ...]]
     eight_bit: tuple[str, ...]
     explicit_attention: Callable[[], Any]

@@ -202,7 +202,7 @@ def _velocity(
 # --- pipelines and LoRAs ---
 
 
-def _encode_prompt(pipe: Any, caption: str, tokens: int) -> tuple[Tensor, Tensor]:
+def _encode_prompt(pipe: Any, caption: str | list[str], tokens: int) -> tuple[Tensor, Tensor]:
     text, pooled, _ = pipe.encode_prompt(prompt=caption, prompt_2=caption, max_sequence_length=tokens)
     return text, pooled
 

@@ -144,7 +144,7 @@ def _velocity(
 # --- pipelines ---
 
 
-def _encode_prompt(pipe: Any, caption: str, tokens: int) -> tuple[Tensor, Tensor]:
+def _encode_prompt(pipe: Any, caption: str | list[str], tokens: int) -> tuple[Tensor, Tensor]:
     prompts = dict.fromkeys(("prompt", "prompt_2", "prompt_3"), caption)
     text, _, pooled, _ = pipe.encode_prompt(
         **prompts, max_sequence_length=tokens, do_classifier_free_guidance=False

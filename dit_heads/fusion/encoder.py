@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -101,29 +100,27 @@ class ReferenceEncoder(nn.Module):
         return self.project(self.norm(tokens))
 
 
-def reference_embedding(
+def reference_embeddings(
     encoder: ReferenceEncoder,
     transformer: Any,
-    tower: Any,
-    pixels: Float[Tensor, "1 3 H W"],
-    latents: Float[Tensor, "1 C h w"],
-    features: Sequence[str],
-) -> Float[Tensor, "t d"]:
-    """A reference picture as text embeddings. Gradients reach the encoder alone.
+    vision: Float[Tensor, "B n v"] | None,
+    latents: Float[Tensor, "B C h w"] | None,
+) -> Float[Tensor, "B t d"]:
+    """Reference pictures as text embeddings. Gradients reach the encoder alone.
 
     Args:
         encoder: the encoder.
         transformer: that embeds the latents.
-        tower: an `objectives.ImageTower`, which sees the pixels.
-        pixels: of the picture, in [0, 1].
-        latents: of the picture, normalised.
-        features: what is read of it: "semantic", the tower's tokens, "latents", or both.
+        vision: tokens of the vision tower, as `objectives.ImageTower` makes them; None leaves them out.
+        latents: of the pictures, normalised; None leaves them out.
+
+    Raises:
+        InputError: if both are left out.
     """
     weight = encoder.project.weight
     with torch.no_grad():
-        vision = tower.tokens(pixels).to(weight) if "semantic" in features else None
-        patches = patches_of(transformer, latents).to(weight) if "latents" in features else None
-    return encoder(vision, patches)[0]
+        patches = None if latents is None else patches_of(transformer, latents).to(weight)
+    return encoder(None if vision is None else vision.to(weight), patches)
 
 
 def positions(patches: Float[Tensor, "B m p"]) -> Float[Tensor, "1 m p"]:

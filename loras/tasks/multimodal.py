@@ -1,6 +1,7 @@
 """Instructions with pictures in them (MIGE, arXiv 2502.21291): subjects in new scenes, edits, and both.
 
-Beside the LoRA and the widened input, the encoder of references is trained. So text is encoded in each step.
+Beside the LoRA and the widened input, the encoder of references is trained. So text is encoded in each step,
+all of a batch in one go.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from dit_heads.embedded.world.scenes import Split
 from dit_heads.errors import InputError
-from dit_heads.fusion.encoder import FusionConfig, ReferenceEncoder, reference_embedding
+from dit_heads.fusion.encoder import FusionConfig, ReferenceEncoder
 from dit_heads.fusion.splice import last_text_encoder, spliced
 from dit_heads.loras.base import Encoders
 from dit_heads.loras.config import MultimodalConfig, TrainConfig
@@ -25,6 +26,7 @@ from dit_heads.loras.sets.captions import warn_of_cuts
 from dit_heads.loras.tasks.drawing import sampling_arguments
 from dit_heads.loras.tasks.edit_pairs import EditFolder, EditPair, EditPairs, WorldEdits
 from dit_heads.loras.tasks.instruct import latent_channels
+from dit_heads.loras.tasks.references import References
 from dit_heads.loras.tasks.task import EMPTY_CAPTION, Drawing, Example, left_out
 from dit_heads.models import load_image_tower
 from dit_heads.objectives.image_tower import ImageTower
@@ -49,7 +51,8 @@ class Multimodal:
     extra_channels: int
     encoders: Encoders | None = None
     encoder: ReferenceEncoder | None = None
-    tower: Any = None
+    tower: ImageTower | None = None
+    references: References | None = None
 
     @classmethod
     def of(cls, config: TrainConfig) -> Multimodal:
@@ -68,11 +71,12 @@ class Multimodal:
     def prepare(self, encoders: Encoders) -> None:
         """Make the encoder of references for the model of the run."""
         self.encoders, chosen = encoders, self.config.multimodal
-        self.tower = load_image_tower(chosen.tower)
-        config = fusion_config(encoders.pipe, self.tower, chosen)
+        self.tower = tower = load_image_tower(chosen.tower)
+        config = fusion_config(encoders.pipe, tower, chosen)
         with torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
             self.encoder = ReferenceEncoder(config).to(encoders.state.device)
+        self.references = References.of(encoders, tower, chosen.features)
 
         if encoders.state.is_main_process:
             self._warn_of_cuts()
@@ -98,7 +102,8 @@ class Multimodal:
         """Instructions with their results. Arguments as of `Task.examples`."""
         places = range(batch_size)[part.index :: part.count]
         draws = draws_at(part.step, batch_size, [range(len(self.pairs))], self.config.seed)
-        return [self._dropped(self._example(self._pair(*draws[k])), part.step, k) for k in places]
+        made = self._examples([self._pair(*draws[k]) for k in places])
+        return [self._dropped(example, part.step, k) for example, k in zip(made, places, strict=True)]
 
     def prior(self, part: Part, batch_size: int) -> list[Example]:
         """None."""
@@ -106,15 +111,18 @@ class Multimodal:
 
     def validation(self) -> Iterator[Example]:
         """Instructions about scenes that no step is about."""
-        yield from map(self._example, self._measured())
+        for pair in self._measured():
+            yield from self._examples([pair])
 
     def embed(
         self, prompts: Sequence[MultimodalInstruction]
     ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B P"]]:
         """Embeddings of instructions; gradients reach the encoder of references."""
-        pipe, tokens = self._ready.pipe, self._ready.tokens
-        found = [spliced(pipe, one, [self._embedded(p) for p in one.pictures], tokens) for one in prompts]
-        return torch.cat([text for text, _ in found]), torch.cat([pooled for _, pooled in found])
+        assert self.encoder is not None and self.references is not None, "not prepared"
+        found = self.references.embedded(self.encoder, [p for one in prompts for p in one.pictures])
+        each = iter(found)
+        pictures = [[next(each) for _ in one.pictures] for one in prompts]
+        return spliced(self._ready.pipe, prompts, pictures, self._ready.tokens)
 
     def drawings(self, pipe: Any) -> Iterator[Drawing]:
         """What the model makes of instructions, with the distance from the right result in levels of 255."""
@@ -133,18 +141,10 @@ class Multimodal:
         call = sampling_arguments(self.config.watch, height, width, self.config.seed)
         text, pooled = self.embed([pair.instruction])
         call |= {"prompt_embeds": text, "pooled_prompt_embeds": pooled}
-        with reading(pipe.transformer, self._source(pair)[None].to(text)):
+        (example,) = self._examples([pair])
+        assert example.source is not None
+        with reading(pipe.transformer, example.source[None].to(text)):
             return pipe(**call).images[0]
-
-    def _embedded(self, picture: Any) -> Float[Tensor, "t d"]:
-        """A reference as text embeddings."""
-        assert self.encoder is not None, "not prepared"
-        transformer, features = self._ready.pipe.transformer, self.config.multimodal.features
-        device = self.encoder.project.weight.device
-        latents = self._ready.latents(picture)["latents"][None].to(device)
-        pixels = torch.from_numpy(np.asarray(picture.composite(), np.float32) / 255)
-        pixels = pixels.permute(2, 0, 1)[None].to(device)
-        return reference_embedding(self.encoder, transformer, self.tower, pixels, latents, features)
 
     def _pair(self, index: int, epoch: int) -> EditPair:
         rng = np.random.default_rng((8, self.config.seed, epoch, index))
@@ -159,15 +159,16 @@ class Multimodal:
         places = (k * len(held_out) // count for k in range(count))
         return [held_out.pair(at, np.random.default_rng((9, at))) for at in places]
 
-    def _example(self, pair: EditPair) -> Example:
-        target = self._ready.latents(pair.target)["latents"]
-        return Example(pair.instruction, target, source=self._source(pair), droppable=False)
-
-    def _source(self, pair: EditPair) -> Float[Tensor, "C H W"]:
-        """The latents of the source; those of a blank canvas are zero."""
-        if pair.source is None:
-            return torch.zeros_like(self._ready.latents(pair.target)["latents"])
-        return self._ready.latents(pair.source)["latents"]
+    def _examples(self, pairs: Sequence[EditPair]) -> list[Example]:
+        """Samples; all of their pictures are encoded in one go. The source of a blank canvas is zero."""
+        shown = [picture for pair in pairs for picture in (pair.target, pair.source) if picture is not None]
+        found = iter(self._ready.latents.each(shown))
+        made = []
+        for pair in pairs:
+            target = next(found)["latents"]
+            source = torch.zeros_like(target) if pair.source is None else next(found)["latents"]
+            made.append(Example(pair.instruction, target, source=source, droppable=False))
+        return made
 
     def _dropped(self, example: Example, step: int, place: int) -> Example:
         """A sample without its instruction, its source, or both, in equal shares."""

@@ -34,7 +34,7 @@ def own(pipe: Any, text: str) -> tuple[torch.Tensor, torch.Tensor]:
 def test_text_without_pictures_is_the_pipelines_own(pipe: Any):
     text = "a red cube on grass"
     with torch.no_grad():
-        found = spliced(pipe, MultimodalInstruction.of(text), [], TOKENS)
+        found = spliced(pipe, [MultimodalInstruction.of(text)], [[]], TOKENS)
     assert all(map(torch.equal, found, own(pipe, text)))
 
 
@@ -44,7 +44,7 @@ def test_the_embedding_of_a_word_in_place_of_a_picture_gives_the_sentence_with_t
     words = tokenizer("striped cube", add_special_tokens=False, return_tensors="pt").input_ids[0]
     picture = encoder.get_input_embeddings()(words)
     instruction = MultimodalInstruction.of("a red <it> on grass.", {"it": None})
-    text, _ = spliced(pipe, instruction, [picture], TOKENS)
+    text, _ = spliced(pipe, [instruction], [[picture]], TOKENS)
     wanted, _ = own(pipe, "a red striped cube on grass.")
     assert_close(text[:, -TOKENS:], wanted[:, -TOKENS:])
 
@@ -54,12 +54,30 @@ def test_the_other_encoders_read_the_words_alone(pipe: Any):
     _, encoder = last_text_encoder(pipe)
     picture = torch.randn(4, encoder.get_input_embeddings().weight.shape[1])
     instruction = MultimodalInstruction.of("make <imagehere> red", [None])
-    text, pooled = spliced(pipe, instruction, [picture], TOKENS)
+    text, pooled = spliced(pipe, [instruction], [[picture]], TOKENS)
     words, of_words = own(pipe, "make red")
     assert torch.equal(pooled, of_words)
     rest = text.shape[1] - TOKENS
     assert torch.equal(text[:, :rest], words[:, :rest])
     assert not torch.allclose(text[:, rest:], words[:, rest:])
+
+
+@torch.no_grad()
+def test_instructions_are_read_together_as_if_alone(pipe: Any):
+    _, encoder = last_text_encoder(pipe)
+    width = encoder.get_input_embeddings().weight.shape[1]
+    first, second, third = torch.randn(3, 4, width, generator=torch.Generator().manual_seed(0))
+    texts = ["put <imagehere> on grass", "make the cube red", "<imagehere> next to <imagehere> at night"]
+    shown = [[first], [], [second, third[:2]]]
+    asked = [MultimodalInstruction.of(text, parts) for text, parts in zip(texts, shown, strict=True)]
+    read: list[int] = []
+    hook = encoder.register_forward_hook(lambda _, __, found: read.append(len(found[0])))
+    together = spliced(pipe, asked, shown, TOKENS)
+    hook.remove()
+    assert read == [3] and not encoder._forward_pre_hooks and not encoder._forward_hooks
+    alone = [spliced(pipe, [one], [there], TOKENS) for one, there in zip(asked, shown, strict=True)]
+    for found, each in zip(together, zip(*alone, strict=True), strict=True):
+        assert_close(found, torch.cat(each), rtol=1e-4, atol=1e-5)
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=5), st.integers(1, 6), st.integers(0, 20))
@@ -81,11 +99,11 @@ def test_what_does_not_fit_is_named():
     pipe: Any = PIPELINES["sd3"]()
     one = MultimodalInstruction.of("<it>", {"it": None})
     with pytest.raises(InputError, match="pictures: expected 1, one a placeholder, got 0"):
-        spliced(pipe, one, [], 8)
+        spliced(pipe, [one], [[]], 8)
     with pytest.raises(InputError, match=r"expected embeddings \[tokens, 32\], got the shape \(2, 5\)"):
-        spliced(pipe, one, [torch.zeros(2, 5)], 8)
+        spliced(pipe, [one], [[torch.zeros(2, 5)]], 8)
     with pytest.raises(InputError, match="expected room for 9 tokens of pictures and the end of the text"):
-        spliced(pipe, one, [torch.zeros(9, 32)], 9)
+        spliced(pipe, [one], [[torch.zeros(9, 32)]], 9)
     pipe.text_encoder_3 = None
     with pytest.raises(InputError, match="expected a pipeline with its text_encoder_3, got one without it"):
         last_text_encoder(pipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -81,6 +82,40 @@ def test_a_file_of_the_first_version_is_read(tmp_path: Path):
     (path,) = tmp_path.iterdir()
     save_file(load_file(path), path, {"key": path.stem, "checksum": "0123"})
     assert numbers(CachedEncoder(counting, tmp_path, {}), "5") == [5] and counting.asked == ["5"]
+
+
+def test_what_is_missing_is_encoded_in_one_go(tmp_path: Path):
+    counting = Counting()
+    batches: list[Sequence[str]] = []
+
+    def all_of(captions: Sequence[str]) -> list[dict[str, torch.Tensor]]:
+        batches.append(captions)
+        return [counting(caption) for caption in captions]
+
+    encoder = CachedEncoder(counting, tmp_path, {}, memory=1000, encode_all=all_of)
+    alone = encoder("2")
+    for _ in range(2):
+        found = encoder.each(["3", "2", "1", "3", "4"])
+        assert [one["text"][0].item() for one in found] == [3, 2, 1, 3, 4]
+        assert torch.equal(found[1]["text"], alone["text"])
+    assert batches == [["3", "1", "4"]] and counting.asked == ["2", "3", "1", "4"]
+    assert numbers(CachedEncoder(counting, tmp_path, {}), "4", "1") == [4, 1] and len(counting.asked) == 4
+    assert encoder.each([]) == [] and len(batches) == 1
+
+
+def test_with_the_cache_off_items_that_come_together_are_always_encoded_together(tmp_path: Path):
+    batches: list[Sequence[str]] = []
+    encoder = CachedEncoder(
+        Counting(),
+        tmp_path,
+        {},
+        "off",
+        memory=1000,
+        encode_all=lambda captions: batches.append(captions) or list(map(Counting(), captions)),
+    )
+    for _ in range(2):
+        encoder.each(["1", "2", "1"])
+    assert batches == [["1", "2"], ["1", "2"]] and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("policy", "encoded"), [("all", ["2", "4"]), ("lazy", []), ("off", [])])

@@ -93,7 +93,7 @@ def test_references_are_spliced_into_the_text(paint: MultimodalInstructPipeline)
     found = paint("put <it> on c", {"it": picture(1)}, picture(0), generator=seed(), **CALL).images
     instruction = MultimodalInstruction.of("put <it> on c", {"it": picture(1)})
     with torch.no_grad():
-        text, pooled = spliced(paint.pipe, instruction, [paint.embedding(picture(1))], 16)
+        text, pooled = spliced(paint.pipe, [instruction], [[paint.embedding(picture(1))]], 16)
     embeds = {"prompt_embeds": text, "pooled_prompt_embeds": pooled}
     plain = InstructPipeline(paint.pipe)
     wanted = plain(picture(0), generator=seed(), image_guidance_scale=1.0, **embeds, **CALL).images
@@ -147,7 +147,7 @@ def test_a_mask_is_found_where_the_instruction_moves_the_prediction(paint: Multi
     latents = paint.latents(pictures_of(source))
     generator, moved = seed(), torch.zeros(1, 16, 16)
     with torch.no_grad():
-        texts = [spliced(paint.pipe, one, [], 16) for one in (instruction, MultimodalInstruction.of(""))]
+        texts = [spliced(paint.pipe, [one], [[]], 16) for one in (instruction, MultimodalInstruction.of(""))]
         for _ in range(2):
             x = (latents + torch.randn(latents.shape, generator=generator)) / 2
             one, other = (

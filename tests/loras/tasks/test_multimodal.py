@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dit_heads.errors import InputError
+from dit_heads.loras.cache import CachedEncoder
 from dit_heads.loras.config import TrainConfig, config_of
 from dit_heads.loras.tasks.edit_pairs import EditFolder, WorldEdits, mirrored
 from dit_heads.loras.tasks.multimodal import EMPTY, Multimodal
@@ -110,8 +111,7 @@ def test_no_folders_is_said(tmp_path: Path):
 class StandIn:
     """Encoders that put out a constant."""
 
-    def latents(self, picture: Any) -> dict[str, torch.Tensor]:
-        return {"latents": torch.ones(4, 16, 16)}
+    latents = CachedEncoder(lambda _: {"latents": torch.ones(4, 16, 16)}, "none", {}, "off")
 
 
 def test_instruction_source_and_both_are_left_out_in_equal_shares(models: dict[str, Path], tmp_path: Path):
