@@ -232,9 +232,8 @@ def found_mask(
     paint: MultimodalInstructPipeline, text: str, references: Any, image: Any, chosen: EditSettings
 ) -> Image.Image:
     """Where an instruction changes a picture."""
-    noise: Any = _noise(chosen.seed)
-    threshold = chosen.mask_threshold
-    return paint.find_mask(text, references, image, threshold=threshold, generator=noise)[0]
+    options: Any = {"processing_resolution": chosen.processing_resolution, "generator": _noise(chosen.seed)}
+    return paint.find_mask(text, references, image, threshold=chosen.mask_threshold, **options)[0]
 
 
 def painted(

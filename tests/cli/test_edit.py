@@ -109,6 +109,19 @@ def test_a_mask_that_is_found_is_written_and_kept_to(edit, capsys):
     assert np.array_equal(pixels("b.png"), after)
 
 
+def test_a_mask_is_found_at_the_resolution_of_the_edit(edit, model, lora, capsys):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 300, 3), np.uint8)).save("wide.png")
+    words = ("wide.png", "make it blue", "--find-mask", "--seed", "5", "--out", "a.png")
+    assert edit(*words) == 2  # it is larger than the model's limit
+    assert "give processing_resolution" in capsys.readouterr().err
+    assert edit(*words, "--processing-resolution", "48") == 0
+    pipe: Any = DiffusionPipeline.from_pretrained(model)
+    options: Any = {"processing_resolution": 48, "generator": torch.Generator().manual_seed(5)}
+    (own,) = with_multimodal_lora(pipe, lora).find_mask("make it blue", (), "wide.png", **options)
+    mask = pixels("a-mask.png")
+    assert mask.shape[:2] == (40, 300) and np.array_equal(mask[..., 0], np.asarray(own))
+
+
 # --- what the words mean ---
 
 
