@@ -17,7 +17,7 @@ from PIL import Image
 from dit_heads.errors import InputError, listed
 from dit_heads.io.atomic import atomic_file
 from dit_heads.io.formats import PICTURE_SUFFIXES
-from dit_heads.io.pictures import read_image
+from dit_heads.io.pictures import picture_in, read_image
 from dit_heads.tasks.metrics import EditResult, Scores, score_edits
 from dit_heads.tasks.multimodal import instruction_in
 
@@ -134,17 +134,6 @@ def _result(predictions: Path, name: str) -> Path | None:
     if beside is not None and inside is not None:
         raise InputError(f"predictions: expected one result for {name}, got '{beside}' and '{inside}'")
     return beside or inside
-
-
-def picture_in(folder: Path, stem: str, argument: str) -> Path | None:
-    """The picture of a name in a folder, if there is one. Raises InputError for several."""
-    there = [folder / f"{stem}{suffix}" for suffix in sorted(PICTURE_SUFFIXES)]
-    found = [path for path in there if path.is_file()]
-    if len(found) > 1:
-        raise InputError(
-            f"{argument}: expected one {stem} in '{folder}', got {listed([p.name for p in found])}"
-        )
-    return found[0] if found else None
 
 
 def _each(found: list[EditFiles], copies: tuple[Path, str] | None) -> Iterator[EditResult]:

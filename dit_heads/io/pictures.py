@@ -12,6 +12,7 @@ import json
 import os
 import struct
 from collections.abc import Callable, Mapping
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from jaxtyping import UInt16
 from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from dit_heads.errors import InputError
+from dit_heads.errors import InputError, listed
 from dit_heads.io.atomic import atomic_file
-from dit_heads.io.formats import PNG, open_header
+from dit_heads.io.formats import PICTURE_SUFFIXES, PNG, open_header
 
 # A few kilobytes of PNG can unpack to gigabytes.
 MAX_BYTES = 64 * 2**20
@@ -31,6 +32,25 @@ WHITE = (255, 255, 255)
 _INFLATED = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # parts of a PNG whose length Pillow limits
 
 # --- reading ---
+
+
+def picture_in(folder: Path, stem: str, argument: str) -> Path | None:
+    """The picture of a name in a folder, if there is one.
+
+    Args:
+        folder: the folder.
+        stem: the name without its ending.
+        argument: the name of the argument that gave the folder, for errors.
+
+    Raises:
+        InputError: there are several.
+    """
+    alike = sorted(folder.glob(f"{escape(stem)}.*"))
+    found = [path for path in alike if path.stem == stem and path.suffix.lower() in PICTURE_SUFFIXES]
+    if len(found) > 1:
+        names = listed([path.name for path in found])
+        raise InputError(f"{argument}: expected one {stem} in '{folder}', got {names}")
+    return found[0] if found else None
 
 
 def read_image(path: Path, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -16,8 +16,7 @@ from dit_heads.embedded.world.render import render
 from dit_heads.embedded.world.scenes import Scene, Split
 from dit_heads.errors import InputError
 from dit_heads.io.fingerprints import content_hash
-from dit_heads.io.formats import PICTURE_SUFFIXES
-from dit_heads.io.pictures import read_image
+from dit_heads.io.pictures import picture_in, read_image
 from dit_heads.loras.tasks.fitted import fitted_picture
 from dit_heads.loras.tasks.pairs import Shown
 from dit_heads.tasks.multimodal import MultimodalInstruction, instruction_in
@@ -148,7 +147,8 @@ class EditFolder:
         return self._read(self.folders[index])
 
     def _read(self, folder: Path) -> EditPair:
-        words, target, source = folder / WORDS, _picture(folder, TARGET), _picture(folder, SOURCE)
+        words = folder / WORDS
+        target, source = (picture_in(folder, stem, "root") for stem in (TARGET, SOURCE))
         if not words.is_file() or target is None:
             lacking = WORDS if not words.is_file() else f"{TARGET}.png"
             raise InputError(f"root: expected {lacking} in '{folder}', got none")
@@ -164,11 +164,3 @@ class EditFolder:
     def _shown(self, path: Path) -> Shown:
         key = content_hash("file", str(path.relative_to(self.root)), str(path.stat().st_size), str(self.size))
         return Shown(key, str(path), lambda: fitted_picture(read_image(path), self.size))
-
-
-def _picture(folder: Path, stem: str) -> Path | None:
-    """The picture of a name in a folder. Raises InputError for several."""
-    found = sorted(p for p in folder.glob(f"{stem}.*") if p.suffix.lower() in PICTURE_SUFFIXES)
-    if len(found) > 1:
-        raise InputError(f"root: expected one {stem} in '{folder}', got {found[0].name} and {found[1].name}")
-    return found[0] if found else None

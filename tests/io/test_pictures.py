@@ -18,6 +18,7 @@ from dit_heads.io.formats import FORMATS, PNG
 from dit_heads.io.pictures import (
     check_writable,
     decode,
+    picture_in,
     read_image,
     read_settings,
     size_of,
@@ -288,3 +289,13 @@ def test_a_picture_is_read_without_touching_what_threads_share(monkeypatch):
 def test_formats_are_told_apart_by_their_first_bytes():
     assert [kind.name for kind in FORMATS if kind.begins(PNG)] == ["PNG"]
     assert len({kind.name for kind in FORMATS}) == len(FORMATS)
+
+
+def test_a_picture_of_a_name_is_found_whatever_its_ending(tmp_path):
+    for name in ("a.PNG", "a.b.jpg", "a.txt", "[c].Jpeg", "d.png", "d.webp"):
+        (tmp_path / name).touch()
+    for stem, name in (("a", "a.PNG"), ("a.b", "a.b.jpg"), ("[c]", "[c].Jpeg")):
+        assert picture_in(tmp_path, stem, "root") == tmp_path / name
+    assert picture_in(tmp_path, "c", "root") is picture_in(tmp_path / "none", "a", "root") is None
+    with pytest.raises(InputError, match=r"root: expected one d in .*, got d.png and d.webp"):
+        picture_in(tmp_path, "d", "root")
