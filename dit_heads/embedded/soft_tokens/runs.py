@@ -56,7 +56,7 @@ class TokenizerRun(Run):
     """What is tokenized: depth or mask."""
     augment: bool = True
     """Hide patches of depth maps from the encoder."""
-    channels: tuple[Whole, ...] = (32, 48, 64, 96)
+    channels: tuple[Whole, ...] = (16, 32, 48, 64)
     """Channels of each resolution."""
     codes: Whole = 128
     """Number of codes."""
@@ -84,7 +84,7 @@ class SolverRun(Run):
     """Tokens one after the other, or all at once."""
     auxiliary: bool = True
     """Compare the decoded soft tokens with the truth too."""
-    width: Whole = 192
+    width: Whole = 144
     """Width of the solver."""
     encoder_layers: Annotated[int, Field(ge=0)] = 2
     """Layers that read the features."""
