@@ -215,7 +215,8 @@ def _shown(slot: str) -> str:
 def check_length(paint: MultimodalInstructPipeline, asked: Asked) -> None:
     """Raise InputError for an instruction whose end nothing would read."""
     words = MultimodalInstruction.of(asked.text, asked.references).text
-    room = paint.tokens_read({}) - len(asked.references) * paint.encoder.config.tokens
+    each = 0 if paint.encoder is None else paint.encoder.config.tokens
+    room = paint.tokens_read({}) - len(asked.references) * each
     if lost := unread_end(paint.pipe, words, max(room, 1)):
         raise InputError(f"instruction: expected a shorter one; the model would not read: {lost}")
 

@@ -23,7 +23,7 @@ class BlankCanvas:
     """A canvas whose latents are zero (MIGE, arXiv 2502.21291, section 3.3).
 
     Attributes:
-        latents: of each picture.
+        latents: of each picture. Those that would ride as tokens are of no height and width: there are none.
         size: height and width of pictures.
     """
 
@@ -48,7 +48,8 @@ class BlankCanvas:
             if whole_number(name, side, step) % step:
                 raise InputError(f"{name}: expected a multiple of {step}, got {side}")
         paint.frame([torch.empty(3, *size)], 0)  # raises for a size that the model cannot place
-        shape = count, pipe.vae.config.latent_channels, *(side // pipe.vae_scale_factor for side in size)
+        held = size if paint.conditioning == "channels" else (0, 0)
+        shape = count, pipe.vae.config.latent_channels, *(side // pipe.vae_scale_factor for side in held)
         return cls(torch.zeros(shape, device=pipe._execution_device, dtype=pipe.vae.dtype), size)
 
     def finished(self, images: Float[Tensor, "n 3 h w"], edit: EditMask | None) -> Float[Tensor, "n 3 h w"]:

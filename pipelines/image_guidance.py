@@ -9,7 +9,7 @@ The CFG of a pipeline gives e(0, I) + s_T (e(T, I) - e(0, I)). So it is enough t
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dit_heads.compat import is_compiled
 from dit_heads.errors import InputError
 from dit_heads.families import Call, layout_of, pipelines_of
-from dit_heads.families.conditioning import conditioning_of, tiled
+from dit_heads.families.conditioning import conditioning_of, with_sources
 from dit_heads.guidance.difference import added_to_every_tile
 from dit_heads.guidance.pipeline_runs import StepOf
 from dit_heads.guidance.runs import shadowed
@@ -29,14 +29,14 @@ Text = tuple[Float[Tensor, "n L D"], Float[Tensor, "n P"]]
 
 
 class ImageGuidance:
-    """A source picture in every call of a pipeline's transformer, and guidance towards it.
+    """Source pictures in every call of a pipeline's transformer, and guidance towards them.
 
     Head guidance on the same pipeline sees calls that hold the source already, and its own part of a
     prediction is added before ours: hooks that read come first, the hook that adds comes last.
 
     Args:
         pipe: the pipeline.
-        source: latents of each picture.
+        sources: latents [n, C, h, w] with a row for each result. Only tokens hold more than one.
         kind: "channels" or "tokens".
         scale: s_I. 1 needs no further pass.
         text_scale: s_T where the pipeline makes no CFG of its own, else 1.
@@ -47,14 +47,14 @@ class ImageGuidance:
     def __init__(
         self,
         pipe: Any,
-        source: Float[Tensor, "n C h w"],
+        sources: Sequence[Tensor],
         kind: str,
         *,
         scale: float,
         text_scale: float = 1.0,
         null: Text | None = None,
     ) -> None:
-        self._pipe, self._transformer, self._source = pipe, pipe.transformer, source
+        self._pipe, self._transformer, self._sources = pipe, pipe.transformer, tuple(sources)
         self._layout, self._form = layout_of(pipe.transformer), pipelines_of(pipe.transformer)
         self._how = conditioning_of(pipe.transformer, kind)
         self._scale, self._text_scale, self._null = scale, text_scale, null
@@ -100,7 +100,7 @@ class ImageGuidance:
                 "pipe: its transformer was called in another thread while InstructPipeline shows it a picture"
             )
         self._call = kwargs
-        return args, self._beside(kwargs, self._source)
+        return args, self._beside(kwargs, self._sources)
 
     def _read(self, _: nn.Module, __: tuple[Any, ...], ___: dict[str, Any], output: Any) -> None:
         """What guidance adds in this step, from the prediction as the transformer made it."""
@@ -125,25 +125,25 @@ class ImageGuidance:
             self._null = self._form.text_of(self._layout.rows(self._call, at))
             seen = prediction[at]
         else:
-            seen = self._predicted(one, self._source)
+            seen = self._predicted(one, self._sources)
         exact = torch.promote_types(prediction.dtype, torch.float32)
         conditional, seen = prediction[rows].to(exact), seen.to(exact)
         added = (self._text_scale - 1) * (conditional - seen)
         if self._scale != 1:
-            blind = self._predicted(one, torch.zeros_like(self._source)).to(exact)
+            blind = self._predicted(one, [torch.zeros_like(each) for each in self._sources]).to(exact)
             added = added + (self._scale - 1) * (seen - blind)
         return added.to(prediction.dtype)
 
-    def _predicted(self, call: Call, source: Tensor) -> Float[Tensor, "n ..."]:
-        """The prediction under the null text and a source. It is no step of a run, so hooks of the
+    def _predicted(self, call: Call, sources: Sequence[Tensor]) -> Float[Tensor, "n ..."]:
+        """The prediction under the null text and sources. It is no step of a run, so hooks of the
         transformer itself must not see it; `forward` holds those of accelerate."""
         assert self._null is not None
         text, pooled = (new.to(old) for new, old in zip(self._null, self._form.text_of(call), strict=True))
         call = self._form.with_text(call, text, pooled)
-        return self._alone(self._transformer.forward(**self._beside(call, source)), call)
+        return self._alone(self._transformer.forward(**self._beside(call, sources)), call)
 
-    def _beside(self, call: Call, source: Tensor) -> dict[str, Any]:
-        return self._how.beside(call, tiled(source, call[self._layout.family.arguments.latents]))
+    def _beside(self, call: Call, sources: Sequence[Tensor]) -> dict[str, Any]:
+        return with_sources(self._how, call, sources, call[self._layout.family.arguments.latents])
 
     def _alone(self, output: Any, call: Call) -> Tensor:
         return self._how.alone(self._layout.family.prediction(output), call)

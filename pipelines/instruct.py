@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,22 +122,22 @@ class InstructPipeline(VisionTasks):
         source = source.repeat_interleave(num_images_per_prompt, 0)
         form = "latent" if output_type == "latent" else "pt"
         call |= {"num_images_per_prompt": num_images_per_prompt, "output_type": form}
-        images = self._painted(source, frame.padded, scale, call)
+        images = self._painted([source], frame.padded, scale, call)
         if form == "pt":
             images = torch.stack([frame.restored(each) for each in images])
             images = self.pipe.image_processor.postprocess(images, output_type, [False] * len(images))
         return InstructPipelineOutput(images) if return_dict else (images,)
 
     def _painted(
-        self, source: Float[Tensor, "n C h w"], size: tuple[int, int], scale: float, call: dict[str, Any]
+        self, seen: Sequence[Tensor], size: tuple[int, int], scale: float, call: dict[str, Any]
     ) -> Any:
-        """What the pipeline puts out for pictures of this size, with the latents of a source for each."""
+        """What the pipeline puts out for pictures of this size, each of which sees its row of `seen`."""
         if self.text_tokens is not None:
             call.setdefault("max_sequence_length", self.text_tokens)
-        own, null = _text_guidance(self.pipe, scale, len(source), call)
+        own, null = _text_guidance(self.pipe, scale, len(seen[0]), call)
         call |= {"height": size[0], "width": size[1], "return_dict": False}
-        guidance = ImageGuidance(self.pipe, source, self.conditioning, scale=scale, text_scale=own, null=null)
-        with self._narrow(source.shape[1]), guidance.attached():
+        guidance = ImageGuidance(self.pipe, seen, self.conditioning, scale=scale, text_scale=own, null=null)
+        with self._narrow(seen[0].shape[1]), guidance.attached():
             return self.pipe(**call)[0]
 
     def _narrow(self, channels: int) -> AbstractContextManager[None]:
@@ -235,7 +235,7 @@ def _check_width(pipe: Any, conditioning: str) -> None:
 def _advice(conditioning: str, channels: int) -> str:
     other = next(kind for kind in KINDS if kind != conditioning)
     if conditioning == "tokens":
-        return f"choose '{other}'"
+        return f"load one that is not widened, or choose '{other}'"
     return f"load a LoRA of the instruct task, widen(pipe.transformer, {channels}), or choose '{other}'"
 
 

@@ -14,11 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from dit_heads.errors import InputError, whole_number
-from dit_heads.families.velocity import velocity_of
+from dit_heads.families.velocity import Velocity
 from dit_heads.pipelines.sources import Frame, named_pictures
 
 THRESHOLD = 0.5
-Text = tuple[Float[Tensor, "n L D"], Float[Tensor, "n P"]]
 
 
 @dataclass(frozen=True)
@@ -78,10 +77,9 @@ class EditMask:
 
 @torch.no_grad()
 def difference(
-    transformer: Any,
     source: Float[Tensor, "n C h w"],
-    instruction: Text,
-    null: Text,
+    instructed: Velocity,
+    null: Velocity,
     *,
     level: float,
     samples: int,
@@ -91,19 +89,18 @@ def difference(
     largest movement in its picture (DiffEdit, arXiv 2210.11427, section 3.2).
 
     Args:
-        transformer: one that reads the source beside the noisy latents.
         source: latents of the sources.
-        instruction, null: text embeddings and pooled ones, with a row for each source.
+        instructed, null: predictions of a transformer that sees the source, with and without the
+            instruction.
         level: noise level, from 0 to 1.
         samples: number of noises over which the movement is averaged.
         generator: of the noises.
     """
-    predictions = [velocity_of(transformer, *text, source=source) for text in (instruction, null)]
     sigmas = source.new_full((len(source),), level)
     moved = torch.zeros_like(source[:, :1])
     for _ in range(samples):
         noise = randn_tensor(source.shape, generator, source.device, source.dtype)
-        one, other = (predict((1 - level) * source + level * noise, sigmas) for predict in predictions)
+        one, other = (predict((1 - level) * source + level * noise, sigmas) for predict in (instructed, null))
         moved += (one - other).abs().mean(1, keepdim=True) / samples
     return moved / moved.amax((1, 2, 3), keepdim=True).clamp(min=torch.finfo(moved.dtype).tiny)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dit_heads.errors import InputError, whole_number
 from dit_heads.families.latents import encoded
+from dit_heads.families.velocity import Velocity, velocity_of
 from dit_heads.fusion.encoder import ReferenceEncoder, reference_embeddings
 from dit_heads.fusion.splice import spliced
 from dit_heads.loras.config import config_of
@@ -27,7 +28,7 @@ from dit_heads.objectives.image_tower import ImageTower, letterbox
 from dit_heads.pipelines.canvas import BlankCanvas, Canvas
 from dit_heads.pipelines.instruct import InstructPipeline, InstructPipelineOutput, check_call
 from dit_heads.pipelines.masking import EditMask, check_fractions, difference, mask_of, on_grid
-from dit_heads.pipelines.sources import Pixels, named_pictures
+from dit_heads.pipelines.reference_tokens import check_room, check_way, reference_latents, reference_pixels
 from dit_heads.tasks.multimodal import MultimodalInstruction, References
 
 FEATHER = 8  # pixels
@@ -44,24 +45,31 @@ class MultimodalInstructPipeline(InstructPipeline):
 
     Args:
         pipe: A `StableDiffusion3Pipeline` or `FluxPipeline`, its transformer widened by the channels of a
-            source.
+            source. For tokens, a `FluxPipeline` as it is.
         encoder: Turns references into text embeddings.
         tower: The vision tower that the encoder was trained with.
         features: What the encoder reads of a reference: "semantic", the tower's tokens, "latents", or both.
+        references: How references are read: by the "encoder", or as "tokens" after those of the source in
+            the sequence (FLUX.1 Kontext), which needs neither encoder nor tower.
 
     Raises:
-        InputError: as of `InstructPipeline`.
+        InputError: as of `InstructPipeline`, and for parts that do not fit the way references are read.
     """
 
     def __init__(
         self,
         pipe: Any,
-        encoder: ReferenceEncoder,
-        tower: ImageTower,
+        encoder: ReferenceEncoder | None = None,
+        tower: ImageTower | None = None,
         features: Sequence[str] = ("semantic", "latents"),
+        references: str = "encoder",
     ) -> None:
-        super().__init__(pipe, "channels")
-        self.encoder, self.tower, self.features = encoder.eval(), tower, tuple(features)
+        check_way(references, encoder, tower)
+        super().__init__(pipe, "channels" if references == "encoder" else "tokens")
+        if references == "tokens":
+            check_room(pipe.transformer)
+        self.encoder = None if encoder is None else encoder.eval()
+        self.tower, self.features, self.references = tower, tuple(features), references
 
     @torch.no_grad()
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -91,7 +99,7 @@ class MultimodalInstructPipeline(InstructPipeline):
             mask: White where the source may change. Everything else stays as it is, bit for bit.
             mask_feather: Pixels over which the edit fades into the source, outside of the mask.
             height, width: Of pictures without a source; by default the model's usual size.
-            image_guidance_scale: How closely the result follows the source, s_I.
+            image_guidance_scale: How closely the result follows the source, and references as tokens, s_I.
             num_images_per_prompt: Results of each instruction.
             processing_resolution, output_type, return_dict, call: As in `InstructPipeline`.
 
@@ -101,19 +109,25 @@ class MultimodalInstructPipeline(InstructPipeline):
         """
         self._check_names(call)
         check_call(output_type, num_images_per_prompt, processing_resolution)
-        asked = [one for one in instructions(prompt, references) for _ in range(num_images_per_prompt)]
+        given = instructions(prompt, references)
+        shown = [
+            one.repeat_interleave(num_images_per_prompt, 0)
+            for one in _shown(self, given, processing_resolution)
+        ]
+        asked = [one for one in given for _ in range(num_images_per_prompt)]
         call |= _embedded(self, asked, call)
         if image is None:
             canvas = BlankCanvas.of(self, len(asked), height, width, mask)
         else:
             canvas = Canvas.of(self, image, len(asked), processing_resolution, height, width)
-        scale = 1.0 if image is None else self._image_scale(image_guidance_scale)
+        scale = self._image_scale(image_guidance_scale) if shown or image is not None else 1.0
         edit = None
         if isinstance(canvas, Canvas) and mask is not None:
             edit = EditMask.of(mask, canvas.frame.size, mask_feather)
             call |= canvas.keeping(self, edit, call)
         form = "latent" if output_type == "latent" else "pt"
-        images = self._painted(canvas.latents, canvas.size, scale, {**call, "output_type": form})
+        seen = [canvas.latents, *shown]
+        images = self._painted(seen, canvas.size, scale, {**call, "output_type": form})
         if form == "pt":
             images = canvas.finished(images, edit)
             images = self.pipe.image_processor.postprocess(images, output_type, [False] * len(images))
@@ -127,10 +141,12 @@ class MultimodalInstructPipeline(InstructPipeline):
             picture: An image, an array or tensor, or a path.
 
         Raises:
-            InputError: for what is no picture, or several.
+            InputError: for what is no picture, or several, and where references ride as tokens.
         """
+        if self.encoder is None or self.tower is None:
+            raise InputError("references: expected a pipeline with an encoder of them, got one for 'tokens'")
         pipe, side = self.pipe, self.pipe.default_sample_size * self.pipe.vae_scale_factor
-        square = letterbox(_reference(picture)[None].to(pipe._execution_device), side).clamp(0, 1)
+        square = letterbox(reference_pixels(picture)[None].to(pipe._execution_device), side).clamp(0, 1)
         vision = self.tower.tokens(square) if "semantic" in self.features else None
         latents = encoded(pipe.vae, (2 * square - 1).to(pipe.vae.dtype))
         seen = latents if "latents" in self.features else None
@@ -198,10 +214,15 @@ def movement(
     paint._check_names(call)
     asked = instructions(prompt, references)
     canvas = Canvas.of(paint, image, len(asked), processing_resolution)
-    texts = [_embedded(paint, each, call) for each in (asked, [EMPTY] * len(asked))]
-    words, null = ((text["prompt_embeds"], text["pooled_prompt_embeds"]) for text in texts)
+    predictions = [
+        _velocity(paint, _embedded(paint, each, call), canvas.latents, shown)
+        for each, shown in (
+            (asked, _shown(paint, asked, processing_resolution)),
+            ([EMPTY] * len(asked), ()),
+        )
+    ]
     options: Any = {"level": noise_level, "samples": samples, "generator": generator}
-    moved = difference(paint.pipe.transformer, canvas.latents, words, null, **options)
+    moved = difference(canvas.latents, *predictions, **options)
     return [on_grid(one, canvas.frame) for one in moved]
 
 
@@ -210,6 +231,8 @@ def _embedded(
 ) -> dict[str, Tensor]:
     """The embeddings of instructions, as the pipeline takes them."""
     tokens = paint.tokens_read(call)
+    if paint.references == "tokens":
+        asked = [one.in_words for one in asked]
     pictures = [[paint.embedding(picture) for picture in one.pictures] for one in asked]
     for one, there in zip(asked, pictures, strict=True):
         room = tokens - sum(map(len, there))
@@ -219,11 +242,23 @@ def _embedded(
     return {"prompt_embeds": text, "pooled_prompt_embeds": pooled}
 
 
-def _reference(picture: Any) -> Pixels:
-    pixels = named_pictures("references", picture)
-    if len(pixels) != 1:
-        raise InputError(f"references: expected one picture for a placeholder, got {len(pixels)}")
-    return pixels[0]
+def _shown(
+    paint: MultimodalInstructPipeline, asked: Sequence[MultimodalInstruction], longest: int
+) -> list[Tensor]:
+    """The latents of references that ride as tokens."""
+    return reference_latents(paint, asked, longest) if paint.references == "tokens" else []
+
+
+def _velocity(
+    paint: MultimodalInstructPipeline,
+    text: Mapping[str, Tensor],
+    source: Float[Tensor, "n C h w"],
+    shown: Sequence[Tensor],
+) -> Velocity:
+    """The prediction of a transformer that sees a source, and references after it."""
+    words = text["prompt_embeds"], text["pooled_prompt_embeds"]
+    seen: Any = {"source": source} if paint.references == "encoder" else {"reference": [source, *shown]}
+    return velocity_of(paint.pipe.transformer, *words, **seen)
 
 
 def instructions(prompt: Any, references: Any) -> list[MultimodalInstruction]:

@@ -137,7 +137,7 @@ class VisionTasks:
             if isinstance(given.get("negative_prompt"), str):
                 given["negative_prompt"] = [given["negative_prompt"]] * len(batch)
             given["latents"] = torch.cat([latents for _, latents, _ in batch])
-            images = self._painted(source, frames[numbers[0]].padded, scale, given)
+            images = self._painted([source], frames[numbers[0]].padded, scale, given)
             for number, picture in zip(numbers, images, strict=True):
                 restored = frames[number].restored(picture.float().cpu(), nearest=True).clamp(0, 1)
                 painted[number].append(restored.permute(1, 2, 0).numpy())

@@ -72,6 +72,9 @@ class Edit:
     ref: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, Flag(metavar="NAME=FILE|FILE")] = ()
     """The picture of <NAME> in the instruction, or without a name that of the next <imagehere>. Once for
     each."""
+    references: Literal["encoder", "tokens"] = "encoder"
+    """How the pictures of --ref are read: by the encoder of the LoRA, or with the picture that is edited as
+    tokens of the sequence, by a FLUX model alone that was trained for it, such as FLUX.1 Kontext."""
     mask: Annotated[Path | None, Flag(metavar="FILE")] = None
     """Picture of the same size, white where the picture may change. Everything else stays as it is."""
     find_mask: bool = False
@@ -93,25 +96,40 @@ class Edit:
         references = read_references(named)
         image = None if picture is None else read_image(picture)
         mask = None if self.mask is None else read_image(self.mask)
-        lora = lora_of(self.settings, "multimodal")
+        lora = self._lora()
         # Slow to import, so only now.
         from dit_heads.models import load_pipeline
-        from dit_heads.pipelines import with_multimodal_lora
+        from dit_heads.pipelines import MultimodalInstructPipeline, with_multimodal_lora
 
+        if lora is None:
+            check_holds_tokens(self.settings.model)
+            instruction = instruction.in_words
         check_fits(self.settings, instruction, image, mask)
         pipe = load_pipeline(self.settings.model, self.settings.dtype, self.device)
         began = time.perf_counter()
         with warnings_told():
-            paint = with_multimodal_lora(pipe, lora)
+            if lora is None:
+                paint = MultimodalInstructPipeline(pipe, references="tokens")
+            else:
+                paint = with_multimodal_lora(pipe, lora)
             made: dict[Path, Image.Image] = {}
             if self.find_mask:
                 mask = found_mask(paint, text, references, image, self.settings)
                 made[file.with_name(f"{file.stem}-mask.png")] = mask
             made = {file: painted(paint, text, references, image, mask, self.settings), **made}
-        kept = {**as_mapping(self.settings), "instruction": text, "version": __version__}
+        kept = {**as_mapping(self.settings), "instruction": text, "references": self.references}
+        kept |= {"version": __version__}
         for path, each in made.items():
             write_png(each, path, kept)
         print(f"{', '.join(map(str, made))}  ({time.perf_counter() - began:.1f} s)")
+
+    def _lora(self) -> Path | None:
+        """The LoRA that paints; None for references as tokens, which need none."""
+        if self.references == "encoder":
+            return lora_of(self.settings, "multimodal")
+        if self.settings.lora is not None:
+            raise InputError(f"lora: expected none for --references tokens, got '{self.settings.lora}'")
+        return None
 
     def _check_canvas(self, picture: Path | None) -> None:
         """Raise InputError for what contradicts the picture, or needs one."""
@@ -202,6 +220,14 @@ def file_of(out: Path, picture: Path | None, others: Sequence[Path] = ()) -> Pat
     if file.resolve() in [each.resolve() for each in read]:
         raise InputError(f"out: expected another file than the pictures that are read, got '{file}'")
     return file
+
+
+def check_holds_tokens(model: str) -> None:
+    """Raise InputError for a model in whose sequence several pictures cannot be told apart."""
+    from dit_heads.models import empty_transformer
+    from dit_heads.pipelines.reference_tokens import check_room
+
+    check_room(empty_transformer(model))
 
 
 def check_fits(

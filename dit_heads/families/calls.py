@@ -96,8 +96,10 @@ class Conditioning:
         beside: (call, source [B, C, h, w]) -> the call with the source in it.
         alone: (prediction, the call without the source) -> the prediction for the noisy latents alone.
         covered: (height, width) of a picture -> those of the area that the transformer then reads.
+        several: whether pictures of any sizes can be shown one after the other and are told apart.
     """
 
     beside: Callable[[Call, Tensor], dict[str, Any]]
     alone: Callable[[Tensor, Call], Tensor] = lambda prediction, call: prediction
     covered: Callable[[int, int], tuple[int, int]] = lambda height, width: (height, width)
+    several: bool = False

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,12 +43,13 @@ def conditioning_of(transformer: nn.Module, kind: str) -> Conditioning:
 
 
 @contextmanager
-def seeing(transformer: nn.Module, source: Float[Tensor, "B C H W"], kind: str) -> Iterator[None]:
-    """Show a transformer the latents of a source in every call for a while.
+def seeing(transformer: nn.Module, sources: Sequence[Tensor], kind: str) -> Iterator[None]:
+    """Show a transformer the latents of sources in every call for a while.
 
     Args:
-        transformer: for "channels", one whose input was widened by the channels of `source`.
-        source: a row for each picture. They are repeated for a batch of several halves, as CFG has.
+        transformer: for "channels", one whose input was widened by the channels of the sources.
+        sources: each [B, C, h, w], with a row for each picture. Rows are repeated for a batch of several
+            halves, as CFG has.
         kind: "channels" or "tokens".
     """
     family, how = family_of(transformer), conditioning_of(transformer, kind)
@@ -56,7 +57,7 @@ def seeing(transformer: nn.Module, source: Float[Tensor, "B C H W"], kind: str) 
 
     def before(_: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         calls.append(call)
-        return args, how.beside(call, tiled(source, call[family.arguments.latents]))
+        return args, with_sources(how, call, sources, call[family.arguments.latents])
 
     def after(_: nn.Module, __: tuple[Any, ...], ___: dict[str, Any], output: Any) -> Any:
         prediction = how.alone(family.prediction(output), calls.pop())
@@ -71,6 +72,21 @@ def seeing(transformer: nn.Module, source: Float[Tensor, "B C H W"], kind: str) 
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def with_sources(how: Conditioning, call: Call, sources: Sequence[Tensor], noisy: Tensor) -> dict[str, Any]:
+    """A call with sources in it, one after the other.
+
+    Args:
+        how: they are shown.
+        call: one without them.
+        sources: the latents of each, [n, C, h, w].
+        noisy: the latents of the call, whose batch may hold the same pictures several times.
+    """
+    shown = dict(call)
+    for source in sources:
+        shown = how.beside(shown, tiled(source, noisy))
+    return shown
 
 
 def tiled(source: Float[Tensor, "n C H W"], noisy: Tensor) -> Float[Tensor, "B C H W"]:

@@ -222,15 +222,15 @@ def _with_text(call: Call, text: Tensor, pooled: Tensor) -> dict[str, Any]:
 
 
 def _beside(call: Call, source: Float[Tensor, "b c h w"]) -> dict[str, Any]:
-    """Tokens of the source after the noisy ones, in a frame of their own at the same places (FLUX.1
+    """Tokens of the source after those that are there, in the next frame at the same places (FLUX.1
     Kontext)."""
-    noisy, places = call["hidden_states"], call["img_ids"]
-    frame = positions(source.shape[2] // 2, source.shape[3] // 2)
-    frame[:, 0] = 1
+    seen, places = call["hidden_states"], call["img_ids"]
+    frame = positions(source.shape[2] // 2, source.shape[3] // 2).to(places)
+    frame[:, 0] = places[:, 0].max() + 1
     return {
         **call,
-        "hidden_states": torch.cat([noisy, pack(source)], 1),
-        "img_ids": torch.cat([places, frame.to(places)]),
+        "hidden_states": torch.cat([seen, pack(source)], 1),
+        "img_ids": torch.cat([places, frame]),
     }
 
 
@@ -286,7 +286,7 @@ FLUX = Family(
         largest_side=lambda pipe: None,
         text_of=_text_of,
         with_text=_with_text,
-        tokens=Conditioning(_beside, _alone),
+        tokens=Conditioning(_beside, _alone, several=True),
         cfg_scale="true_cfg_scale",
         cfg_calls=2,
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -22,7 +22,7 @@ def velocity_of(
     pooled: Float[Tensor, "B P"],
     *,
     source: Float[Tensor, "B S H W"] | None = None,
-    reference: Float[Tensor, "B C H W"] | None = None,
+    reference: Float[Tensor, "B C H W"] | Sequence[Tensor] | None = None,
     guidance: float | Float[Tensor, " B"] = 1.0,
 ) -> Velocity:
     """The prediction of noise - latents (see `training.flow`), given prompt embeddings of the pipelines.
@@ -32,7 +32,7 @@ def velocity_of(
         text: embeddings of the prompts, token by token.
         pooled: pooled embeddings of the prompts.
         source: latents that a transformer with a widened input reads beside the noisy ones.
-        reference: latents whose tokens join those of the noisy ones in the sequence.
+        reference: latents, or several, whose tokens join those of the noisy ones in the sequence.
         guidance: guidance scale, for a model with a guidance embedding.
 
     Returns:
@@ -42,10 +42,11 @@ def velocity_of(
         InputError: for a transformer that belongs to no family, or to one that cannot be trained.
     """
     training = training_of(transformer)
+    references = [reference] if isinstance(reference, Tensor) else reference
 
     def velocity(x: Float[Tensor, "B C H W"], sigmas: Float[Tensor, " B"]) -> Float[Tensor, "B _ H W"]:
         seen = x if source is None else torch.cat([x, source], 1)
-        with nullcontext() if reference is None else seeing(transformer, reference, "tokens"):
+        with nullcontext() if references is None else seeing(transformer, references, "tokens"):
             return training.velocity(transformer, seen, sigmas, text, pooled, guidance)
 
     return velocity

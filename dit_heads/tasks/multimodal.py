@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,18 @@ class MultimodalInstruction:
         """The instruction in words alone: names without their brackets, nothing for `PLACEHOLDER`."""
         joined = [part for pair in zip(self.words, (*self.names, ""), strict=True) for part in pair]
         return re.sub(r"\s+([,.;:?!])", r"\1", " ".join("".join(joined).split()))
+
+    @property
+    def in_words(self) -> MultimodalInstruction:
+        """The instruction without pictures: their names, or "the picture N" for the N-th `PLACEHOLDER`."""
+        named = tuple(name or f"the picture {n}" for n, name in enumerate(self.names, 1))
+        return MultimodalInstruction((replace(self, names=named).text,))
+
+    @property
+    def distinct(self) -> tuple[Any, ...]:
+        """The pictures in the order of the text, once where a name comes twice."""
+        keys = (name or n for n, name in enumerate(self.names))
+        return tuple(dict(zip(keys, self.pictures, strict=True)).values())
 
 
 def instruction_in(folder: Path, text: str, read: Callable[[Path], Any]) -> MultimodalInstruction:

@@ -70,7 +70,7 @@ def reading(transformer: Any, source: Float[Tensor, "B C H W"]) -> Iterator[None
         transformer: one that `widen` added the channels of `source` to.
         source: latents, a row for each picture. They are repeated for a batch of several halves, as CFG has.
     """
-    with narrow(transformer, source.shape[1]), seeing(transformer, source, "channels"):
+    with narrow(transformer, source.shape[1]), seeing(transformer, [source], "channels"):
         yield
 
 

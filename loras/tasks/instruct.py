@@ -148,7 +148,7 @@ class Instruct:
         height, width = self.config.data.sizes[0]
         call = sampling_arguments(self.config.watch, height, width, self.config.seed)
         is_wide, model = self.extra_channels, pipe.transformer
-        with reading(model, source) if is_wide else seeing(model, source, "tokens"):
+        with reading(model, source) if is_wide else seeing(model, [source], "tokens"):
             return pipe(**prompt_arguments(pipe, self._ready, question.words), **call).images[0]
 
     def _measured(self) -> list[Question]:

@@ -17,7 +17,8 @@ from dit_heads.errors import InputError
 from dit_heads.io.pictures import read_image, read_settings
 from dit_heads.loras.config import config_of
 from dit_heads.loras.train import train
-from dit_heads.pipelines import with_multimodal_lora
+from dit_heads.pipelines import MultimodalInstructPipeline, with_multimodal_lora
+from tests.saved import tiny_flux_pipeline
 
 FAST = ["--steps", "1"]
 # The tokenizers of tiny pipelines read letters, so that an instruction is longer than their limit.
@@ -120,6 +121,37 @@ def test_a_mask_is_found_at_the_resolution_of_the_edit(edit, model, lora, capsys
     (own,) = with_multimodal_lora(pipe, lora).find_mask("make it blue", (), "wide.png", **options)
     mask = pixels("a-mask.png")
     assert mask.shape[:2] == (40, 300) and np.array_equal(mask[..., 0], np.asarray(own))
+
+
+# --- references as tokens ---
+
+
+@pytest.fixture(scope="module")
+def flux(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("flux") / "tiny"
+    tiny_flux_pipeline().save_pretrained(folder)
+    return str(folder)
+
+
+def test_references_ride_as_tokens_without_a_lora(flux, pictures, capsys):
+    words = ["photo.png", "make the <cube> blue", "--ref", "cube=c.png", "--references", "tokens"]
+    assert main(["edit", *words, *FAST, "--model", flux, "--guidance", "2.5", "--out", "a.png"]) == 0
+    pipe: Any = DiffusionPipeline.from_pretrained(flux)
+    pipe.set_progress_bar_config(disable=True)
+    call: Any = {"num_inference_steps": 1, "generator": torch.Generator().manual_seed(0)}
+    paint = MultimodalInstructPipeline(pipe, references="tokens")
+    own = paint("make the <cube> blue", {"cube": "c.png"}, "photo.png", guidance_scale=2.5, **call).images[0]
+    assert np.array_equal(pixels("a.png"), np.asarray(own))
+    kept = read_settings(Path("a.png"))
+    assert (kept["references"], kept["lora"], kept["instruction"]) == ("tokens", None, "make the <cube> blue")
+
+
+def test_tokens_need_flux_and_no_lora(model, pictures, error_line, lora):
+    words = ["edit", "photo.png", "make it blue", "--references", "tokens", "--model", model]
+    assert main([*words, "--lora", str(lora)]) == 2
+    assert "lora: expected none for --references tokens" in error_line()
+    assert main(words) == 2
+    assert "references: expected a FLUX pipeline for 'tokens', got one of sd3" in error_line()
 
 
 # --- what the words mean ---

@@ -33,8 +33,8 @@ def seeing(monkeypatch: pytest.MonkeyPatch, paint: Any = None) -> InstructPipeli
     if paint is not None:
         answers = iter(paint)
 
-        def painted(source: Any, size: tuple[int, int], scale: float, call: dict[str, Any]) -> torch.Tensor:
-            out = torch.zeros(len(source), 3, *size)
+        def painted(seen: Any, size: tuple[int, int], scale: float, call: dict[str, Any]) -> torch.Tensor:
+            out = torch.zeros(len(seen[0]), 3, *size)
             for row in out:
                 picture = torch.from_numpy(np.array(next(answers))).permute(2, 0, 1) / 255
                 row[:, : picture.shape[1], : picture.shape[2]] = picture

@@ -182,7 +182,7 @@ def test_a_pipeline_that_cannot_see_a_source_so_is_refused():
     with pytest.raises(InputError, match="conditioning: expected channels or tokens, got 'both'"):
         InstructPipeline(pipe, "both")
     widen(pipe.transformer, 4)
-    with pytest.raises(InputError, match=r"reads 0 channels .* reads 4; choose 'channels'"):
+    with pytest.raises(InputError, match=r"reads 0 channels .* reads 4; load one .* or choose 'channels'"):
         InstructPipeline(pipe, "tokens")
     with pytest.raises(InputError, match="pipe: expected one of StableDiffusion3Pipeline, FluxPipeline, got"):
         InstructPipeline(nn.Linear(1, 1))

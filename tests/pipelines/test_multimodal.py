@@ -83,7 +83,7 @@ def test_a_blank_canvas_is_a_source_of_zeros(paint: MultimodalInstructPipeline):
     plain = InstructPipeline(paint.pipe)
     found = paint("a b", generator=seed(), **CALL).images
     call = {**CALL, "prompt": "a b", "generator": seed()}
-    wanted = plain._painted(torch.zeros(1, 4, 16, 16), (SIDE, SIDE), 1.0, call)
+    wanted = plain._painted([torch.zeros(1, 4, 16, 16)], (SIDE, SIDE), 1.0, call)
     assert found.shape == (1, SIDE, SIDE, 3)
     assert_close(found, wanted)
     assert paint("a", height=48, width=16, **CALL).images.shape == (1, 48, 16, 3)

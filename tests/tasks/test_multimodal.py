@@ -24,6 +24,19 @@ def test_names_are_bound_to_pictures():
     assert found.text == "Make dog chase cat, and dog bark."
 
 
+def test_pictures_become_words():
+    found = MultimodalInstruction.of(f"Put {PLACEHOLDER} on {PLACEHOLDER}.", ["cube", "cone"])
+    assert found.in_words == MultimodalInstruction(("Put the picture 1 on the picture 2.",))
+    named = MultimodalInstruction.of("a <dog>, a <cat>, <dog>", {"cat": 1, "dog": 2})
+    assert named.in_words.words == ("a dog, a cat, dog",)
+
+
+def test_the_picture_of_a_name_that_comes_twice_counts_once():
+    assert MultimodalInstruction.of("<b> by <a> by <b>", {"a": 1, "b": 2}).distinct == (2, 1)
+    assert MultimodalInstruction.of(PLACEHOLDER * 2, ["a", "a"]).distinct == ("a", "a")
+    assert MultimodalInstruction.of("<1> <0>", {"0": 3, "1": 4}).distinct == (4, 3)
+
+
 def test_text_without_pictures_is_left_alone():
     found = MultimodalInstruction.of("<Leo> on  grass")
     assert (found.words, found.pictures, found.text) == (("<Leo> on  grass",), (), "<Leo> on grass")
