@@ -14,7 +14,7 @@ from torch import Tensor
 from dit_heads.errors import InputError
 from dit_heads.tasks.annotations import Depth, Instances
 from dit_heads.tasks.soft_tokens.maps import DepthRange, pasted
-from dit_heads.tasks.soft_tokens.sequences import split_objects, token_boxes
+from dit_heads.tasks.soft_tokens.sequences import soft_boxes, split_objects
 from dit_heads.tasks.soft_tokens.soft import entropy, probabilities, soft_tokens
 from dit_heads.tasks.soft_tokens.solver import Solver
 from dit_heads.tasks.soft_tokens.tokenizer import Decoded, Tokenizer
@@ -149,7 +149,7 @@ class SoftReader:
         vocabulary = self.solver.config.vocabulary
         written = self.solver.write(features, "instances", _feedback(tau, feedback))
         split = split_objects(written.numbers, vocabulary)
-        boxes = _ordered(token_boxes(split.box, vocabulary.bins), vocabulary.bins)
+        boxes = _ordered(soft_boxes(probabilities(written.logits["box"], tau)), vocabulary.bins)
         chances = {kind: probabilities(logits, 1.0) for kind, logits in written.logits.items()}
         there = split.name != vocabulary.none
         found = []

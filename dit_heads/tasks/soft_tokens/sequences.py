@@ -134,9 +134,19 @@ def box_tokens(boxes: Float[Tensor, "*n 4"], bins: int) -> Int[Tensor, "*n 4"]:
     return (boxes.clamp(0, 1) * (bins - 1)).round().long()
 
 
-def token_boxes(numbers: Int[Tensor, "*n 4"], bins: int) -> Float[Tensor, "*n 4"]:
-    """The inverse of `box_tokens`, to half a step."""
-    return numbers.float() / (bins - 1)
+def soft_boxes(probability: Float[Tensor, "*n 4 K"]) -> Float[Tensor, "*n 4"]:
+    """The median of each coordinate under the probabilities of its steps, as a share from 0 to 1.
+
+    Steps of a box have an order, which codes do not have: their median is finer than a step, and, unlike
+    their mean, stays with the likelier one of two borders. A coordinate is taken to lie anywhere within half
+    a step of its own, so that a single certain step is exactly itself.
+    """
+    below = probability.cumsum(-1)
+    step = (below < 0.5).sum(-1, keepdim=True).clamp(max=probability.shape[-1] - 1)
+    own = probability.gather(-1, step)
+    before = below.gather(-1, step) - own
+    place = step + (0.5 - before) / own - 0.5
+    return (place[..., 0] / (probability.shape[-1] - 1)).clamp(0, 1)
 
 
 def object_tokens(
