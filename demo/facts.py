@@ -81,6 +81,13 @@ def facts_of(name: str) -> Facts:
     )
 
 
+def with_weights(facts: Facts, instruct: Path | None, multimodal: Path | None, tokens: Path | None) -> Facts:
+    """A model with the weights that are given, in place of those that ship for it."""
+    for task, lora in {"instruct": instruct, "multimodal": multimodal}.items():
+        facts = with_lora(facts, lora, task) if lora is not None else facts
+    return with_tokens(facts, tokens) if tokens is not None else facts
+
+
 def with_lora(facts: Facts, path: Path, task: str = "instruct") -> Facts:
     """A model with another LoRA for questions about pictures, or for instructions with pictures in them.
 

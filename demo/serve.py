@@ -62,15 +62,11 @@ def running(
         start.enter_context(_without_collecting())
         gradio = _importing_gradio()
         from dit_heads.demo.engine import Engine
-        from dit_heads.demo.facts import facts_of, with_lora, with_tokens
+        from dit_heads.demo.facts import facts_of, with_weights
         from dit_heads.models import load_pipeline, quiet_libraries
 
         facts = {name: facts_of(name) for name in models}
-        for task, lora in {"instruct": instruct_lora, "multimodal": edit_lora}.items():
-            if lora is not None:
-                facts[models[0]] = with_lora(facts[models[0]], lora, task)
-        if soft_tokens is not None:
-            facts[models[0]] = with_tokens(facts[models[0]], soft_tokens)
+        facts[models[0]] = with_weights(facts[models[0]], instruct_lora, edit_lora, soft_tokens)
         _check_names([each.public for each in facts.values()])
         loaders = loaders or {name: partial(load_pipeline, name) for name in models}
         # Libraries' warnings quote what visitors type.
