@@ -3,9 +3,10 @@
     python benchmarks/soft_tokens.py train --only tokenizers
     python benchmarks/soft_tokens.py train --only solvers --seeds 0 1 2 --workers 4
     python benchmarks/soft_tokens.py table
+    python benchmarks/soft_tokens.py sheet parallel-s0 --out docs/soft-tokens.png
 
 `train` trains every row of the table that is not there yet, several at once, and scores it. `table` prints
-the rows, each with the mean over its seeds and a 95 % interval (Student's t).
+the rows, each with the mean over its seeds and a 95 % interval (Student's t). `sheet` shows answers.
 """
 
 from __future__ import annotations
@@ -17,13 +18,28 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import tyro
+from PIL import Image
 
+from dit_heads.embedded import load_embedded
 from dit_heads.embedded.soft_tokens.evaluate import FIGURES, SECONDS
-from dit_heads.embedded.soft_tokens.runs import WEIGHTS, folder_of
+from dit_heads.embedded.soft_tokens.runs import (
+    WEIGHTS,
+    SolverRun,
+    folder_of,
+    run_of,
+    trained_solver,
+    trained_tokenizer,
+)
+from dit_heads.embedded.world.data import load_truth
+from dit_heads.io.pictures import check_writable, write_png
+from dit_heads.io.sheets import Column, contact_sheet
+from dit_heads.pipelines.soft_tokens import SoftTokenPipeline
+from dit_heads.tasks.soft_tokens.reading import SoftReader
 
 TRAIN, EVALUATE = "dit_heads.embedded.soft_tokens.train", "dit_heads.embedded.soft_tokens.evaluate"
 MISSING = 0.3  # share of the training depth in the rows about gaps
@@ -215,5 +231,28 @@ def table() -> None:
     print("\n" + "; ".join(f"{name}: {seeds} seeds, {n} scenes" for name, seeds, n in sorted(counts)))
 
 
+def sheet(name: tyro.conf.Positional[str], out: Path, count: int = 8) -> None:
+    """Show the first scenes of the test split with their depth, their objects, and how certain both are.
+
+    Args:
+        name: run of a solver.
+        out: PNG file.
+        count: number of scenes.
+    """
+    check_writable(out)
+    run = run_of(name, SolverRun)
+    depth, mask = trained_tokenizer(run.depth, "depth"), trained_tokenizer(run.mask, "mask")
+    see = SoftTokenPipeline(load_embedded(run.model), SoftReader(trained_solver(name), depth, mask))
+    pictures = [Image.fromarray(each) for each in load_truth("test", count)[0]]
+    seen: Any = see(pictures)
+    doubts = [Image.fromarray(np.round(255 * each).astype(np.uint8)) for each in seen.uncertainty]
+    shown = (pictures, seen.depth.visualize(pictures), seen.instances.visualize(pictures), doubts)
+    cells = [[image.convert("RGB") for image in row] for row in zip(*shown, strict=True)]
+    columns = [Column(each) for each in ("picture", "depth", "objects", "uncertainty")]
+    rows = [f"scene {k}" for k in range(count)]
+    made = contact_sheet(cells, columns, rows, title="Soft tokens", cell=128)
+    write_png(made, out, {"run": name, "scenes": count})
+
+
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"train": train, "table": table})
+    tyro.extras.subcommand_cli_from_dict({"train": train, "table": table, "sheet": sheet})

@@ -9,7 +9,10 @@ from scipy import stats
 
 from benchmarks import soft_tokens
 from dit_heads.embedded.soft_tokens.evaluate import FIGURES, SECONDS
-from dit_heads.embedded.soft_tokens.runs import WEIGHTS, folder_of
+from dit_heads.embedded.soft_tokens.runs import WEIGHTS, SolverRun, folder_of, keep_settings
+from dit_heads.io.pictures import read_settings
+from dit_heads.tasks.soft_tokens.files import save_module
+from tests.pipelines.tokens_made import parts
 
 
 @pytest.fixture(autouse=True)
@@ -77,3 +80,13 @@ def test_the_table_has_a_row_for_each_way_of_reading(capsys: pytest.CaptureFixtu
 def test_unknown_rows_are_refused():
     with pytest.raises(SystemExit, match="rows: expected some of parallel"):
         soft_tokens.train("solvers", rows=("nothing",))
+
+
+def test_a_sheet_shows_what_a_run_answers(tmp_path: Path):
+    reader = parts()
+    for name in ("solver", "depth", "mask"):
+        part = getattr(reader, name)
+        save_module(part, part.config, folder_of(name) / WEIGHTS)
+    keep_settings(SolverRun(name="solver"))
+    soft_tokens.sheet("solver", tmp_path / "sheet.png", count=2)
+    assert read_settings(tmp_path / "sheet.png") == {"run": "solver", "scenes": 2}

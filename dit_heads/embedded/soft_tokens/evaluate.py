@@ -9,16 +9,12 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import tyro
-from PIL import Image
 from torch import Tensor
 
-from dit_heads.embedded import load_embedded
 from dit_heads.embedded.pairs import ANSWERS
 from dit_heads.embedded.soft_tokens.losses import labels_of
 from dit_heads.embedded.soft_tokens.runs import (
@@ -33,9 +29,6 @@ from dit_heads.embedded.soft_tokens.truth import Encoder, Truth, load_features, 
 from dit_heads.embedded.world.data import load_truth, scene_of
 from dit_heads.embedded.world.render import Rendering
 from dit_heads.io.atomic import write_text
-from dit_heads.io.pictures import check_writable, write_png
-from dit_heads.io.sheets import Column, contact_sheet
-from dit_heads.pipelines.soft_tokens import SoftTokenPipeline
 from dit_heads.tasks.annotations import Depth, Instances
 from dit_heads.tasks.metrics import DepthProtocol, score_depth, score_detection
 from dit_heads.tasks.query import Query
@@ -55,7 +48,6 @@ PROTOCOL = DepthProtocol(far=60.0)
 FIGURES = "figures.json"
 SECONDS, SECONDS_OF_BATCH = "seconds a picture", "seconds a picture of a batch"  # keys of the figures
 BATCH = 50
-SHOWN = 8  # scenes of a sheet
 
 
 @dataclass(frozen=True)
@@ -175,36 +167,16 @@ def evaluated(name: str, count: int) -> dict[str, Any]:
     return figures
 
 
-def answer_sheet(name: str, count: int = SHOWN) -> Image.Image:
-    """The first scenes of the test split, with their depth, their objects, and how certain both are."""
-    run = run_of(name, SolverRun)
-    depth, mask = trained_tokenizer(run.depth, "depth"), trained_tokenizer(run.mask, "mask")
-    see = SoftTokenPipeline(load_embedded(run.model), SoftReader(trained_solver(name), depth, mask))
-    pictures = [Image.fromarray(each) for each in load_truth("test", count)[0]]
-    seen: Any = see(pictures)
-    doubts = [Image.fromarray(np.round(255 * each).astype(np.uint8)) for each in seen.uncertainty]
-    shown = (pictures, seen.depth.visualize(pictures), seen.instances.visualize(pictures), doubts)
-    cells = [[image.convert("RGB") for image in row] for row in zip(*shown, strict=True)]
-    names = ("picture", "depth", "objects", "uncertainty")
-    rows = [f"scene {k}" for k in range(count)]
-    return contact_sheet(cells, [Column(each) for each in names], rows, title="Soft tokens", cell=128)
-
-
-def main(name: Annotated[str, tyro.conf.Positional], count: int = 500, sheet: Path | None = None) -> None:
+def main(name: Annotated[str, tyro.conf.Positional], count: int = 500) -> None:
     """Score a run and keep the figures.
 
     Args:
         name: of the run of a solver.
         count: number of scenes.
-        sheet: PNG file for the answers about the first scenes.
     """
-    if sheet is not None:
-        check_writable(sheet)
     figures = {"scenes": count, **evaluated(name, count)}
     write_text(folder_of(name) / FIGURES, json.dumps(figures, indent=1) + "\n")
     print(json.dumps(figures))
-    if sheet is not None:
-        write_png(answer_sheet(name), sheet, {"run": name})
 
 
 if __name__ == "__main__":
