@@ -41,6 +41,9 @@ def test_weights_are_named_or_ship(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(InputError, match="since none ship for the model 'mine'"):
         tokens_of(SeeSettings(model="mine"))
     (tmp_path / "soft_tokens" / "sd3").mkdir(parents=True)
+    with pytest.raises(InputError, match="since none ship for the model 'embedded'"):
+        tokens_of(SeeSettings())
+    (tmp_path / "soft_tokens" / "sd3" / "solver.safetensors").touch()
     assert tokens_of(SeeSettings()) == tmp_path / "soft_tokens" / "sd3"
     with pytest.raises(InputError, match="tokens: expected a folder of weights of soft tokens, got"):
         tokens_of(SeeSettings(tokens=str(tmp_path / "none")))
