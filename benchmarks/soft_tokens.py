@@ -32,14 +32,12 @@ from dit_heads.embedded.soft_tokens.runs import (
     SolverRun,
     folder_of,
     run_of,
-    trained_solver,
-    trained_tokenizer,
+    trained_reader,
 )
 from dit_heads.embedded.world.data import load_truth
 from dit_heads.io.pictures import check_writable, write_png
 from dit_heads.io.sheets import Column, contact_sheet
 from dit_heads.pipelines.soft_tokens import SoftTokenPipeline
-from dit_heads.tasks.soft_tokens.reading import SoftReader
 
 TRAIN, EVALUATE = "dit_heads.embedded.soft_tokens.train", "dit_heads.embedded.soft_tokens.evaluate"
 MISSING = 0.3  # share of the training depth in the rows about gaps
@@ -240,9 +238,7 @@ def sheet(name: tyro.conf.Positional[str], out: Path, count: int = 8) -> None:
         count: number of scenes.
     """
     check_writable(out)
-    run = run_of(name, SolverRun)
-    depth, mask = trained_tokenizer(run.depth, "depth"), trained_tokenizer(run.mask, "mask")
-    see = SoftTokenPipeline(load_embedded(run.model), SoftReader(trained_solver(name), depth, mask))
+    see = SoftTokenPipeline(load_embedded(run_of(name, SolverRun).model), trained_reader(name))
     pictures = [Image.fromarray(each) for each in load_truth("test", count)[0]]
     seen: Any = see(pictures)
     doubts = [Image.fromarray(np.round(255 * each).astype(np.uint8)) for each in seen.uncertainty]

@@ -6,6 +6,7 @@ import shlex
 import shutil
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -221,6 +222,17 @@ def test_weights_of_soft_tokens_that_do_not_fit_are_refused(model, facts, soft_t
         with_tokens(facts_of(model), tmp_path)
 
 
+def check_recipes(seen: Any, settings: SeeSettings, folder: Path) -> None:
+    """The command and the code, run in a folder, make the files and the picture of an answer."""
+    seen.picture.save(folder / PICTURE)
+    words = shlex.split(see_command_line(seen.question, settings))
+    assert main(words[1:]) == 0
+    assert {name: (folder / name).read_bytes() for name in seen.files} == seen.files
+    (folder / ANSWER).unlink()
+    exec(see_python_code(seen.question, settings, "", scale_of(seen.picture)), {})
+    assert read_image(folder / ANSWER).tobytes() == seen.shown.tobytes()
+
+
 @pytest.mark.parametrize(
     "question", ["where is the cube?", "how far is it?", "outline every cone one by one"]
 )
@@ -232,15 +244,9 @@ def test_soft_tokens_answer_as_the_command_and_the_code_do(
         job = engine.submit(model, asked(question, picture(size=(40, 32)), settings, facts, Limits()))
         seen = job.wait(60)
     monkeypatch.chdir(tmp_path)
-    seen.picture.save(PICTURE)
     shutil.copytree(soft_tokens, "mine")
     settings = replace(settings, tokens="mine")
-    words = shlex.split(see_command_line(seen.question, settings))
-    assert main(words[1:]) == 0
-    assert {name: (tmp_path / name).read_bytes() for name in seen.files} == seen.files
-    (tmp_path / ANSWER).unlink()
-    exec(see_python_code(seen.question, settings, "", scale_of(seen.picture)), {})
-    assert read_image(tmp_path / ANSWER).tobytes() == seen.shown.tobytes()
+    check_recipes(seen, settings, tmp_path)
 
 
 @pytest.mark.slow
@@ -252,12 +258,6 @@ def test_the_command_and_the_code_give_the_same_answer(
     with Engine({model: partial(load_pipeline, model)}) as engine:
         seen = engine.submit(model, work(question, seed=7)).wait(60)
     monkeypatch.chdir(tmp_path)
-    seen.picture.save(PICTURE)
     (tmp_path / "mine.safetensors").write_bytes(instruct_lora.read_bytes())
     settings = SeeSettings(model=model, lora="mine.safetensors", steps=2, seed=7)
-    words = shlex.split(see_command_line(seen.question, settings))
-    assert main(words[1:]) == 0
-    assert {name: (tmp_path / name).read_bytes() for name in seen.files} == seen.files
-    (tmp_path / ANSWER).unlink()
-    exec(see_python_code(seen.question, settings, "", scale_of(seen.picture)), {})
-    assert read_image(tmp_path / ANSWER).tobytes() == seen.shown.tobytes()
+    check_recipes(seen, settings, tmp_path)

@@ -22,8 +22,7 @@ from dit_heads.embedded.soft_tokens.runs import (
     device_of,
     folder_of,
     run_of,
-    trained_solver,
-    trained_tokenizer,
+    trained_reader,
 )
 from dit_heads.embedded.soft_tokens.truth import Encoder, Truth, load_features, load_world
 from dit_heads.embedded.world.data import load_truth, scene_of
@@ -99,10 +98,11 @@ def answers(reader: SoftReader, features: Tensor, hard: bool) -> tuple[list[Dept
     return maps, found
 
 
-def ceiling(depth: Tokenizer, mask: Tokenizer, truth: Truth, vocabulary: Any) -> tuple[list[Any], list[Any]]:
+def ceiling(reader: SoftReader, truth: Truth) -> tuple[list[Any], list[Any]]:
     """What the tokenizers make of the right answers: what no solver of hard tokens can beat."""
     maps: list[Depth] = []
     found: list[Instances] = []
+    depth, mask, vocabulary = reader.depth, reader.mask, reader.solver.config.vocabulary
     labels = labels_of(truth, depth, mask, vocabulary)
     for which in torch.arange(len(truth), device=truth.ids.device).split(BATCH):
         given = depth_input(*truth.depth(which), depth.range)
@@ -146,13 +146,12 @@ def _synchronize() -> None:
 def evaluated(name: str, count: int) -> dict[str, Any]:
     """The figures of a run, by hard and by soft tokens, with those of its tokenizers alone."""
     device, run = device_of(), run_of(name, SolverRun)
-    depth, mask = trained_tokenizer(run.depth, "depth"), trained_tokenizer(run.mask, "mask")
-    reader = SoftReader(trained_solver(name), depth, mask).to(device)
+    reader = trained_reader(name).to(device)
     truth, right = load_world("test", count, device), right_answers(count)
     chosen = reader.solver.config.features
     features = load_features(run.model, "test", truth.images, chosen, device)
     figures: dict[str, Any] = {
-        "tokenizers": scored(right, *ceiling(depth, mask, truth, reader.solver.config.vocabulary))
+        "tokenizers": scored(right, *ceiling(reader, truth))
     }
     for how, hard in (("soft", False), ("hard", True)):
         figures[how] = scored(right, *answers(reader, features, hard))

@@ -13,6 +13,7 @@ from dit_heads.errors import InputError
 from dit_heads.io.atomic import write_text
 from dit_heads.settings import Field, as_mapping, from_json, settings
 from dit_heads.tasks.soft_tokens.files import load_solver, load_tokenizer
+from dit_heads.tasks.soft_tokens.reading import SoftReader
 from dit_heads.tasks.soft_tokens.solver import Solver
 from dit_heads.tasks.soft_tokens.tokenizer import Kind, Tokenizer
 
@@ -131,6 +132,14 @@ def trained_tokenizer(name: str, kind: Kind) -> Tokenizer:
 def trained_solver(name: str) -> Solver:
     """The solver that a run made. Raises InputError if there is no such run."""
     return load_solver(weights_of(name))
+
+
+def trained_reader(name: str) -> SoftReader:
+    """The solver that a run made, with the tokenizers that it was trained on. Raises InputError if a run is
+    missing, or has not ended."""
+    run = run_of(name, SolverRun)
+    depth, mask = trained_tokenizer(run.depth, "depth"), trained_tokenizer(run.mask, "mask")
+    return SoftReader(trained_solver(name), depth, mask)
 
 
 def weights_of(name: str) -> Path:
